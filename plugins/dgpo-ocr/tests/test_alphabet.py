@@ -1,4 +1,4 @@
-"""Targets with letters that the engine has not are refused before a run, and only those."""
+"""Only targets with characters that the engine cannot recognize are refused before a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASCII = readable(string.printable)
 
 
 class Ascii:
-    """An engine that knows ASCII."""
+    """An engine that recognizes ASCII."""
 
     def read(self, image: object) -> list[Line]:
         return []
@@ -38,7 +38,7 @@ def reward(**options: object) -> OcrReward:
     "target",
     ["OPEN", "It’s “GO” – now…", "13½", "ＯＰＥＮ", "x\u200by\u00a0z", "ﬁne", "E=mc²", "Strasse", "İ", "?!", "ſ"],
 )
-def test_letters_that_normalize_are_read(target: str) -> None:
+def test_characters_that_normalize_are_accepted(target: str) -> None:
     check_readable(target, ASCII, "the engine")
 
 
@@ -57,12 +57,12 @@ def test_letters_that_normalize_are_read(target: str) -> None:
         ("ｶﾞ", r"'ｶ'"),
     ],
 )
-def test_letters_that_the_engine_has_not_are_named(target: str, complaint: str) -> None:
+def test_unreadable_characters_are_named(target: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         check_readable(target, ASCII, "the engine")
 
 
-def test_characters_that_become_one_together_are_named_too() -> None:
+def test_characters_that_compose_to_one_are_named() -> None:
     with pytest.raises(ValueError, match="'ガ' "):
         check_readable("ｶﾞ", readable("ｶﾞ"), "the engine")
 
@@ -78,13 +78,13 @@ def test_check_prompts_names_file_and_line(tmp_path: Path) -> None:
     assert "which engine 'rapidocr' with its model cannot read" in str(caught.value)
 
 
-def test_the_published_rule_refuses_no_letters() -> None:
+def test_the_published_rule_refuses_no_characters() -> None:
     made = reward(rule="flowgrpo")
     made.check_prompts([Prompt('a sign "Открыто 😀"')])
     made.close()
 
 
-def test_an_engine_that_does_not_say_is_believed() -> None:
+def test_an_unknown_alphabet_refuses_nothing() -> None:
     class Silent(Ascii):
         def alphabet(self) -> None:
             return None

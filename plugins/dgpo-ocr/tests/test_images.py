@@ -1,4 +1,4 @@
-"""From tensors to images: levels, order of colors, and what is refused."""
+"""Conversion of tensors to images: levels, channel order and invalid input."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image
 from dgpo_ocr.images import enlarge, to_images
 
 
-def test_levels_and_order_survive() -> None:
+def test_levels_and_channel_order() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
     media = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
     images, fit = to_images(media, 1)
     assert fit == [True, True]
     assert images.shape == (2, 1, 5, 7, 3)
     assert images.dtype == np.uint8
-    assert np.array_equal(images[:, 0], rgb[..., ::-1]), "every level is kept, and OpenCV's order is BGR"
+    assert np.array_equal(images[:, 0], rgb[..., ::-1]), "every level is kept, in BGR"
     assert all(frame.flags.c_contiguous for sample in images for frame in sample)
 
 
@@ -37,7 +37,7 @@ def test_other_floats(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.01, 1.01, 2.0])
-def test_a_sample_out_of_range_is_not_fit(value: float) -> None:
+def test_a_sample_out_of_range_is_invalid(value: float) -> None:
     media = torch.full((3, 3, 4, 4), 0.5)
     media[1, 2, 3, 1] = value
     images, fit = to_images(media, 1)
@@ -45,7 +45,7 @@ def test_a_sample_out_of_range_is_not_fit(value: float) -> None:
     assert (images[[0, 2]] == 128).all()
 
 
-def test_the_published_images_are_clamped_and_red_comes_first() -> None:
+def test_images_of_the_published_rule_are_clamped_rgb() -> None:
     media = torch.tensor([-0.5, 0.25, 1.5, float("inf")]).view(1, 1, 2, 2).repeat(2, 3, 1, 1)
     media[0, 0] = 1.0
     media[1, 0, 0, 0] = torch.nan
@@ -61,7 +61,7 @@ def test_rounding_errors_are_in_range() -> None:
 @pytest.mark.parametrize(
     ("shape", "complaint"),
     [
-        ((2, 3), "not \\[2, 3\\]"),
+        ((2, 3), "got \\[2, 3\\]"),
         ((2, 1, 8, 8), "must be"),
         ((2, 8, 8, 3), "must be"),
         ((2, 4, 1, 8, 8), "must be"),
@@ -76,7 +76,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...], complaint: str) -> Non
 
 
 def test_integers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"floats in \[0, 1\], not torch.uint8"):
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\], got torch.uint8"):
         to_images(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 1)
 
 
@@ -103,7 +103,7 @@ def test_small_images_are_enlarged(height: int, width: int, min_side: int, facto
     assert found == factor
     assert enlarged.shape == (height * factor, width * factor, 3)
     back = Image.fromarray(enlarged).resize((width, height), Image.Resampling.BOX)
-    assert abs(np.asarray(back).astype(float) - image).mean() < 32, "it is the same image"
+    assert abs(np.asarray(back).astype(float) - image).mean() < 32, "the content is the same"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,4 +1,4 @@
-"""The form in which texts are compared: what looks alike is alike, what does not stays apart."""
+"""Text normalization: texts that look alike become equal, others stay different."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from dgpo_ocr.normal import fold, squeeze
         ("™", "tm"),
     ],
 )
-def test_what_looks_alike_is_alike(one: str, other: str) -> None:
+def test_texts_that_look_alike_are_equal(one: str, other: str) -> None:
     assert fold(one) == fold(other)
     assert squeeze(one) == squeeze(other)
 
@@ -45,35 +45,35 @@ def test_what_looks_alike_is_alike(one: str, other: str) -> None:
     ("one", "other"),
     [("é", "e"), ("ñ", "n"), ("一", "-"), ("ー", "-"), ("。", "."), ("0", "o"), ("l", "1"), ("б", "6")],
 )
-def test_what_does_not_stays_apart(one: str, other: str) -> None:
+def test_texts_that_look_different_are_different(one: str, other: str) -> None:
     assert squeeze(one) != squeeze(other)
 
 
-def test_white_space_is_nothing_and_stays_until_then() -> None:
+def test_squeeze_removes_white_space_and_fold_keeps_it() -> None:
     assert fold("Grand  Opening\n\tToday") == "grand  opening\n\ttoday"
     assert squeeze("Grand  Opening\n\tTo\u2009day\u3000\u2800") == "grandopeningtoday"
 
 
-def test_two_apostrophes_are_the_quote_that_they_look_like() -> None:
+def test_two_apostrophes_become_a_double_quote() -> None:
     assert squeeze("5' 10''") == squeeze("5’10”") == squeeze("5′10′′") == "5'10\""
     assert squeeze("rock 'n' roll") == "rock'n'roll"
     assert squeeze(squeeze("'''  ''")) == squeeze("'''  ''")
 
 
-def test_folding_again_changes_nothing() -> None:
+def test_fold_is_idempotent() -> None:
     characters = [chr(code) for code in (*range(0x3100), *range(0xF900, 0x10000), *range(0x1D400, 0x1D7FF))]
     for character in characters:
         if not "\ud800" <= character <= "\udfff":
             assert fold(fold(character)) == fold(character), hex(ord(character))
 
 
-def test_letters_and_digits_of_ascii_are_lower_cased_alone() -> None:
+def test_ascii_is_only_lower_cased() -> None:
     text = "".join(map(chr, range(128)))
     assert fold(text) == text.lower().replace("`", "'")
 
 
-def test_what_has_no_ink_is_unicodes_list() -> None:
-    """All format characters, but for those of scripts that draw them: Default_Ignorable_Code_Point has the others."""
+def test_invisible_characters_are_unicodes_list() -> None:
+    """All format characters except those that scripts draw; Default_Ignorable_Code_Point has the others."""
     drawn = {0x110BD, 0x110CD, 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, *range(0x600, 0x606), *range(0x13430, 0x13440),
              *range(0xFFF9, 0xFFFC)}  # fmt: skip
     for code in range(sys.maxunicode + 1):

@@ -1,4 +1,4 @@
-"""The order in which lines are read, on layouts whose order is known because they are made word by word."""
+"""The reading order of lines, on generated layouts with a known order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 
 
 def line(text: str, box: Box, degrees: float = 0.0) -> Line:
-    """A line with this box x0, y0, x1, y1 in a text that is turned about the origin, clockwise on the screen."""
+    """A line with the box x0, y0, x1, y1, rotated about the origin, clockwise on the screen."""
     x0, y0, x1, y1 = box
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
@@ -22,7 +22,7 @@ def line(text: str, box: Box, degrees: float = 0.0) -> Line:
 
 
 def read(lines: list[Line]) -> list[str]:
-    """Every reading as one text, whatever the order in which the lines come."""
+    """Return every reading as one text, and check that the order of the input does not matter."""
     found = [" ".join(line.text for line in reading) for reading in readings(lines)]
     for seed in range(3):
         shuffled = Random(seed).sample(lines, len(lines))
@@ -31,8 +31,10 @@ def read(lines: list[Line]) -> list[str]:
 
 
 def layout(rng: Random, *, jitter: float, sizes: tuple[float, float], degrees: float) -> tuple[list[Line], list[str]]:
-    """Rows of words from the upper left, their middles off the row's by up to `jitter` of the row's least height, and
-    the words in order."""
+    """Rows of words from the upper left, and the words in order.
+
+    The centers of words deviate from the row's by up to `jitter` times the row's smallest height.
+    """
     lines: list[Line] = []
     y = rng.uniform(0, 50)
     for _ in range(rng.randint(1, 4)):
@@ -60,32 +62,32 @@ def test_rows_of_words(jitter: float, sizes: tuple[float, float], degrees: float
 
 
 @pytest.mark.parametrize("rise", range(-38, 39))
-def test_the_words_of_a_line_stand_a_little_higher_or_lower(rise: int) -> None:
+def test_words_slightly_above_or_below_their_line(rise: int) -> None:
     lines = [line("HELLO", (20, 60, 270, 124)), line("WORLD", (560, 60 - rise, 820, 124 - rise))]
     assert read(lines) == ["HELLO WORLD"]
 
 
 @pytest.mark.parametrize("rise", [40, 50, 57])
-def test_a_word_that_stands_higher_than_half_a_letter_may_be_in_its_line(rise: int) -> None:
+def test_a_word_half_a_letter_above_its_line_is_ambiguous(rise: int) -> None:
     lines = [line("HELLO", (20, 60, 270, 124)), line("WORLD", (560, 60 - rise, 820, 124 - rise))]
     assert read(lines) == ["WORLD HELLO", "HELLO WORLD"]
 
 
-def test_a_box_that_leans_by_chance_does_not_turn_the_text() -> None:
-    """As an engine saw two level words; turned by its angle, the other would be 13 pixels lower."""
+def test_noise_in_the_angle_of_a_box_does_not_rotate_the_text() -> None:
+    """Boxes of an engine for two level words; rotated by the second's angle, the first would be 13 pixels lower."""
     hello = Line("HELLO", 0.9, ((54, 99), (155, 99), (155, 133), (54, 133)))
     world = Line("WORLD", 0.9, ((555, 80), (670, 83), (669, 117), (554, 114)))
     assert "HELLO WORLD" in read([hello, world])
 
 
 @pytest.mark.parametrize("rise", [-70, -40, 58, 70])
-def test_a_word_that_stands_higher_than_most_of_a_letter_is_in_a_row_of_its_own(rise: int) -> None:
+def test_a_word_most_of_a_letter_above_is_a_separate_row(rise: int) -> None:
     lines = [line("HELLO", (20, 60, 270, 124)), line("WORLD", (560, 60 - rise, 820, 124 - rise))]
     assert read(lines) == ["WORLD HELLO" if rise > 0 else "HELLO WORLD"]
 
 
-def test_lines_that_climb_word_by_word() -> None:
-    """Each word is a third of a letter above the one before, so the last is above the line's first by more than one."""
+def test_rising_lines() -> None:
+    """Each word is a third of a letter above the one before, so the last is more than a letter above the first."""
     lines = [line(f"a{n}", (100 * n, 300 - 10 * n, 100 * n + 80, 330 - 10 * n)) for n in range(5)]
     lines += [line(f"b{n}", (100 * n, 345 - 10 * n, 100 * n + 80, 375 - 10 * n)) for n in range(5)]
     assert read(lines)[0] == "a0 a1 a2 a3 a4 b0 b1 b2 b3 b4"
@@ -93,7 +95,7 @@ def test_lines_that_climb_word_by_word() -> None:
 
 def test_lines_of_two_sizes() -> None:
     title, small = line("SALE", (10, 10, 400, 130)), line("today", (60, 120, 300, 150))
-    assert read([small, title]) == ["SALE today"], "boxes of engines are wider than the letters and may overlap"
+    assert read([small, title]) == ["SALE today"], "boxes of engines are larger than the letters and may overlap"
     assert read(
         [line("from", (10, 90, 60, 110)), line("99", (70, 20, 200, 120)), line("cents", (210, 85, 290, 112))]
     ) == ["from 99 cents"]
@@ -120,7 +122,7 @@ def test_a_tall_word_beside_two_lines(tall: float, expected: str) -> None:
 
 
 def columns(rng: Random, *, aligned: bool) -> tuple[list[Line], str]:
-    """Two or three columns of lines, each narrower than the gap behind it is far from the next, under a title."""
+    """Two or three columns of lines with gaps between them, under a title."""
     lines = [line("title", (0, 0, 1000, 40))]
     count = rng.randint(2, 3)
     for column in range(count):
@@ -134,7 +136,7 @@ def columns(rng: Random, *, aligned: bool) -> tuple[list[Line], str]:
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_columns_are_one_way_to_read_and_rows_another(aligned: bool) -> None:
+def test_columns_can_be_read_by_rows_or_by_columns(aligned: bool) -> None:
     for seed in range(100):
         lines, by_columns = columns(Random(seed), aligned=aligned)
         assert read(lines)[-1] == by_columns, seed
@@ -144,7 +146,7 @@ def test_columns_are_one_way_to_read_and_rows_another(aligned: bool) -> None:
             assert read(lines) == [" ".join(["title", *in_rows, "end"]), by_columns]
 
 
-def test_a_title_in_the_gap_between_columns_is_none() -> None:
+def test_a_title_above_the_gap_between_columns() -> None:
     lines = [line("title", (200, 0, 520, 60)), line("end", (250, 300, 500, 340))]
     lines += [
         line(f"c{x}r{y}", (600 * x, 100 + 70 * y, 600 * x + 90, 150 + 70 * y)) for x in range(2) for y in range(2)
@@ -152,7 +154,7 @@ def test_a_title_in_the_gap_between_columns_is_none() -> None:
     assert read(lines) == ["title c0r0 c1r0 c0r1 c1r1 end", "title c0r0 c0r1 c1r0 c1r1 end"]
 
 
-def test_two_words_of_one_line_are_no_columns() -> None:
+def test_two_words_of_one_line_are_not_columns() -> None:
     lines = [line("HELLO", (0, 0, 200, 50)), line("WORLD", (900, 10, 1100, 60)), line("again", (100, 80, 1000, 120))]
     assert read(lines) == ["HELLO WORLD again"]
 
@@ -169,7 +171,7 @@ def test_every_line_is_in_every_reading() -> None:
             assert sorted(line.text for line in reading) == sorted(line.text for line in lines)
 
 
-def test_lines_in_one_place_or_in_none_stay_as_they_come() -> None:
+def test_lines_in_one_place_or_without_position_keep_their_order() -> None:
     same = [Line(text, 0.9, ((0, 0), (10, 0), (10, 10), (0, 10))) for text in ("b", "a", "c")]
     assert readings(same) == [same]
     nowhere = [Line(text, 0.9, ()) for text in ("b", "a")]

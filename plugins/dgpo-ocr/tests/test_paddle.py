@@ -1,8 +1,8 @@
-"""PaddleOCR, against a stand-in with the interface of version 3: its models cannot be had without a network.
+"""PaddleOCR, with a fake that has the interface of version 3: its models require a network.
 
-`PaddleOCR.__init__` and `predict` are those of paddleocr 3.7 (paddleocr/_pipelines/ocr.py), what `predict` returns is
-that of PaddleX 3.7 (paddlex/inference/pipelines/ocr/pipeline.py, `_OCRPipeline.predict`): a list with one mapping per
-image; `rec_boxes` and the other keys beside those that are read are left out.
+`PaddleOCR.__init__` and `predict` are those of paddleocr 3.7 (paddleocr/_pipelines/ocr.py). `predict` returns the
+result of PaddleX 3.7 (paddlex/inference/pipelines/ocr/pipeline.py, `_OCRPipeline.predict`): a list with one mapping per
+image; `rec_boxes` and other unused keys are omitted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ made: list[FakePaddleOCR]
 
 
 class FakePaddleOCR:
-    """Sees as many lines as the image's blue level says."""
+    """Recognizes as many lines as the image's blue level."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class FakePaddleOCR:
     def predict(self, input: Any) -> list[dict[str, Any]]:
         assert isinstance(input, np.ndarray)
         assert (input.ndim, input.shape[2], input.dtype) == (3, 3, np.uint8)
-        assert threading.get_ident() == self.thread, "PaddleOCR stays on the thread that made it"
+        assert threading.get_ident() == self.thread, "PaddleOCR stays in the thread that created it"
         lines = int(input[0, 0, 0])
         if lines == 9:
             raise RuntimeError("(PreconditionNotMet) oneDNN")
@@ -81,7 +81,7 @@ class FakePaddleOCR:
 
 @pytest.fixture(autouse=True)
 def paddleocr(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The stand-in, installed."""
+    """Install the fake."""
     global made
     made = []
     module = types.ModuleType("paddleocr")
@@ -131,7 +131,7 @@ def test_english_without_classifiers() -> None:
 
 
 def model(directory: Path, name: str) -> str:
-    """A model's directory as PaddleOCR writes it, without the weights."""
+    """A model directory as PaddleOCR writes it, without the weights."""
     directory.mkdir()
     (directory / "inference.yml").write_text(f"Global:\n  model_name: {name}\nPreProcess: {{}}\n")
     return str(directory)
@@ -153,7 +153,7 @@ def test_models_in_directories(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "Global: {}\n", "[]\n", ":\n- {", "\ud800"])
-def test_a_directory_that_is_no_model(tmp_path: Path, text: str | None) -> None:
+def test_a_directory_without_a_model_is_reported(tmp_path: Path, text: str | None) -> None:
     right, wrong = model(tmp_path / "right", "PP-OCRv5_mobile_det"), tmp_path / "wrong"
     if text is not None:
         wrong.mkdir()
@@ -163,7 +163,7 @@ def test_a_directory_that_is_no_model(tmp_path: Path, text: str | None) -> None:
 
 
 @pytest.mark.parametrize("module", ["paddleocr", "paddle"])
-def test_without_the_library_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
         reward()
@@ -172,22 +172,24 @@ def test_without_the_library_the_error_says_what_to_do(monkeypatch: pytest.Monke
     assert module in str(caught.value).splitlines()[-1]
 
 
-def test_a_model_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: FakePaddleOCR, **arguments: Any) -> None:
         raise Exception("No model source is available!")  # as PaddleX does
 
     monkeypatch.setattr(FakePaddleOCR, "__init__", fails)
-    with pytest.raises(UserError, match=r"cannot be loaded: No model source is available! \(without a network, `det"):
+    with pytest.raises(
+        UserError, match=r"cannot be loaded: No model source is available! \(without a network, set `det"
+    ):
         reward()
 
 
 def test_another_version_is_refused(paddleocr: types.ModuleType) -> None:
     paddleocr.__version__ = "2.10.0"  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"needs PaddleOCR 3, 2\.10\.0 is installed"):
+    with pytest.raises(UserError, match=r"requires PaddleOCR 3, got 2\.10\.0"):
         reward()
 
 
-def test_an_answer_in_another_format_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_in_another_format_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakePaddleOCR, "predict", lambda self, input: [{"res": {}}])
     made_reward = reward()
     scores = made_reward.score(images(1), [OPEN])
@@ -197,7 +199,7 @@ def test_an_answer_in_another_format_is_missing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the directory that is named, or from the model that PaddleOCR took, as PaddleX keeps it; else unknown."""
+    """It is read from the given directory or from PaddleOCR's model; otherwise it is unknown."""
     detection = model(tmp_path / "det", "PP-OCRv5_mobile_det")
     recognition = model(tmp_path / "rec", "en_PP-OCRv5_mobile_rec")
     made_reward = reward(detection_model=detection, recognition_model=recognition)
@@ -218,9 +220,9 @@ def test_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made_reward.close()
 
 
-def test_lines_are_read_in_the_order_of_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_read_in_reading_order(monkeypatch: pytest.MonkeyPatch) -> None:
     def predict(self: FakePaddleOCR, input: Any) -> list[dict[str, Any]]:
-        boxes = [(56, 10, 82, 17), (2, 12, 27, 19), (2, 30, 50, 37)]  # WORLD stands a little higher
+        boxes = [(56, 10, 82, 17), (2, 12, 27, 19), (2, 30, 50, 37)]  # WORLD is slightly higher
         corners = [np.array([[a, b], [c, b], [c, d], [a, d]], dtype=np.int16) for a, b, c, d in boxes]
         return [{"rec_texts": ["WORLD", "HELLO", "again"], "rec_scores": [0.9] * 3, "rec_polys": corners}]
 

@@ -1,4 +1,4 @@
-"""The declarations: light, complete, and true to the classes they name; the README's Python runs."""
+"""The declarations are light, complete and consistent with their classes; the README's Python code runs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_declarations(kind: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"engine": "paddleocr", "detection": False}, "`detection: false` needs `engine: rapidocr`"),
-        ({"engine": "paddleocr", "recognition_width": 96}, "`recognition_width` needs `engine: rapidocr`"),
-        ({"engine": "paddleocr", "detection_model": "x"}, "together, or neither"),
-        ({"rule": "flowgrpo", "strict": True}, "`strict: true` needs `rule: normalized`"),
+        ({"engine": "paddleocr", "detection": False}, "`detection: false` requires `engine: rapidocr`"),
+        ({"engine": "paddleocr", "recognition_width": 96}, "`recognition_width` requires `engine: rapidocr`"),
+        ({"engine": "paddleocr", "detection_model": "x"}, "or neither"),
+        ({"rule": "flowgrpo", "strict": True}, "`strict: true` requires `rule: normalized`"),
         ({"rule": "published"}, "'normalized' or 'flowgrpo'"),
         ({"engine": "tesseract"}, "'rapidocr' or 'paddleocr'"),
         ({"every": 0}, "greater than or equal to 1"),
@@ -43,12 +43,12 @@ def test_declarations(kind: str) -> None:
         ({"min_score": 1.5}, "less than or equal to 1"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, Any], complaint: str) -> None:
+def test_invalid_options_are_reported(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(complaint)):
         OcrOptions.model_validate(options)
 
 
-def test_the_published_rule_brings_its_settings_where_none_are_given() -> None:
+def test_the_published_rule_sets_other_defaults() -> None:
     def settings(**given: Any) -> tuple[Any, ...]:
         found = OcrOptions(**given)
         assert OcrOptions.model_validate(found.model_dump(mode="json")) == found
@@ -62,5 +62,5 @@ def test_the_published_rule_brings_its_settings_where_none_are_given() -> None:
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
 def test_readme_snippets_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block, str(README), "exec"), {"__name__": "readme"})
-    promised = [line.partition("# ")[2] for line in block.splitlines() if line.startswith("print(")]
-    assert capsys.readouterr().out.split("\n")[:-1] == promised
+    expected = [line.partition("# ")[2] for line in block.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.split("\n")[:-1] == expected

@@ -1,4 +1,4 @@
-"""The prompt source: deterministic, no word in both splits, targets that the reward finds."""
+"""The prompt source is deterministic, has no word in both splits, and has targets that the reward finds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_lists() -> None:
 
 
 @pytest.mark.parametrize("per_text", [1, 2, 4])
-def test_targets_are_what_is_quoted(per_text: int) -> None:
+def test_targets_equal_the_quoted_texts(per_text: int) -> None:
     entries = set(WORDS) | set(SIGNS)
     for split in SPLITS:
         found = source(words_per_text=per_text).prompts(split)
@@ -68,7 +68,7 @@ def test_a_fifth_of_the_words_is_held_out() -> None:
     fixed = split_entries([*WORDS, *SIGNS])
     share = {split: len({w for e in entries for w in e.split()}) for split, entries in fixed.items()}
     assert share["heldout"] / sum(share.values()) == pytest.approx(HELDOUT_SHARE, abs=0.02)
-    assert any(" " in entry for entry in fixed["heldout"]), "phrases too"
+    assert any(" " in entry for entry in fixed["heldout"]), "including phrases"
 
 
 def test_entries_that_share_a_word_stay_together() -> None:
@@ -88,19 +88,19 @@ def test_entries_that_share_a_word_stay_together() -> None:
         assert {s: set(e) for s, e in shuffled.items()} == {s: set(e) for s, e in found.items()}
 
 
-def test_a_smaller_count_is_the_beginning_of_a_larger_one() -> None:
+def test_a_smaller_count_is_a_prefix_of_a_larger_one() -> None:
     few, many = source(train_count=30).prompts("train"), source(train_count=90).prompts("train")
     assert few == many[:30]
     assert few != source(train_count=30, seed=1).prompts("train")
 
 
-def test_every_word_comes_up_before_one_comes_up_again() -> None:
+def test_every_word_is_used_before_one_is_repeated() -> None:
     entries = split_entries([*WORDS, *SIGNS])["heldout"]
     found = source(words_per_text=1, heldout_count=len(entries) * 3).prompts("heldout")
     assert set(Counter(p.metadata["target"].lower() for p in found).values()) == {3}
 
 
-def test_words_of_ones_own(tmp_path: Path) -> None:
+def test_custom_words(tmp_path: Path) -> None:
     assert words_of("train", words=["one", "two"]) | words_of("heldout", words=["one", "two"]) == {"one", "two"}
     file = tmp_path / "words.txt"
     file.write_text("﻿Straße\n\n  no entry \r\nno exit\nÉté\n", encoding="utf-8")
@@ -109,7 +109,7 @@ def test_words_of_ones_own(tmp_path: Path) -> None:
     assert ("no entry" in found["train"]) == ("no exit" in found["train"])
 
 
-def test_capitals_begin_words_and_nothing_else() -> None:
+def test_capitalization() -> None:
     made = source(words=["baker's-shop", "éclair", "straße"], words_per_text=1)
     shown = {prompt.metadata["target"] for split in SPLITS for prompt in made.prompts(split)}
     assert shown == {
@@ -125,28 +125,28 @@ def test_capitals_begin_words_and_nothing_else() -> None:
         (["no entry", "no exit", "way exit"], "every entry shares a word"),
         (["One", "one"], "cannot be split"),
         (["one", " "], "entry 2 of `words` is empty"),
-        (["one", 'say "hi"'], "entry 2 of `words`, 'say \"hi\"', has a double quote"),
-        (["one", "“hi”"], "has a double quote"),
+        (["one", 'say "hi"'], "entry 2 of `words`, 'say \"hi\"', contains a double quote"),
+        (["one", "“hi”"], "contains a double quote"),
         (["one", "two\\"], "ends in a backslash"),
         (["one", "\u200b\u00ad"], "entry 2 of `words` is empty"),
-        (["one", "two\ud83d"], "has half of a character (a lone surrogate)"),
+        (["one", "two\ud83d"], "contains a lone surrogate"),
         (["caf\u00e9", "cafe\u0301", "ＣＡＦＥ\u0301"], "cannot be split"),
         (["it's", "it’s"], "cannot be split"),
         ("no/such/file", "no/such/file: cannot be read: No such file"),
     ],
 )
-def test_lists_that_cannot_be_used(words: Any, complaint: str) -> None:
+def test_invalid_lists_are_reported(words: Any, complaint: str) -> None:
     with pytest.raises(UserError) as caught:
         source(words=words)
     assert complaint in str(caught.value)
     assert str(caught.value).startswith("prompts 'ocr': ")
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+def test_invalid_files_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_bytes(b"one\n\xff\n")
     with pytest.raises(UserError, match=r"words.txt:2: not UTF-8 \(byte 1 of the line\)"):
         source(words=str(file))
     file.write_text('one\n\ntwo "three"\n')
-    with pytest.raises(UserError, match=r"words.txt:3, 'two \"three\"', has a double quote"):
+    with pytest.raises(UserError, match=r"words.txt:3, 'two \"three\"', contains a double quote"):
         source(words=str(file))

@@ -1,4 +1,4 @@
-"""RapidOCR, the real one, on images drawn here."""
+"""RapidOCR, with its real models, on generated images."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_examples(one_line: bool) -> None:
             assert (value == 1) == example.good, (example.name, value)
 
 
-def test_a_blank_image_is_read_as_such(reward: OcrReward) -> None:
+def test_a_blank_image_scores_0(reward: OcrReward) -> None:
     blanks = torch.stack([torch.zeros(3, 256, 256), torch.ones(3, 256, 256), torch.full((3, 256, 256), 0.5)])
     scores = reward.score(blanks, [asks("OPEN")] * 3)
     assert scores.values.tolist() == [0, 0, 0]
@@ -82,13 +82,13 @@ def test_a_blank_image_is_read_as_such(reward: OcrReward) -> None:
     assert [d["text"] for d in scores.diagnostics] == ["", "", ""]
 
 
-def test_without_detection_a_blank_line_is_read_as_such() -> None:
+def test_without_detection_a_blank_image_scores_0() -> None:
     scores = scored(torch.ones(1, 3, 48, 128), "OPEN", detection=False)
     assert (scores.values.tolist(), scores.missing.tolist()) == ([0], [False])
 
 
-def test_red_is_red(reward: OcrReward) -> None:
-    """Text is read in swapped colors too, so what the engine is given is looked at."""
+def test_the_engine_gets_bgr(reward: OcrReward) -> None:
+    """Text is readable in swapped colors too, so the test inspects the engine's input."""
     seen = []
 
     class Looks(RapidEngine):
@@ -100,7 +100,7 @@ def test_red_is_red(reward: OcrReward) -> None:
     scores = made.score(draw("STOP", ink=(255, 255, 255), paper=(200, 10, 30))[None], [asks("STOP")])
     made.close()
     assert scores.values.tolist() == [1]
-    assert seen == [[30, 10, 200]], "OpenCV's order"
+    assert seen == [[30, 10, 200]], "BGR"
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_any_size_is_scored(reward: OcrReward, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(700, 1), (2000, 10), (3000, 40)])
-def test_a_image_that_detection_cannot_see_is_missing(reward: OcrReward, height: int, width: int) -> None:
+def test_an_image_too_narrow_for_detection_is_missing(reward: OcrReward, height: int, width: int) -> None:
     scores = reward.score(torch.ones(1, 3, height, width), [asks("OPEN")])
     assert scores.missing.tolist() == [True]
-    assert "too narrow to look for lines in" in scores.diagnostics[0]["reason"]
+    assert "too narrow to detect lines" in scores.diagnostics[0]["reason"]
 
 
-def test_what_is_too_narrow_is_what_the_detector_gives_up_on(reward: OcrReward) -> None:
-    """The engine's own preprocessing is the judge: None stands for a side rounded to nothing."""
+def test_too_narrow_images_are_those_that_the_detector_skips(reward: OcrReward) -> None:
+    """The reference is the engine's own preprocessing, which returns None if a side rounds to 0."""
     from rapidocr.utils.process_img import apply_vertical_padding
 
     engine = RapidEngine(OcrOptions(detection_side=256))
@@ -150,7 +150,7 @@ def test_shapes_and_marks(reward: OcrReward, height: int, width: int) -> None:
     assert scores.values.tolist() == [1]
     (mark,) = scores.diagnostics[0]["marks"]
     center = torch.tensor(mark["polygon"]).mean(0).tolist()
-    assert center == pytest.approx([width / 2, height / 2], abs=12), "the text was drawn in the middle"
+    assert center == pytest.approx([width / 2, height / 2], abs=12), "the text was drawn in the center"
 
 
 @pytest.mark.parametrize("detection", [True, False])
@@ -177,7 +177,7 @@ def test_results_do_not_depend_on_the_number_of_readers(reward: OcrReward) -> No
         assert found.diagnostics == expected.diagnostics
 
 
-def test_two_calls_at_once(reward: OcrReward) -> None:
+def test_concurrent_calls(reward: OcrReward) -> None:
     batches = [torch.stack([draw(word), draw("STOP")]) for word in ("OPEN", "MUSIC", "")]
     prompts = [asks("OPEN"), asks("SHOP")]
     expected = [reward.score(media, prompts).values.tolist() for media in batches]
@@ -217,7 +217,7 @@ reward.close()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_models_of_ones_own(tmp_path: Path) -> None:
+def test_custom_models(tmp_path: Path) -> None:
     settings = OcrOptions(
         detection_model=str(MODELS / "PP-OCRv6_det_small.onnx"),
         recognition_model=str(MODELS / "PP-OCRv6_rec_small.onnx"),
@@ -233,12 +233,12 @@ def test_models_of_ones_own(tmp_path: Path) -> None:
     noise.write_bytes(b"noise")
     without_characters = MODELS / "PP-OCRv6_det_small.onnx"
     for option, file, complaint in [
-        ("detection_model", nowhere, "there is no model"),
-        ("recognition_model", nowhere, "there is no model"),
+        ("detection_model", nowhere, "no such model"),
+        ("recognition_model", nowhere, "no such model"),
         ("recognition_model", empty, "is empty: download it again"),
         ("recognition_model", pointer, "is a pointer of git-lfs"),
         ("recognition_model", noise, "cannot be loaded"),
-        ("detection_model", tmp_path, r"is a directory; allowed is an .onnx file, such as empty.onnx"),
+        ("detection_model", tmp_path, r"is a directory; expected an .onnx file, such as empty.onnx"),
         ("recognition_model", without_characters, "no list of characters"),
     ]:
         with pytest.raises(UserError, match=complaint) as caught:
@@ -246,20 +246,20 @@ def test_models_of_ones_own(tmp_path: Path) -> None:
         assert str(file) in str(caught.value)
 
 
-def test_a_wheel_without_the_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_without_the_model_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgpo_ocr.rapid.RECOGNITION", "another.onnx")
-    with pytest.raises(UserError, match=r"no model .*another.onnx; dgpo-ocr is made for rapidocr 3\.10"):
+    with pytest.raises(UserError, match=r"no such model: .*another.onnx; dgpo-ocr requires rapidocr 3\.10"):
         OcrReward(OcrOptions(), device=CPU)
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(UserError, match="pip install rapidocr onnxruntime"):
         OcrReward(OcrOptions(), device=CPU)
 
 
 def test_the_alphabet_is_that_of_the_model(reward: OcrReward) -> None:
-    """What the engine decodes with is the judge; and a prompt with another letter is refused."""
+    """The reference is the engine's decoder; a prompt with another character is refused."""
     engine = RapidEngine(OcrOptions())
     engine.read(draw("OPEN").permute(1, 2, 0).mul(255).byte().numpy())  # loads the model
     decoded = set(engine._ocr.text_rec.postprocess_op.character) - {"blank", " "}

@@ -1,4 +1,4 @@
-"""The reward with an engine of the tests: what is scored, what is missing, what a person is told, and who waits."""
+"""The reward with a fake engine: scores, missing samples, diagnostics and threads."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from dgpo_schemas.diagnostics import Diagnostics
 
 CPU = torch.device("cpu")
 TEXTS = ["", "OPEN", "OPEN DAILY", "OPER", "Music", "O PEN\t"]
-"""What an image of this level says."""
+"""The text of an image, by its level."""
 OPEN = Prompt('A sign that says "OPEN"')
 
 
 class Script:
-    """Reads an image's level; its hook sees every image and may raise."""
+    """An engine that reads an image's level; its hook is called with it and may raise."""
 
     def __init__(self, hook: Callable[[int], object] = lambda level: None) -> None:
         self.hook = hook
         self.thread = threading.get_ident()
 
     def read(self, image: NDArray[np.uint8]) -> list[Line]:
-        assert threading.get_ident() == self.thread, "an engine stays on its thread"
+        assert threading.get_ident() == self.thread, "an engine stays in its thread"
         level = int(image[0, 0, 0])
         self.hook(level)
         if not TEXTS[level]:
@@ -53,7 +53,7 @@ def images(*levels: int, side: int = 64) -> Tensor:
 
 
 def video(*levels: int) -> Tensor:
-    """A video [1, F, 3, 64, 64] that shows these levels."""
+    """A video [1, F, 3, 64, 64] with these levels."""
     return images(*levels)[None]
 
 
@@ -79,7 +79,7 @@ def test_images() -> None:
     assert score(images(1, 2, 3), strict=True).values.tolist() == [1, 0, 0.75]
 
 
-def test_what_a_person_is_reported() -> None:
+def test_diagnostics() -> None:
     blank, surplus, wrong = score(images(0, 2, 3)).diagnostics
     assert blank == {
         "target": "OPEN",
@@ -137,7 +137,7 @@ def fails_on(level: int) -> Callable[[], Script]:
     return lambda: Script(hook)
 
 
-def test_a_image_that_breaks_the_engine_is_missing_alone() -> None:
+def test_only_the_image_on_which_the_engine_fails_is_missing() -> None:
     scores = score(images(1, 4, 0), fails_on(4))
     assert scores.missing.tolist() == [False, True, False]
     assert scores.values[1].isnan()
@@ -145,12 +145,12 @@ def test_a_image_that_breaks_the_engine_is_missing_alone() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"video": "flowgrpo"}])
-def test_a_frame_that_breaks_the_engine_costs_the_video(options: dict[str, Any]) -> None:
+def test_a_frame_on_which_the_engine_fails_makes_the_video_missing(options: dict[str, Any]) -> None:
     media = torch.cat([video(1, 0, 0, 0, 4), video(1, 4, 4, 4, 1)])
     assert score(media, fails_on(4), **options).missing.tolist() == [True, False]
 
 
-def test_pixels_out_of_range_are_missing_alone() -> None:
+def test_only_samples_out_of_range_are_missing() -> None:
     media = images(1, 1, 1)
     media[1, 0, 0, 0] = torch.nan
     media[2, 0, 0, 0] = 1.5
@@ -164,13 +164,13 @@ def test_pixels_out_of_range_are_missing_alone() -> None:
     [torch.zeros(2, 0, 3, 8, 8), torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 0, 8), torch.zeros(2, 3, 8, 8).byte()],
     ids=lambda m: f"{m.dtype} {list(m.shape)}",
 )
-def test_what_is_no_image_is_missing(media: Tensor) -> None:
+def test_media_of_another_shape_or_dtype_are_missing(media: Tensor) -> None:
     scores = score(media)
     assert scores.missing.tolist() == [True, True]
     assert scores.diagnostics[0]["reason"].startswith("ValueError: media ")
 
 
-def test_a_prompt_that_nobody_checked_is_missing() -> None:
+def test_a_prompt_without_target_is_missing() -> None:
     scores = score(images(1), prompt=Prompt("a sign"))
     assert scores.missing.tolist() == [True]
     assert scores.diagnostics[0]["target"] is None
@@ -185,7 +185,7 @@ def test_check_prompts() -> None:
     made.close()
 
 
-def test_the_engine_adds_file_and_line(tmp_path: Path) -> None:
+def test_errors_name_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "signs.txt"
     file.write_text('a sign "OPEN"\n\na sign "" \na sign\n')
     made = reward()
@@ -195,20 +195,20 @@ def test_the_engine_adds_file_and_line(tmp_path: Path) -> None:
     assert str(caught.value) == f"{file}:3: reward 'ocr': prompt 'a sign \"\"' has no text in its quotes"
 
 
-def test_another_number_of_prompts_is_a_mistake() -> None:
+def test_another_number_of_prompts_is_an_error() -> None:
     made = reward()
     with pytest.raises(ValueError, match="2 samples and 1 prompts"):
         made.score(images(1, 1), [OPEN])
     made.close()
 
 
-def test_diagnostics_are_what_tools_understand() -> None:
+def test_diagnostics_match_the_schema() -> None:
     for media in (images(0, 2, 3), video(1, 2, 3, 4, 0), torch.full((1, 3, 2, 2), torch.nan)):
         for reported in score(media).diagnostics:
             Diagnostics.model_validate(json.loads(json.dumps(reported, allow_nan=False)))
 
 
-def test_readers_read_at_once_each_with_its_own_engine() -> None:
+def test_readers_run_in_parallel_with_separate_engines() -> None:
     together = threading.Barrier(3, timeout=30)
     made: list[Script] = []
 
@@ -221,12 +221,12 @@ def test_readers_read_at_once_each_with_its_own_engine() -> None:
     assert len(made) == len({engine.thread for engine in made}) == 3
 
 
-def test_order_is_kept_whoever_is_done_first() -> None:
+def test_the_order_of_samples_is_kept() -> None:
     scores = score(images(1, 3, 0, 4), lambda: Script(lambda level: time.sleep(0.02 * (4 - level))), readers=4)
     assert scores.values.tolist() == [1, 0.75, 0, 0]
 
 
-def test_several_calls_at_once() -> None:
+def test_concurrent_calls() -> None:
     made = reward(readers=2)
     assert made.concurrency == 2
     found: dict[int, list[float]] = {}
@@ -245,7 +245,7 @@ def test_several_calls_at_once() -> None:
     assert found == {turn: [worth[turn % 4], worth[(turn + 1) % 4]] for turn in range(8)}
 
 
-def test_close_ends_the_threads() -> None:
+def test_close_stops_the_threads() -> None:
     before = set(threading.enumerate())
     made = reward(readers=3)
     made.score(images(1, 1, 1, 1), [OPEN] * 4)
@@ -255,7 +255,7 @@ def test_close_ends_the_threads() -> None:
     made.close()
 
 
-def test_an_engine_that_cannot_be_built_is_said_at_once_and_leaves_no_thread() -> None:
+def test_an_engine_that_cannot_be_built_leaves_no_thread() -> None:
     before = set(threading.enumerate())
 
     def make() -> Script:
@@ -267,7 +267,7 @@ def test_an_engine_that_cannot_be_built_is_said_at_once_and_leaves_no_thread() -
 
 
 def placed(**texts: tuple[float, float, float]) -> Callable[[], Any]:
-    """An engine that reads these words: left, upper edge, confidence."""
+    """An engine that reads these words at (left, top, confidence)."""
 
     class Placed:
         def read(self, image: NDArray[np.uint8]) -> list[Line]:
@@ -284,13 +284,13 @@ def value(make: Callable[[], Any], target: str, **options: Any) -> float:
     return float(scores.values[0])
 
 
-def test_lines_are_read_as_people_read() -> None:
+def test_lines_are_read_in_reading_order() -> None:
     higher = placed(WORLD=(500, 90, 0.9), HELLO=(0, 100, 0.9))
     assert value(higher, "Hello World") == 1
     assert value(higher, "Hello World", rule="flowgrpo") == pytest.approx(1 - 8 / 10), "in the engine's order"
 
 
-def test_rows_and_columns_are_both_ways_to_read() -> None:
+def test_rows_and_columns_are_both_tried() -> None:
     grid = placed(A1=(0, 0, 0.9), B1=(300, 0, 0.9), A2=(0, 50, 0.9), B2=(300, 50, 0.9))
     assert value(grid, "A1 B1 A2 B2", strict=True) == value(grid, "A1 A2 B1 B2", strict=True) == 1
     assert value(grid, "B1 A1 B2 A2", strict=True) < 1
@@ -311,17 +311,17 @@ def test_rows_and_columns_are_both_ways_to_read() -> None:
         (0.49, {"rule": "flowgrpo", "min_score": 0.5}, 0.5),
     ],
 )
-def test_lines_that_the_engine_does_not_trust(confidence: float, options: dict[str, Any], worth: float) -> None:
+def test_lines_with_low_confidence(confidence: float, options: dict[str, Any], worth: float) -> None:
     assert value(placed(OP=(0, 0, 0.9), EN=(0, 50, confidence)), "OPEN", **options) == worth
 
 
-def test_texts_that_look_alike_are_alike_but_not_to_the_published_rule() -> None:
+def test_the_published_rule_does_not_normalize() -> None:
     make = placed(**{"It's 1-2\u00a0cafe\u0301\t!": (0.0, 0.0, 0.9)})
     assert value(make, "It’s 1–2 CAFÉ!") == 1
     assert value(make, "It’s 1–2 CAFÉ!", rule="flowgrpo") == pytest.approx(1 - 6 / 12)
 
 
-def test_a_target_of_punctuation_alone() -> None:
+def test_a_target_of_only_punctuation() -> None:
     assert value(placed(**{"?!": (0.0, 0.0, 0.9)}), "?!") == 1
     assert value(placed(), "?!") == 0
 
@@ -336,7 +336,7 @@ def test_very_long_texts() -> None:
     assert clause["text"] == f'"{("a " + text)[:200]}..." (40002 characters) asked for, "ab" read'
 
 
-def test_an_engine_that_fails_is_worth_nothing_to_the_published_rule_and_is_reported() -> None:
+def test_a_failing_engine_scores_0_with_the_published_rule() -> None:
     scores = score(images(1, 4, 0), fails_on(4), rule="flowgrpo", min_side=64)
     assert scores.values.tolist() == [1, 0, 0]
     assert not scores.missing.any()

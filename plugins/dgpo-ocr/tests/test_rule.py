@@ -1,4 +1,4 @@
-"""The rules against an independent transcription of the published code and a brute-force edit distance."""
+"""The rules, compared with an independent implementation of the published code and a brute-force edit distance."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def edit_distance(a: str, b: str) -> int:
 
 
 Reading = list[tuple[str, float]]
-"""Lines of an image as an engine gives them: text and confidence."""
+"""Lines of an image as an engine returns them: (text, confidence)."""
 
 
 def flow_grpo(reading: Reading | None, prompt: str, *, substring_is_free: bool = True) -> float:
-    """The reward of `flow_grpo/ocr.py` in the code of Flow-GRPO (arXiv 2505.05470) and of DGPO's authors (arXiv
-    2510.08425), written anew: of its `OcrScorer` for an image, or of its `OcrScorer_video_or_image` for a frame, which
-    has no exemption for a target within more text. None stands for an engine that raises."""
-    asked = prompt.split('"')[1]
-    wanted = "".join(character for character in asked if character != "\u0020").lower()
+    """Independent implementation of the reward of `flow_grpo/ocr.py` in the code of Flow-GRPO (arXiv 2505.05470) and of
+    DGPO's authors (arXiv 2510.08425): `OcrScorer` for an image, or `OcrScorer_video_or_image` for a frame, which does
+    not exempt a target within more text. None stands for an engine that raises."""
+    target = prompt.split('"')[1]
+    wanted = "".join(character for character in target if character != "\u0020").lower()
     if reading is None:
         return 0.0
     text = ""
@@ -53,7 +53,7 @@ def flow_grpo(reading: Reading | None, prompt: str, *, substring_is_free: bool =
 
 
 def random_pairs(count: int, seed: int) -> list[tuple[str, str]]:
-    """(read, target): unrelated, empty, damaged or surrounded by more."""
+    """Pairs (read, target): unrelated, empty, damaged, or surrounded by more text."""
     rng = Random(seed)
     pairs = []
     while len(pairs) < count:
@@ -81,7 +81,7 @@ def random_pairs(count: int, seed: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def test_the_edit_distance_of_the_tests_is_one() -> None:
+def test_the_brute_force_edit_distance() -> None:
     assert edit_distance("kitten", "sitting") == 3
     assert edit_distance("", "abc") == edit_distance("abc", "") == 3
     assert edit_distance("flaw", "lawn") == 2
@@ -101,7 +101,7 @@ def test_the_rule_is_an_edit_distance_of_plain_texts(rule: Rule) -> None:
         assert (free.value, strict.value) == (1 - free.distance / len(t), 1 - edits / len(t))
         assert free.surplus == strict.surplus == max(0, len(r) - len(t))
         values.add(free.value)
-    assert {0.0, 1.0} < values, "the pairs are worth trying"
+    assert {0.0, 1.0} < values, "the pairs cover both extremes"
 
 
 def test_flowgrpo_is_the_rule_of_the_code() -> None:
@@ -113,8 +113,8 @@ def test_flowgrpo_is_the_rule_of_the_code() -> None:
 
 @pytest.mark.parametrize("media", ["image", "video"])
 def test_rule_flowgrpo_scores_what_the_code_of_flow_grpo_and_dgpo_scores(media: str) -> None:
-    """The whole reward, from lines of an engine to values: text from the first quotes, confidence, order, spaces, case,
-    cap, engines that raise, frames of a video."""
+    """The whole reward, from an engine's lines to values: first quotes, confidence, order, spaces, case, maximum
+    distance, engines that raise, frames of a video."""
     rng = Random(2)
     pages = [random_page(rng) for _ in range(400)]
     frames = [rng.randint(1, 3) if media == "video" else 1 for _ in pages]
@@ -148,7 +148,7 @@ def test_rule_flowgrpo_scores_what_the_code_of_flow_grpo_and_dgpo_scores(media: 
 
 
 class Pages:
-    """An engine that gives one reading after the other, each in an order that people would not read."""
+    """An engine that returns one reading after another, each from bottom to top."""
 
     def __init__(self, readings: list[Reading | None]) -> None:
         self.readings = iter(readings)
@@ -166,7 +166,7 @@ class Pages:
 
 
 def random_page(rng: Random) -> tuple[str, Reading | None]:
-    """A prompt with marks of all kinds, and what an engine reads."""
+    """A prompt with all kinds of marks, and the lines that an engine reads."""
     while True:
         read, target = random_pairs(1, rng.randrange(10**9))[0]
         target += rng.choice(["", "", "\t", "\u00a0", "“"])
@@ -196,7 +196,7 @@ def random_page(rng: Random) -> tuple[str, Reading | None]:
         ("漢字", "漢", 1, 0, 1),
     ],
 )
-def test_by_hand(read: str, target: str, value: float, strict: float, surplus: int) -> None:
+def test_known_values(read: str, target: str, value: float, strict: float, surplus: int) -> None:
     assert (judge(read, target).value, judge(read, target).surplus) == (value, surplus)
     assert (judge(read, target, strict=True).value, judge(read, target, strict=True).surplus) == (strict, surplus)
 
@@ -216,6 +216,6 @@ def test_videos(values: list[float], mean: float, flowgrpo: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ["mean", "flowgrpo"])
-def test_no_frames_are_no_zero(rule: str) -> None:
+def test_a_video_without_frames_is_an_error(rule: str) -> None:
     with pytest.raises(ValueError, match="no frames"):
         over_frames([], rule)  # type: ignore[arg-type]

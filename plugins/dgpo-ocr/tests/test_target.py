@@ -66,11 +66,11 @@ def test_the_first_pair_counts(text: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['A "b" c', '"b"', 'x "b" "c"', '""b""', '" " x'])
-def test_straight_quotes_in_pairs_are_read_as_published(text: str) -> None:
+def test_paired_straight_quotes_equal_the_published_rule(text: str) -> None:
     assert quoted(text) == quoted(text, "flowgrpo") == text.split(MARK)[1]
 
 
-def test_the_published_rule_splits_whatever_the_marks_mean() -> None:
+def test_the_published_rule_splits_at_straight_quotes() -> None:
     rng = Random(0)
     refused = 0
     for _ in range(500):
@@ -79,13 +79,13 @@ def test_the_published_rule_splits_whatever_the_marks_mean() -> None:
             assert quoted(text, "flowgrpo") == text.split(MARK)[1], text
         else:
             refused += 1
-            with pytest.raises(ValueError, match="no double quote, at which the rule 'flowgrpo' splits"):
+            with pytest.raises(ValueError, match="no double quote, which the rule 'flowgrpo' requires"):
                 quoted(text, "flowgrpo")
     assert refused > 20
 
 
-def test_no_words_between_two_texts_are_the_target() -> None:
-    """Whatever marks are put around inches: the target is the text, or the prompt is refused."""
+def test_words_between_two_texts_are_never_the_target() -> None:
+    """With any inch marks, the target is the text, or the prompt is refused."""
     rng = Random(0)
     for _ in range(500):
         inches = [f'{rng.choice(["7", "12", "8½", "3.5"])}{rng.choice(["", " "])}"' for _ in range(rng.randint(0, 3))]
@@ -111,7 +111,10 @@ def test_no_words_between_two_texts_are_the_target() -> None:
         ('a menu that says "12" PIZZA" and a 5" card', "has ' and a 5' between two texts"),
         ('"a sign that says ""OPEN"""', "has 'a sign that says ' between two texts"),
         ('a 12"" sleeve that says "OPEN"', "has ' sleeve that says ' between two texts"),
-        ('a sign that says “He said "Hi" loudly”', "has 'Hi' in quotes inside '“He said \"Hi\" loudly”'; say which"),
+        (
+            'a sign that says “He said "Hi" loudly”',
+            "has 'Hi' in quotes inside '“He said \"Hi\" loudly”'; set the metadata",
+        ),
         ('une enseigne «a "b" c»', "has 'b' in quotes inside '«a \"b\" c»'"),
         ('a sign" that says "OPEN" in 5"', "has ' that says ' between two texts: the double quotes are not in pairs"),
         ('a lonely " mark, a 12" disc and "OPEN"', "has ' mark, a 12' between two texts"),
@@ -119,45 +122,45 @@ def test_no_words_between_two_texts_are_the_target() -> None:
         ('a sign that says "SIZE 12" SHOES"', "the double quotes are not in pairs"),
         ('a sign that says "OPEN”', "the double quotes are not in pairs"),
         ('ein Schild mit „OPEN"', "the double quotes are not in pairs"),
-        ("a lonely “ mark and “OPEN”", "a “ that no ” closes: the double quotes are not in pairs"),
+        ("a lonely “ mark and “OPEN”", "a “ without a closing ”: the double quotes are not in pairs"),
         ("a lonely ” mark and “OPEN”", "the double quotes are not in pairs"),
         ("a lonely ” mark and ”OPEN”", "the double quotes are not in pairs"),
-        ("«OPEN", "a « that no » closes"),
-        ("„OPEN", "a „ that no “ or ” closes"),
+        ("«OPEN", "a « without a closing »"),
+        ("„OPEN", "a „ without a closing “ or ”"),
         ('a 12" record', "no text in double quotes"),
-        ("a storefront with 'OPEN' on it", "; 'OPEN', in single quotes, does not count"),
-        ("the baker's sign that says ‘GO ON’", "; ‘GO ON’, in single quotes, does not count"),
-        ("ein Schild mit ›OPEN‹", "; ›OPEN‹, in single quotes, does not count"),
-        ("une enseigne ‹OPEN›", "; ‹OPEN›, in single quotes, does not count"),
-        ("ein Schild mit ‚OPEN‘", "; ‚OPEN‘, in single quotes, does not count"),
-        ("en skylt med ’OPEN’", "; ’OPEN’, in single quotes, does not count"),
-        ("a sign ＇OPEN＇", "; ＇OPEN＇, in single quotes, does not count"),
-        ("a sign that says `OPEN`", "; '`OPEN`', in such marks, does not count"),
-        ("a sign that says ''OPEN''", "; \"''OPEN''\", in such marks, does not count"),
-        ("a sign that says ``OPEN''", "OPEN''\", in such marks, does not count"),
-        ("a sign that says &quot;OPEN&quot;", "; '&quot;OPEN&quot;', in such marks, does not count"),
-        ("写着《营业》的招牌", "; '《营业》', in such marks, does not count"),
-        ("a sign that says <<OPEN>>", "; '<<OPEN>>', in such marks, does not count"),
-        ("写着营业」的招牌", "; nothing opens what 」 closes"),
+        ("a storefront with 'OPEN' on it", "; the single quotes of 'OPEN' do not count"),
+        ("the baker's sign that says ‘GO ON’", "; the single quotes of ‘GO ON’ do not count"),
+        ("ein Schild mit ›OPEN‹", "; the single quotes of ›OPEN‹ do not count"),
+        ("une enseigne ‹OPEN›", "; the single quotes of ‹OPEN› do not count"),
+        ("ein Schild mit ‚OPEN‘", "; the single quotes of ‚OPEN‘ do not count"),
+        ("en skylt med ’OPEN’", "; the single quotes of ’OPEN’ do not count"),
+        ("a sign ＇OPEN＇", "; the single quotes of ＇OPEN＇ do not count"),
+        ("a sign that says `OPEN`", "; the marks of '`OPEN`' do not count"),
+        ("a sign that says ''OPEN''", "; the marks of \"''OPEN''\" do not count"),
+        ("a sign that says ``OPEN''", "OPEN''\" do not count"),
+        ("a sign that says &quot;OPEN&quot;", "; the marks of '&quot;OPEN&quot;' do not count"),
+        ("写着《营业》的招牌", "; the marks of '《营业》' do not count"),
+        ("a sign that says <<OPEN>>", "; the marks of '<<OPEN>>' do not count"),
+        ("写着营业」的招牌", "; 」 has no opening quote"),
         ("the baker's sign and the smith's sign", '(double quotes are "…", “…”, „…“, «…», »…«'),
-        ("写着「他说「你好」」的牌子", "a 「 that no 」 closes"),
-        ("A sign that says “OPEN", "a “ that no ” closes"),
-        ("A sign that says ”OPEN“", "a “ that no ” closes"),
+        ("写着「他说「你好」」的牌子", "a 「 without a closing 」"),
+        ("A sign that says “OPEN", "a “ without a closing ”"),
+        ("A sign that says ”OPEN“", "a “ without a closing ”"),
         (r"A sign that says \"OPEN\"", "a backslash before a double quote"),
         ('A sign that says ""', "no text in its quotes"),
         ('A sign that says " \t "', "no text in its quotes"),
         ('A sign that says "\u200b\u00ad\u00a0"', "no text in its quotes"),
-        ('A sign that says "OPEN\ud83d"', "half of a character (a lone surrogate) in its quotes"),
+        ('A sign that says "OPEN\ud83d"', "a lone surrogate, which is not valid Unicode, in its quotes"),
     ],
 )
-def test_faults_are_named(text: str, complaint: str) -> None:
+def test_errors_are_reported(text: str, complaint: str) -> None:
     with pytest.raises(UserError) as caught:
         check_target(Prompt(text))
     assert complaint in str(caught.value)
     assert repr(text) in str(caught.value)
 
 
-def test_metadata_go_first() -> None:
+def test_metadata_have_precedence() -> None:
     assert target_of(Prompt('A "vintage" poster', {"target": "Casablanca"})) == "Casablanca"
     assert target_of(Prompt("no quotes at all", {"target": "x"})) == "x"
     for absent in (None, float("nan")):  # as tables fill a column
@@ -167,13 +170,13 @@ def test_metadata_go_first() -> None:
             check_target(Prompt('A sign that says "OPEN"', {"target": wrong}))
 
 
-def test_what_json_lines_escape(tmp_path: Path) -> None:
+def test_escaped_quotes_in_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a sign \\"OPEN\\""}\n{"prompt": "a sign", "target": "say \\"hi\\""}\n')
     assert [target_of(prompt) for prompt in load_file(file)] == ["OPEN", 'say "hi"']
 
 
-def test_the_published_rule_knows_quotes_only() -> None:
+def test_the_published_rule_uses_only_quotes() -> None:
     sign = 'A sign that says "OPEN"'
     assert target_of(Prompt(sign, {"target": "OPEN"}), "flowgrpo") == "OPEN"
     assert target_of(Prompt('A sign that says "\t"'), "flowgrpo") == "\t", "no space, U+0020"
@@ -194,7 +197,7 @@ def test_messages_stay_short() -> None:
     assert len(str(caught.value)) < 500
 
 
-def test_the_published_test_prompts_are_all_understood(test_data: Path) -> None:
+def test_all_published_test_prompts_have_a_target(test_data: Path) -> None:
     prompts = load_file(test_data / "prompts" / "flow_grpo_ocr_test.txt")
     assert len(prompts) == 1018
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""A plugin that workers and servers find, rewards in their three places, and servers that run in this process."""
+"""A test plugin for workers and servers, rewards with each transport, and servers in this process."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ CPU = torch.device("cpu")
 
 
 def path_with(directory: Path) -> str:
-    """PYTHONPATH with a directory before what it has."""
+    """PYTHONPATH with `directory` first."""
     return os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Small tensors on two threads are slower than on one, and several tests may run side by side."""
+    """Use one thread: it is faster for small tensors, and several tests may run in parallel."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that holds the plugin and the toy's components as `pip install --target` would leave them."""
+    """A directory with the plugin and the toy's components, as after `pip install --target`."""
     directory = tmp_path_factory.mktemp("installed")
     shutil.copy(Path(__file__).with_name("parts.py"), directory / f"{NAME}.py")
     metadata = directory / f"{NAME}-1.0.dist-info"
@@ -64,7 +64,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def python_path(installed: Path) -> str:
-    """PYTHONPATH of a process that finds the plugin."""
+    """PYTHONPATH with which a process finds the plugin."""
     return path_with(installed)
 
 
@@ -82,13 +82,13 @@ def parts(installed: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def rewards(parts: ModuleType) -> Registry:
-    """A registry that knows the plugin."""
-    made = Registry(discover=False)
-    made.register(builtin, distribution="dgpo")
-    made.register(parts, distribution=NAME)
-    made.register(toy, distribution="toy")
-    made.register(remote, distribution="dgpo-remote")
-    return made
+    """A registry with the plugin."""
+    registry = Registry(discover=False)
+    registry.register(builtin, distribution="dgpo")
+    registry.register(parts, distribution=NAME)
+    registry.register(toy, distribution="toy")
+    registry.register(remote, distribution="dgpo-remote")
+    return registry
 
 
 Make = Callable[..., AnyReward]
@@ -96,7 +96,7 @@ Make = Callable[..., AnyReward]
 
 @pytest.fixture(scope="module")
 def make(rewards: Registry, installed: Path) -> Iterator[Make]:
-    """`make("conv", worker={...})`: a reward in a place, closed at the end of the module."""
+    """`make("conv", worker={...})`: a reward with a transport, closed at the end of the module."""
     made: list[AnyReward] = []
 
     def make_reward(use: str, *, where: str | None = "rewards.0", **block: Any) -> AnyReward:
@@ -124,7 +124,7 @@ def samples() -> Callable[..., tuple[Tensor, list[Prompt]]]:
 
 
 class Running:
-    """A server on a thread of this process."""
+    """A server in a thread of this process."""
 
     def __init__(self, config: ServeConfig, registry: Registry, token: str | None = None) -> None:
         self.lines: list[str] = []
@@ -137,13 +137,13 @@ class Running:
         self.thread.start()
 
     def wait_until_ready(self) -> None:
-        """Until its reward is loaded."""
+        """Wait until the reward is loaded."""
         waited = threading.Event()
         for _ in range(1000):
             if self.batcher.reward is not None or self.batcher.failure is not None:
                 return
             waited.wait(0.01)
-        raise AssertionError("the server does not get ready")
+        raise AssertionError("the server did not become ready")
 
     def end(self) -> None:
         """Drain and join."""
@@ -189,7 +189,7 @@ def serve_all_along(rewards: Registry) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A port at which nobody listens."""
+    """A function that returns an unused port."""
 
     def find() -> int:
         with socket.create_server(("127.0.0.1", 0)) as held:
@@ -201,17 +201,17 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture
 def tidy() -> Iterator[None]:
-    """Whatever happens in the test, it leaves no descriptor, no thread and no process behind."""
-    me, threads = psutil.Process(), set(threading.enumerate())  # one of them may be about to end
-    before = me.num_fds(), {c.pid for c in me.children()}
+    """Assert that the test leaves no file descriptor, thread or process behind."""
+    this, threads = psutil.Process(), set(threading.enumerate())  # one of them may be about to end
+    before = this.num_fds(), {c.pid for c in this.children()}
     yield
-    assert (me.num_fds(), {c.pid for c in me.children()}) == before
+    assert (this.num_fds(), {c.pid for c in this.children()}) == before
     assert set(threading.enumerate()) <= threads
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -238,7 +238,7 @@ def dgpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def command(installed: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`command("serve", file)`: `dgpo` in a process of its own; what it says comes line by line from its stderr."""
+    """`command("serve", file)`: `dgpo` in a separate process, with its stderr as a pipe."""
     made: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:

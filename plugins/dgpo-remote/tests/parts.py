@@ -1,7 +1,7 @@
-"""A plugin of rewards that meet with accidents, installed for workers and servers by `conftest`.
+"""A plugin with rewards that fail on request, installed for workers and servers by `conftest`.
 
-`conv` computes with floats in earnest: its last bits tell whether two places compute alike. `moody` is the same, but
-does what a prompt's text says. With {"once": path} among its metadata it does so only once: the path is left as a mark.
+`conv` is a real network, whose last bits show whether two processes compute identically. `moody` is the same, but does
+what a prompt's text says. With {"once": path} in its metadata it does so only once, and creates the path as a mark.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dgpo_kit.toy import ToyBackbone, ToyOptions
 from dgpo_schemas.base import Float, Int, Options
 
 GATE = threading.Event()
-"""A prompt `wait` waits for it, where the test and the reward share a process."""
+"""The prompt `wait` waits for this event, if the test and the reward share a process."""
 BATCHES: list[int] = []
 """Sizes of the batches that were scored in this process."""
 
@@ -132,7 +132,7 @@ class Moody(Conv):
 
 
 class Edit(RewardModel):
-    """How near samples are to the image that they were drawn from; tells what it knows of each prompt."""
+    """Similarity of samples to their condition image. The diagnostics contain the fields of each prompt."""
 
     range = (0.0, 1.0)
 
@@ -164,18 +164,18 @@ class Edit(RewardModel):
 
 
 class Film(ToyBackbone):
-    """The toy, said to make videos."""
+    """The toy backbone, declared to make videos."""
 
     media = "video"
     fps = 12.5
 
 
 class Odd(BaseException):
-    """No Exception."""
+    """Not an `Exception`."""
 
 
 class Mute(Exception):
-    """Has no text."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise RuntimeError
@@ -203,7 +203,7 @@ def _starve(count: int) -> None:
 
 
 def _die_in_turn() -> None:
-    """In the middle of the batches whose numbers stand in MOODY_DIES, counted over all lives in a file."""
+    """Die during the batches listed in MOODY_DIES, counted in a file over all processes."""
     counter = os.environ.get("MOODY_COUNTER")
     if counter is None:
         return
@@ -215,13 +215,13 @@ def _die_in_turn() -> None:
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Component]:
-    """One that makes videos."""
-    return [Component("film", "The toy, said to make videos", "dgpo_placement_parts:Film", ToyOptions)]
+    """A backbone for videos."""
+    return [Component("film", "The toy, declared to make videos", "dgpo_placement_parts:Film", ToyOptions)]
 
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """All of them."""
+    """All rewards."""
     return [
         Component("conv", "A small network", "dgpo_placement_parts:Conv", ConvOptions),
         Component("moody", "A network with moods", "dgpo_placement_parts:Moody", ConvOptions),

@@ -1,4 +1,4 @@
-"""Requests to a service: what they may hold, who may ask, and what they are told."""
+"""Requests to a service: limits, access control and error responses."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -47,7 +47,7 @@ def test_a_budget() -> None:
     budget = Budget(100)
     one, two = budget.share(), budget.share()
     one.reserve(60)
-    with pytest.raises(Refusal, match="no room now") as busy:
+    with pytest.raises(Refusal, match="not enough memory") as busy:
         two.reserve(41)
     assert (busy.value.status, busy.value.kind, busy.value.headers) == (503, "busy", {"Retry-After": "1"})
     with pytest.raises(Refusal, match="memory_mib") as never:
@@ -55,18 +55,18 @@ def test_a_budget() -> None:
     assert (never.value.status, never.value.kind) == (413, "size")
     two.reserve(40)
     one.hold()  # its job
-    one.let_go()
+    one.release()
     assert budget.used == 100
-    one.let_go()
-    two.let_go()
+    one.release()
+    two.release()
     assert budget.used == 0
     with pytest.raises(Refusal):
         one.reserve(1)
     assert budget.used == 0
 
 
-def test_memory_bounds_what_is_under_way(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
-    """A promise of a body counts; so does a job whose caller has gone, until the reward is through with it."""
+def test_memory_of_requests_in_progress_is_limited(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
+    """An announced body counts; so does a job whose client has disconnected, until the reward has finished it."""
     server = serve("moody", memory_mib=16, limits={"max_body_mib": 4}, timeout=5)
     budget = server.service.budget
     with connected(server, f"{SCORE}Content-Length: {3 * 2**20}\r\n\r\nx".encode()):
@@ -89,7 +89,7 @@ def test_memory_bounds_what_is_under_way(serve: Serve, gate: threading.Event, pa
     assert (answer.status_code, "memory_mib" in answer.json()["error"]["message"]) == (413, True)
 
 
-def test_a_body_without_a_length_is_counted_as_it_comes(serve: Serve) -> None:
+def test_a_body_without_content_length_is_counted_as_it_arrives(serve: Serve) -> None:
     server = serve("conv", memory_mib=4, limits={"max_body_mib": 1})
     with connected(server, SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n") as connection:
         wait_for(lambda: server.service.budget.used == 2 * 2**20)
@@ -98,15 +98,15 @@ def test_a_body_without_a_length_is_counted_as_it_comes(serve: Serve) -> None:
     wait_for(lambda: server.service.budget.used == 0)
 
 
-@pytest.mark.parametrize("where", ["_scored", "read_body"])
+@pytest.mark.parametrize("where", ["_score_response", "read_body"])
 def test_the_service_runs_out_of_memory(server: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     async def starved(*_: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 1 bytes")
 
-    monkeypatch.setattr(*((server.service, where) if where == "_scored" else (app, where)), starved)
+    monkeypatch.setattr(*((server.service, where) if where == "_score_response" else (app, where)), starved)
     answer = score(server)
     assert (answer.status_code, answer.json()["error"]["kind"]) == (507, "memory")
-    assert answer.json()["error"]["message"].startswith("the service has run out of memory while it read the request")
+    assert answer.json()["error"]["message"].startswith("the service ran out of memory while reading the request")
 
 
 def test_the_reward_runs_out_of_memory(server: Any, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_the_reward_runs_out_of_memory(server: Any, parts: ModuleType, monkeypat
     monkeypatch.setattr(parts.Moody, "score", starve)
     answer = score(server, score_request(torch.zeros(3, 3, 8, 8), [Prompt("x")] * 3))
     assert (answer.status_code, answer.json()["error"]["kind"]) == (507, "memory")
-    assert answer.json()["error"]["message"].startswith("the service has run out of memory with a request of 3 samples")
+    assert answer.json()["error"]["message"].startswith("the service ran out of memory with a request of 3 samples")
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_the_reward_runs_out_of_memory(server: Any, parts: ModuleType, monkeypat
         ({"limits": {"max_json_kib": 100}}, "max_json_kib"),
     ],
 )
-def test_bounds_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+def test_impossible_limits_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="(?s)" + message.replace(".", r"\.")):
         ServeConfig.model_validate({"reward": "conv"} | changes)
 
 
-def test_bounds_make_room_for_what_the_others_allow() -> None:
+def test_default_limits_depend_on_the_others() -> None:
     config = ServeConfig.model_validate({"reward": "conv"})
     assert (config.memory, config.most_connections) == (4 * 2**30, 256)
     config = ServeConfig.model_validate({"reward": "conv", "queue": 500, "limits": {"max_body_mib": 1024}})
@@ -149,7 +149,7 @@ def test_bounds_make_room_for_what_the_others_allow() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"prompts": [{"text": "x"}] * 10_001}, 413, "10,001 prompts are more than 10,000 (limits.max_prompts)"),
+        ({"prompts": [{"text": "x"}] * 10_001}, 413, "10,001 prompts; at most 10,000 are allowed (limits.max_prompts)"),
         ({"prompts": [{"text": "x" * 2**20}]}, 413, "larger than 1024 KiB (limits.max_json_kib)"),
         ({"prompts": [{"text": "x"} | {str(i): 0 for i in range(50_000)}]}, 422, "prompts.0.0: unknown key"),
         ({"prompts": [{"text": "x"}], **{str(i): 0 for i in range(50_000)}}, 422, "unknown key"),
@@ -179,8 +179,8 @@ def test_checks_that_are_refused(server: Any, body: Any, status: int, message: s
     assert (found[0], message in found[2]) == (status, True), found
 
 
-def test_json_of_too_many_lists_is_not_taken_apart(server: Any) -> None:
-    """It would hold the interpreter's lock, and so all other callers, for long."""
+def test_json_with_too_many_lists_is_not_parsed(server: Any) -> None:
+    """Parsing it would hold the GIL and block other clients."""
     many = b"[" + b",".join([b"[]"] * 170_000) + b"]"
     check = b'{"prompts":[{"text":"x","metadata":{"a":' + many + b"}}]}"
     header = b'{"__metadata__":{"dgpo":"' + many + b'"}}'
@@ -188,16 +188,16 @@ def test_json_of_too_many_lists_is_not_taken_apart(server: Any) -> None:
     for path, kind, body in (("check", "application/json", check), ("score", SAFETENSORS, tensors)):
         answer = httpx.post(f"{server.url}/v1/{path}", content=body, headers={"Content-Type": kind}, timeout=20)
         assert answer.status_code == 413
-        assert "lists and objects; 160,000 are read" in answer.text
+        assert "lists and objects; at most 160,000 are allowed" in answer.text
 
 
-def test_prompts_are_read_as_they_are() -> None:
+def test_prompts_are_read_unchanged() -> None:
     given = [{"text": f"é {i}", "metadata": {"n": [i, {"deep": None}]}} for i in range(10_000)]
     found = read_prompts(json.dumps({"prompts": given}).encode(), ServiceLimits())
     assert [{"text": prompt.text, "metadata": prompt.metadata} for prompt in found] == given
 
 
-def test_a_check_has_its_time_as_well(serve: Serve, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_time_out(serve: Serve, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(parts.Conv, "check_prompts", lambda *_: over.wait(20))
     server = serve("conv", timeout=0.2)
@@ -207,7 +207,7 @@ def test_a_check_has_its_time_as_well(serve: Serve, parts: ModuleType, monkeypat
     over.set()
 
 
-def test_a_header_that_is_too_long_to_be_read(server: Any) -> None:
+def test_a_header_that_is_too_large_is_refused(server: Any) -> None:
     header = json.dumps({"__metadata__": {"dgpo": "x" * 2**21}}).encode()
     answer = score(server, struct.pack("<Q", len(header)) + header)
     assert (answer.status_code, "limits.max_json_kib" in answer.json()["error"]["message"]) == (413, True)
@@ -236,7 +236,7 @@ def test_checks_are_json(server: Any, kind: str) -> None:
     ],
     ids=str,
 )
-def test_web_pages_may_not_ask(server: Any, headers: dict[str, str]) -> None:
+def test_requests_of_web_pages_are_refused(server: Any, headers: dict[str, str]) -> None:
     for method, path in [("GET", "/v1/reward"), ("GET", "/v1/examples"), ("POST", "/v1/score"), ("OPTIONS", "/v1/x")]:
         answer = httpx.request(method, f"{server.url}{path}", headers=headers)
         assert (answer.status_code, answer.json()["error"]["kind"]) == (403, "origin")
@@ -257,13 +257,13 @@ def test_names_of_this_machine(server: Any, host: str) -> None:
         (b"GET /v1/reward HTTP/1.0\r\n\r\n", 200),
     ],
 )
-def test_other_ways_to_say_where(server: Any, head: bytes, status: int) -> None:
+def test_other_forms_of_the_target(server: Any, head: bytes, status: int) -> None:
     with connected(server, head) as connection:
         connection.shutdown(socket.SHUT_WR)
         assert status_of(all_of(connection)) == status
 
 
-def test_pages_that_are_listed_may_ask(server: Any) -> None:
+def test_requests_of_listed_origins_are_allowed(server: Any) -> None:
     headers = {"Origin": "https://good.example", "Sec-Fetch-Site": "cross-site"}
     answer = httpx.get(f"{server.url}/v1/reward", headers=headers)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://good.example")
@@ -273,7 +273,7 @@ def test_pages_that_are_listed_may_ask(server: Any) -> None:
     assert "access-control-allow-origin" not in httpx.get(f"{server.url}/v1/reward").headers
 
 
-def test_who_has_the_token_may_call_it_what_it_likes(serve: Serve) -> None:
+def test_any_host_is_accepted_with_the_token(serve: Serve) -> None:
     server = serve("conv", token="secret")
     headers = {"Host": "rewards.example", "Authorization": "Bearer secret"}
     assert httpx.get(f"{server.url}/v1/reward", headers=headers).status_code == 200
@@ -281,32 +281,32 @@ def test_who_has_the_token_may_call_it_what_it_likes(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("token", ["two words", "schlüssel", "a\nb", "a\x1b"])
-def test_tokens_that_no_header_carries(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_tokens_with_invalid_characters_are_refused(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("REWARD_TOKEN", token)
-    with pytest.raises(UserError, match="no header of a request can carry") as caught:
+    with pytest.raises(UserError, match="not allowed in an HTTP header") as caught:
         read_token("REWARD_TOKEN")
     assert token not in str(caught.value)
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
-def test_our_own_mistakes_are_reported_in_json(
+def test_internal_errors_are_reported_in_json(
     server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def mistaken(*_: Any) -> Any:
         raise OverflowError("\x1b[2Jx" * 5000)
 
-    monkeypatch.setattr(server.service, "_scored", mistaken)
+    monkeypatch.setattr(server.service, "_score_response", mistaken)
     answer = score(server)
     error = answer.json()["error"]
     assert (answer.status_code, error["kind"]) == (500, "internal")
-    assert error["message"].startswith(r"the service made a mistake: OverflowError: \x1b[2Jx")
+    assert error["message"].startswith(r"internal error of the service: OverflowError: \x1b[2Jx")
     assert len(error["message"]) <= 2000
     wait_for(lambda: "/v1/score: OverflowError" in caplog.text)
     assert "\x1b" not in caplog.text
 
 
 class Mute(BaseException):
-    """Has nothing to say."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -315,7 +315,7 @@ class Mute(BaseException):
 @pytest.mark.parametrize(
     "raised", [Mute(), KeyboardInterrupt(), GeneratorExit("x"), RuntimeError("\x1b]0;x\x07" * 999)]
 )
-def test_whatever_a_reward_raises_its_thread_lives(
+def test_the_thread_survives_any_exception_of_the_reward(
     server: Any, parts: ModuleType, monkeypatch: pytest.MonkeyPatch, raised: BaseException
 ) -> None:
     def raises(*_: Any) -> None:
@@ -336,7 +336,7 @@ def test_whatever_a_reward_raises_its_thread_lives(
 # -- media ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_media_that_are_not_finite_have_no_score(server: Any, value: float, dtype: torch.dtype) -> None:
+def test_nonfinite_media_have_no_score(server: Any, value: float, dtype: torch.dtype) -> None:
     media = torch.rand(3, 3, 8, 8).to(dtype)
     prompts = [Prompt("x")] * 3
     alone = read_score_answer(Blob(score(server, score_request(media, prompts)).content))

@@ -1,4 +1,4 @@
-"""The service at work: batches, queues, time, its beginning and its end."""
+"""The service: batches, queues, timeouts, start and shutdown."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKEN = "a long secret"
 
 @pytest.fixture(scope="module")
 def server(serve_all_along: Serve) -> Any:
-    """With a token and narrow limits."""
+    """A server with a token and low limits."""
     limits = {"max_body_mib": 1, "max_side": 64, "max_frames": 3, "max_samples": 8}
     return serve_all_along("moody", token=TOKEN, limits=limits)
 
@@ -50,7 +50,7 @@ def here(make: Make) -> RewardModel:
 
 @pytest.fixture
 def gate(parts: ModuleType) -> Iterator[threading.Event]:
-    """What the prompt `wait` waits for."""
+    """The event that the prompt `wait` waits for."""
     parts.GATE.clear()
     parts.BATCHES.clear()
     yield parts.GATE
@@ -66,13 +66,13 @@ def still_serves(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
-# -- batches, queues, time ------------------------------------------------------------------------------------------
+# -- batches, queues, timeouts --------------------------------------------------------------------------------------
 def wait_for(condition: Callable[[], bool]) -> None:
     for _ in range(2000):
         if condition():
             return
         time.sleep(0.005)
-    raise AssertionError("it does not come to be")
+    raise AssertionError("the condition did not become true")
 
 
 def test_small_requests_are_scored_together(
@@ -105,7 +105,7 @@ def test_small_requests_are_scored_together(
     assert parts.BATCHES[:4] == [1, 6, 2, 2]
 
 
-def test_one_bad_request_does_not_spoil_those_it_was_joined_with(
+def test_a_failing_request_does_not_affect_others_in_its_batch(
     serve: Serve, gate: threading.Event, parts: ModuleType
 ) -> None:
     server = serve("moody", queue=20)
@@ -124,7 +124,7 @@ def test_one_bad_request_does_not_spoil_those_it_was_joined_with(
         assert held.result().status_code == 200
 
 
-def test_a_full_service_asks_to_come_back(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
+def test_a_full_service_asks_clients_to_retry(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
     server = serve("moody", queue=2)
     media = torch.zeros(1, 3, 8, 8)
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url, timeout=20) as client:
@@ -139,7 +139,7 @@ def test_a_full_service_asks_to_come_back(serve: Serve, gate: threading.Event, p
         still_serves(client)
 
 
-def test_a_reward_that_hangs_is_reported_in_time(serve: Serve, gate: threading.Event) -> None:
+def test_a_hanging_reward_times_out(serve: Serve, gate: threading.Event) -> None:
     server = serve("moody", timeout=0.1)
     with httpx.Client(base_url=server.url, timeout=20) as client:
         answer = post_tensors(client, score_request(torch.zeros(1, 3, 8, 8), [Prompt("wait")]))
@@ -151,7 +151,7 @@ def test_a_reward_that_hangs_is_reported_in_time(serve: Serve, gate: threading.E
         wait_for(lambda: post_tensors(client, body).status_code == 200)
 
 
-def test_a_body_that_does_not_come(serve: Serve) -> None:
+def test_a_body_that_does_not_arrive_times_out(serve: Serve) -> None:
     server = serve("conv", timeout=0.1)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         head = (
@@ -163,7 +163,7 @@ def test_a_body_that_does_not_come(serve: Serve) -> None:
 
 
 def test_many_clients_at_once(serve: Serve, here: RewardModel, samples: Samples) -> None:
-    """Sixteen, for a while: `benchmarks/service.py` does it for a minute."""
+    """Sixteen clients, briefly; `benchmarks/service.py` does it for a minute."""
     server = serve("moody", queue=64)
     media, prompts = samples(16, 3, 12, 12)
     expected = here.score(media, prompts).values
@@ -182,8 +182,8 @@ def test_many_clients_at_once(serve: Serve, here: RewardModel, samples: Samples)
         list(pool.map(hammer, range(16)))
 
 
-# -- beginning and end ----------------------------------------------------------------------------------------------
-def test_requests_under_way_finish_when_it_is_ended(
+# -- start and shutdown ---------------------------------------------------------------------------------------------
+def test_requests_in_progress_finish_at_shutdown(
     serve: Serve, gate: threading.Event, parts: ModuleType, samples: Samples
 ) -> None:
     server = serve("moody")
@@ -209,12 +209,12 @@ def test_requests_under_way_finish_when_it_is_ended(
         assert [future.result().status_code for future in held] == [200] * 4
     server.thread.join(20)
     assert not server.thread.is_alive()
-    assert "draining: 4 requests under way" in server.lines
+    assert "draining: 4 requests in progress" in server.lines
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
 
 
-def test_draining_does_not_last_for_ever(serve: Serve, gate: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
+def test_draining_is_limited_in_time(serve: Serve, gate: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
     server = serve("moody", drain_seconds=0.1)
     thread = threading.Thread(target=_ignore, args=(server.url,))
     thread.start()
@@ -234,7 +234,9 @@ def _ignore(url: str) -> None:
         pass
 
 
-def test_it_is_alive_before_it_is_ready(serve: Serve, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_is_alive_before_it_is_ready(
+    serve: Serve, parts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded, build = threading.Event(), parts.Conv.__init__
 
     def slow(*arguments: Any, **keywords: Any) -> None:
@@ -252,20 +254,20 @@ def test_it_is_alive_before_it_is_ready(serve: Serve, parts: ModuleType, monkeyp
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
 
 
-def test_a_reward_that_cannot_be_loaded_ends_it(serve: Serve) -> None:
+def test_a_reward_that_cannot_be_loaded_stops_the_service(serve: Serve) -> None:
     server = serve("conv", reward={"use": "conv", "options": {"seed": 13}}, ready=False)
     server.thread.join(20)
     assert not server.thread.is_alive()
     assert str(server.batcher.failure) == "options.seed: 13 brings bad luck"
 
 
-def test_a_port_or_a_host_that_cannot_be_had(free_port: Callable[[], int]) -> None:
+def test_an_unusable_port_or_host_is_reported(free_port: Callable[[], int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^port: {port} on 127.0.0.1 is in use by another program; choose"):
             bind("127.0.0.1", port)
     for host in ("host.invalid", "192.0.2.1", "a" * 300):
-        with pytest.raises(UserError, match=r"^host: .* is no address of this machine"):
+        with pytest.raises(UserError, match=r"^host: .* is not an address of this machine"):
             bind(host, free_port())
 
 

@@ -1,4 +1,4 @@
-"""Bodies that are refused, and what hostile images cannot do."""
+"""Malformed bodies and hostile images."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -26,19 +26,19 @@ from dgpo_remote.server.uploads import read_form
 from tests.uploaded import FORM, JSON, LIMITS, Serve, coded, file, form, one, png, read, readers, refused, run, scans
 
 SLOW = scans(MOST_SCANS - 20, 4096)
-"""Small, valid, and some five seconds of work."""
+"""A small valid image that takes about five seconds to decode."""
 
 
-# -- bodies that are refused ----------------------------------------------------------------------------------------
+# -- malformed bodies -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
         (form(file(png()), end=b""), 400, "its last boundary, '--X--', is missing"),
         (form(file(png()), end=b"\r\n--X"), 400, "is missing"),
-        (form(file(png())) + form(file(png())), 400, "there is more behind '--X--'"),
-        (form(file(png()), ('name="prompt"', b"a\r\n--X--b")), 400, "there is more behind '--X--'"),
-        (form(file(png())).replace(b"form-data; name", b"form-data; nom"), 400, "its part 1 has no name"),
-        (form(file(png())).replace(b"Content-Disposition", b"Content"), 400, "its part 1 has no name"),
+        (form(file(png())) + form(file(png())), 400, "data after '--X--'"),
+        (form(file(png()), ('name="prompt"', b"a\r\n--X--b")), 400, "data after '--X--'"),
+        (form(file(png())).replace(b"form-data; name", b"form-data; nom"), 400, "part 1 has no name"),
+        (form(file(png())).replace(b"Content-Disposition", b"Content"), 400, "part 1 has no name"),
         (form(('name="image"\r\nContent-Type: multipart/mixed; boundary=Y', b"")), 400, "several files in one part"),
         (form(('name="image"', png())), 422, "`image` must be a file"),
         (form(file(png()), ('name="prompt"; filename="p.txt"', b"x")), 422, "-F 'prompt=<FILE'"),
@@ -48,7 +48,7 @@ SLOW = scans(MOST_SCANS - 20, 4096)
         (b"", 400, "is missing"),
         (b"x" + form(file(png())), 400, "a part before its first boundary"),
         (form(file(b"x"), end=b"").replace(b"\r\n", b"\n"), 400, "its last boundary, '--X--', is missing"),
-        (form(file(b"x")).replace(b"\r\n", b"\n") * 2, 400, "there is more behind '--X--'"),
+        (form(file(b"x")).replace(b"\r\n", b"\n") * 2, 400, "data after '--X--'"),
     ],
 )
 def test_forms_that_are_refused(readers: Readers, body: bytes, status: int, message: str) -> None:
@@ -56,12 +56,12 @@ def test_forms_that_are_refused(readers: Readers, body: bytes, status: int, mess
     assert (error.status, message in str(error)) == (status, True), error
 
 
-@pytest.mark.parametrize("before", [b"", b"\r\n", b"A form, for programs that know none.\r\n"])
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"This is a form.\r\n"])
 @pytest.mark.parametrize("behind", [b"", b"bye\r\n"])
 @pytest.mark.parametrize("folded", [b"", b"\r\n\t", b"\r\n "])
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
-def test_forms_as_mime_has_them(before: bytes, behind: bytes, folded: bytes, end: bytes) -> None:
-    """A preamble, an epilogue, headers in several lines, and LF alone where CR LF should be."""
+def test_all_variants_of_mime_forms_are_read(before: bytes, behind: bytes, folded: bytes, end: bytes) -> None:
+    """A preamble, an epilogue, folded headers, and LF instead of CRLF."""
     made = form(file(b"MARK"), ('name="prompt"', b"a photo")).replace(b"form-data; ", b"form-data;" + (folded or b" "))
     made = (before + made + behind).replace(b"\r\n", end).replace(b"MARK", b"\r\n\n\r\0 \n x: y\r\n\r\n")
     found = read_form(made, FORM, 4)
@@ -69,8 +69,8 @@ def test_forms_as_mime_has_them(before: bytes, behind: bytes, folded: bytes, end
     assert [found.images[0].name, found.prompts] == ["image 'a.png'", ["a photo"]]
 
 
-def test_no_form_loses_a_component() -> None:
-    """Whatever stands in them: all parts come out as they went in, or the form is refused."""
+def test_no_part_of_a_form_is_lost() -> None:
+    """For any content, all parts are read unchanged, or the form is refused."""
     pieces = [
         b"\r",
         b"\n",
@@ -100,7 +100,7 @@ def test_no_form_loses_a_component() -> None:
     ("body", "status", "message"),
     [
         (b'{"samples": [{"image": "x", "image": "y"}]}', 400, "the key 'image' stands twice"),
-        (b'{"samples": [{"image": "x", "metadata": {"a": ' + b"9" * 5000 + b"}}]}", 400, "a number of 5000 digits"),
+        (b'{"samples": [{"image": "x", "metadata": {"a": ' + b"9" * 5000 + b"}}]}", 400, "an integer of 5000 digits"),
         (b'{"samples": [{"image": "x", "metadata": ' + b'{"a":' * 80 + b"1" + b"}" * 80 + b"}]}", 422, "64 levels"),
         (b'{"samples": [{"image": "x", "metadata": {"a": [' + b"1," * 200_000 + b"1]}}]}", 413, "values"),
         (
@@ -111,12 +111,12 @@ def test_no_form_loses_a_component() -> None:
         (
             b'{"samples": [{"image": "x", "metadata": {"\\ud83d": 1}}]}',
             422,
-            "metadata holds half of a character (the lone surrogate U+D83D)",
+            "metadata contains an invalid character (the lone surrogate U+D83D)",
         ),
         (b'{"samples": [{"image": "x", "promt": "y"}]}', 422, "samples.0.promt: unknown key; did you mean prompt?"),
         (b'{"samples": [{"image": "x", "prompt": "\xff"}]}', 400, "not JSON: invalid start byte at byte"),
-        (b'{"samples": [' + b"1," * 2000 + b"1]}", 413, "2001 samples are more than 1024"),
-        (coded("x", prompt="a" * (17 * 2**20)), 413, "a request may hold 16 MiB of them"),
+        (b'{"samples": [' + b"1," * 2000 + b"1]}", 413, "2001 samples; at most 1024 are allowed"),
+        (coded("x", prompt="a" * (17 * 2**20)), 413, "at most 16 MiB are allowed"),
         (b"[" * 100_000, 400, "too many levels"),
         (b"[" * 500_000, 413, "the body holds 500,000 lists and objects"),
     ],
@@ -126,32 +126,32 @@ def test_json_that_is_refused(readers: Readers, body: bytes, status: int, messag
     assert (error.status, message in str(error)) == (status, True), error
 
 
-def test_room_is_asked_for_before_anything_is_unpacked(readers: Readers) -> None:
-    asked: list[int] = []
+def test_memory_is_reserved_before_images_are_decoded(readers: Readers) -> None:
+    sizes: list[int] = []
 
     def full(size: int) -> None:
-        asked.append(size)
+        sizes.append(size)
         raise Refusal(503, "busy", "there is no room")
 
     before = readers.processes()
     with pytest.raises(Refusal, match="no room"):
         run(readers.read("json", "", coded(png(size=(100, 50)), b"x", SLOW), limits=LIMITS, reserve=full))
-    assert asked == [18 * (100 * 50 + 4096**2)]
-    assert readers.processes() == before  # they are good for the next one
+    assert sizes == [18 * (100 * 50 + 4096**2)]
+    assert readers.processes() == before  # they are reused
 
 
-# -- what hostile images cannot do --------------------------------------------------------------------------------
-def test_a_image_that_takes_too_long_is_missing(one: Readers) -> None:
+# -- hostile images -----------------------------------------------------------------------------------------------
+def test_an_image_that_takes_too_long_is_missing(one: Readers) -> None:
     before = one.processes()
     found = run(read(one, coded(png(), SLOW, png()), image_seconds=0.1))
-    assert found.lost == {1: "it takes more than 0.1 s (limits.image_seconds) to be read"}
+    assert found.lost == {1: "reading it takes more than 0.1 s (limits.image_seconds)"}
     assert found.batches[0].places == [0, 2]
     assert not set(before) & set(one.processes())
     assert run(read(one, coded(png()))).lost == {}
 
 
 async def at_work(task: asyncio.Task[Any], readers: Readers) -> int:
-    """The number of the only process, once it is busy."""
+    """Return the process ID of the only process, once it is busy."""
     (pid,) = readers.processes()
     start = _seconds(pid)
     while not task.done() and _seconds(pid) < start + 0.1:
@@ -169,7 +169,7 @@ def _seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_reader_that_is_killed_costs_one_image(one: Readers) -> None:
+def test_a_killed_reader_loses_only_one_image(one: Readers) -> None:
     async def killing() -> Reading:
         await read(one, coded(png()))
         task = asyncio.create_task(one.read("json", "", coded(png(), SLOW, png()), limits=LIMITS))
@@ -178,13 +178,13 @@ def test_a_reader_that_is_killed_costs_one_image(one: Readers) -> None:
 
     found = run(killing())
     assert {place: str(why) for place, why in found.lost.items()} == {
-        1: "the process that read it was lost: it was ended by SIGKILL"
+        1: "its reader process was lost: it was killed by SIGKILL"
     }
     assert [pixels is None for pixels in found.pixels] == [False, True, False]
 
 
-def test_the_end_of_a_service_is_no_end_of_its_readers(one: Readers) -> None:
-    """Whoever ends a service sends SIGTERM to all processes of it: requests under way are still finished."""
+def test_readers_ignore_sigterm(one: Readers) -> None:
+    """SIGTERM may be sent to all processes of a service: requests in progress still finish."""
     run(read(one, coded(png())))
     before = one.processes()
     os.kill(before[0], signal.SIGTERM)
@@ -192,10 +192,10 @@ def test_the_end_of_a_service_is_no_end_of_its_readers(one: Readers) -> None:
     assert one.processes() == before
 
 
-def test_a_request_given_up_while_readers_start() -> None:
+def test_a_request_cancelled_while_readers_start() -> None:
     made = Readers(1, LIMITS)
 
-    async def giving_up() -> None:
+    async def cancelling() -> None:
         for pause in (0.0, 0.01, 0.1):
             task = asyncio.create_task(read(made, coded(png())))
             await asyncio.sleep(pause)
@@ -204,18 +204,18 @@ def test_a_request_given_up_while_readers_start() -> None:
         assert (await read(made, coded(png()))).lost == {}
 
     try:
-        run(giving_up())
+        run(cancelling())
     finally:
         made.close()
 
 
-def test_a_reader_that_dies_at_rest_is_replaced(one: Readers) -> None:
+def test_an_idle_reader_that_dies_is_replaced(one: Readers) -> None:
     run(read(one, coded(png())))
     os.kill(one.processes()[0], signal.SIGKILL)
     assert run(read(one, coded(png()))).lost == {}
 
 
-def test_a_reading_that_nobody_waits_for_is_ended(one: Readers) -> None:
+def test_a_cancelled_reading_is_stopped(one: Readers) -> None:
     async def cancelling() -> int:
         await read(one, coded(png()))
         task = asyncio.create_task(read(one, coded(SLOW)))
@@ -232,8 +232,8 @@ def test_a_reading_that_nobody_waits_for_is_ended(one: Readers) -> None:
     assert run(read(one, coded(png()))).lost == {}
 
 
-def test_waiting_in_nothing_takes_no_place(one: Readers) -> None:
-    """Those that were cancelled while they waited, before and after their turn came."""
+def test_cancelled_requests_free_their_slot(one: Readers) -> None:
+    """Requests that are cancelled while they wait, before and after their turn."""
 
     async def cancelling() -> None:
         tasks = [asyncio.create_task(read(one, coded(png()))) for _ in range(8)]
@@ -246,7 +246,7 @@ def test_waiting_in_nothing_takes_no_place(one: Readers) -> None:
     run(cancelling())
 
 
-def test_a_long_request_lets_a_small_one_go_first(one: Readers) -> None:
+def test_a_long_request_yields_to_a_small_one(one: Readers) -> None:
     async def both() -> list[str]:
         ended: list[str] = []
 
@@ -264,8 +264,8 @@ def test_a_long_request_lets_a_small_one_go_first(one: Readers) -> None:
     assert run(both()) == ["warm", "small", "long"]
 
 
-def test_the_end_of_a_service_is_not_put_off(serve: Serve) -> None:
-    """By an image that is being read when it is told to end."""
+def test_a_slow_image_does_not_delay_shutdown(serve: Serve) -> None:
+    """An image is being read when the service is stopped."""
     server = serve("conv", drain_seconds=0.2, readers=1)
 
     def send() -> None:
@@ -287,8 +287,8 @@ def test_the_end_of_a_service_is_not_put_off(serve: Serve) -> None:
             os.kill(pid, 0)
 
 
-def test_readers_end_with_their_service(tmp_path: Path) -> None:
-    """Even if it is killed."""
+def test_readers_exit_with_their_service(tmp_path: Path) -> None:
+    """Even if the service is killed."""
     code = (
         "import time; from dgpo_remote.server.readers import Readers\n"
         "from dgpo_schemas.service import ServiceLimits\n"
@@ -304,9 +304,9 @@ def test_readers_end_with_their_service(tmp_path: Path) -> None:
         except ProcessLookupError:
             return
         if sys.platform == "linux" and ") Z" in Path(f"/proc/{pid}/stat").read_text():
-            return  # nobody reaps it here
+            return  # nothing reaps it here
         time.sleep(0.02)
-    raise AssertionError("it goes on")
+    raise AssertionError("the reader is still running")
 
 
 def test_a_reader_sees_no_secrets_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Prompts that carry media: rewards see the same of them in the run's process, in a worker and behind a service."""
+"""Prompts with condition media: rewards receive the same in the run's process, in a worker and behind a service."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def edits(tmp_path: Path) -> tuple[Tensor, list[Prompt]]:
     return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), [first, first, second, second]
 
 
-def test_prompts_arrive_and_each_file_travels_once(edits: tuple[Tensor, list[Prompt]]) -> None:
+def test_prompts_arrive_and_each_file_is_sent_once(edits: tuple[Tensor, list[Prompt]]) -> None:
     media, prompts = edits
     blob = Blob(score_request(media, prompts))
     assert sum(name.startswith(FILE) for name in blob.shapes) == 2
@@ -84,18 +84,18 @@ MEDIUM = {"kind": "image", "digest": DIGEST}
 @pytest.mark.parametrize(
     ("medium", "tensors", "error", "message"),
     [
-        (MEDIUM, {}, Unfit, "whose bytes are not sent"),
-        (MEDIUM, {NAME: BYTES[1:].clone()}, Unfit, "has other bytes than its digest says"),
-        (MEDIUM, {NAME: BYTES.view(torch.uint8)}, Unfit, r"is U8 \[\d+\]; a file's bytes are I8"),
-        (MEDIUM, {NAME: BYTES[None]}, Unfit, "a file's bytes are I8"),
-        (MEDIUM, {NAME: BYTES, f"{FILE}more": BYTES}, Unfit, "there must be one tensor, `media`, beside the prompts'"),
+        (MEDIUM, {}, Unfit, "are missing"),
+        (MEDIUM, {NAME: BYTES[1:].clone()}, Unfit, "do not match its digest"),
+        (MEDIUM, {NAME: BYTES.view(torch.uint8)}, Unfit, r"must be I8 \[n\], got U8 \[\d+\]"),
+        (MEDIUM, {NAME: BYTES[None]}, Unfit, r"must be I8 \[n\], got I8 \[1, \d+\]"),
+        (MEDIUM, {NAME: BYTES, f"{FILE}more": BYTES}, Unfit, "there must be one tensor besides the prompts' files"),
         (MEDIUM | {"kind": "sound"}, {NAME: BYTES}, Malformed, r"prompts\.0\.media\.0\.kind: "),
         (MEDIUM | {"digest": DIGEST[:-1]}, {NAME: BYTES}, Malformed, r"prompts\.0\.media\.0\.digest: "),
         (MEDIUM | {"digest": DIGEST + "\n"}, {NAME: BYTES}, Malformed, r"prompts\.0\.media\.0\.digest: "),
         (MEDIUM | {"path": "/etc/passwd"}, {NAME: BYTES}, Malformed, r"prompts\.0\.media\.0\.path: unknown key"),
     ],
 )
-def test_what_does_not_fit_is_refused(medium: Any, tensors: Any, error: type[Exception], message: str) -> None:
+def test_inconsistent_media_are_refused(medium: Any, tensors: Any, error: type[Exception], message: str) -> None:
     header = {"protocol": PROTOCOL, "prompts": [{"text": "x", "media": [medium]}]}
     with pytest.raises(error, match=message):
         read_score_request(Blob(pack(header, {"media": torch.zeros(1, 3, 8, 8), **tensors})))
@@ -104,17 +104,17 @@ def test_what_does_not_fit_is_refused(medium: Any, tensors: Any, error: type[Exc
 @pytest.mark.parametrize(
     "more", [{"size": [4]}, {"size": [0, 4]}, {"size": "8"}, {"fps": 0}, {"negative": 3}, {"source": 1}]
 )
-def test_nonsense_about_a_prompt_is_refused(more: dict[str, Any]) -> None:
+def test_invalid_fields_of_a_prompt_are_refused(more: dict[str, Any]) -> None:
     header = {"protocol": PROTOCOL, "prompts": [{"text": "x", **more}]}
     with pytest.raises(Malformed, match=rf"prompts\.0\.{next(iter(more))}"):
         read_score_request(Blob(pack(header, {"media": torch.zeros(1, 3, 8, 8)})))
 
 
 @pytest.mark.parametrize("where", ["service", pytest.param("worker", marks=pytest.mark.slow)])
-def test_scores_are_the_same_bits_wherever_the_reward_is(
+def test_scores_are_bit_identical_with_each_transport(
     make: Make, serve_all_along: Serve, edits: tuple[Tensor, list[Prompt]], where: str
 ) -> None:
-    """Checks are sent digests alone; scoring is sent the bytes."""
+    """Check requests contain only digests; score requests contain the bytes."""
     media, prompts = edits
     section = {"urls": [serve_all_along("edit").url]} if where == "service" else {}
     here, there = make("edit"), make("edit", **{where: section})
@@ -141,10 +141,10 @@ def narrow(serve_all_along: Serve) -> Any:
         (b"no image", "image", 400, "not an image or a video that can be read"),
         (encoded(10)[:-30], "image", 400, "cannot be read"),
         (encoded(10, (70, 8)), "image", 413, "a side is longer than 64 (limits.max_side)"),
-        (encoded(10), "video", 422, "is an image, not a video"),
+        (encoded(10), "video", 422, "expected a video, got an image"),
     ],
 )
-def test_a_service_reads_media_with_its_limits(
+def test_a_service_applies_its_limits_to_condition_media(
     narrow: Any, content: bytes, kind: Any, status: int, message: str
 ) -> None:
     medium = ConditionMedium(kind, hashlib.sha256(content).hexdigest(), content=content)
@@ -157,7 +157,7 @@ def test_a_service_reads_media_with_its_limits(
     assert narrow.service.budget.used == 0
 
 
-def test_media_that_a_service_would_not_read_are_refused_before_the_run(narrow: Any, make: Any) -> None:
+def test_media_beyond_a_service_s_limits_are_refused_before_the_run(narrow: Any, make: Any) -> None:
     there = make("edit", service={"urls": [narrow.url]})
     fine, wide = condition_medium(encoded(20)), condition_medium(encoded(10, (70, 8)))
     prompts = [Prompt("x", origin="p:1", media=(fine,)), Prompt("y", origin="p:2", media=(fine, wide))]
@@ -165,19 +165,19 @@ def test_media_that_a_service_would_not_read_are_refused_before_the_run(narrow: 
     reported = r"^p:2: media: the image sha256:\w+…: has a side of 70 pixels; .*limits.max_side"
     with pytest.raises(UserError, match=reported) as caught:
         check_prompts(there, prompts)
-    assert "rewards.0.service take 64 pixels" in str(caught.value)
+    assert "rewards.0.service accept up to 64 pixels" in str(caught.value)
 
 
-def test_one_file_is_not_of_two_kinds(narrow: Any) -> None:
+def test_one_file_cannot_be_of_two_kinds(narrow: Any) -> None:
     medium = condition_medium(encoded(20))
     prompt = Prompt("x", media=(replace(medium, kind="video"), medium))
     body = score_request(torch.zeros(1, 3, 8, 8), [prompt])
     answer = httpx.post(f"{narrow.url}/v1/score", content=body, headers={"Content-Type": SAFETENSORS})
     assert answer.status_code == 422
-    assert "is an image, not a video" in answer.json()["error"]["message"]
+    assert "expected a video, got an image" in answer.json()["error"]["message"]
 
 
-def test_media_count_against_a_service_s_memory(serve: Serve) -> None:
+def test_media_count_towards_a_service_s_memory_limit(serve: Serve) -> None:
     served = serve("edit", memory_mib=64, limits={"max_body_mib": 16})
     body = score_request(torch.zeros(1, 3, 8, 8), [Prompt("x", media=(condition_medium(encoded(1, (2048, 2048))),))])
     answer = httpx.post(f"{served.url}/v1/score", content=body, headers={"Content-Type": SAFETENSORS})

@@ -1,4 +1,4 @@
-"""`dgpo serve` against callers of whom nothing good is to be expected: each is a small one of its kind."""
+"""`dgpo serve` with misbehaving clients."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -44,19 +44,19 @@ HOST = b"Host: localhost\r\n"
 @pytest.mark.parametrize(
     ("raw", "status", "message"),
     [
-        (b"hello\r\n\r\n", 400, "no HTTP request"),
+        (b"hello\r\n\r\n", 400, "not an HTTP request"),
         (b"\x16\x03\x01\x02\x00\x01", 400, "TLS"),
-        (b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n", 400, "no HTTP request"),
+        (b"GET  /health HTTP/1.1\r\n" + HOST + b"\r\n", 400, "not an HTTP request"),
         (b"GET /health HTTP/1.1\r\n\r\n", 400, "Host"),
         (b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n", 400, "Host"),
         (b"GET /health HTTP/3.0\r\n" + HOST + b"\r\n", 505, "HTTP/1.1"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP/1.1"),
         (b"GET http://a@localhost/health HTTP/1.1\r\n" + HOST + b"\r\n", 400, "must be a path"),
         (b"CONNECT example.org:443 HTTP/1.1\r\n" + HOST + b"\r\n", 400, "must be a path"),
-        (b"GET /he\x00alth HTTP/1.1\r\n" + HOST + b"\r\n", 400, "no HTTP request"),
-        (b"GET /health HTTP/1.1\r\nX: a\x00b\r\n" + HOST + b"\r\n", 400, "no HTTP request"),
-        (b"GET /health HTTP/1.1\r\nX : a\r\n" + HOST + b"\r\n", 400, "no HTTP request"),
-        (b"GET /health HTTP/1.1\r\n folded\r\n" + HOST + b"\r\n", 400, "no HTTP request"),
+        (b"GET /he\x00alth HTTP/1.1\r\n" + HOST + b"\r\n", 400, "not an HTTP request"),
+        (b"GET /health HTTP/1.1\r\nX: a\x00b\r\n" + HOST + b"\r\n", 400, "not an HTTP request"),
+        (b"GET /health HTTP/1.1\r\nX : a\r\n" + HOST + b"\r\n", 400, "not an HTTP request"),
+        (b"GET /health HTTP/1.1\r\n folded\r\n" + HOST + b"\r\n", 400, "not an HTTP request"),
         (b"GET /%1b%5d0;x%07%0a HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n", 404, r"/\x1b]0;x\x07\n"),
         (b"GET /x HTTP/1.1\r\nConnection: close\r\nHost: [\r\n\r\n", 404, "GET /x: Not Found"),
         (SCORE.encode() + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "both"),
@@ -65,23 +65,23 @@ HOST = b"Host: localhost\r\n"
         (SCORE.encode() + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 400, "Content-Length"),
         (SCORE.encode() + b"Content-Length: 99999999999999999\r\n\r\n", 413, "max_body_mib"),
         (SCORE.encode() + b"Transfer-Encoding: gzip\r\n\r\n", 501, "Transfer-Encoding"),
-        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "no HTTP request"),
-        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n", 400, "no HTTP request"),
-        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 3000, 400, "chunks hold less"),
-        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"a:\r\n" * 3000, 431, "no HTTP request"),
+        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "not an HTTP request"),
+        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n", 400, "not an HTTP request"),
+        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 3000, 400, "chunks hold fewer"),
+        (SCORE.encode() + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"a:\r\n" * 3000, 431, "not an HTTP request"),
         (SCORE.encode() + b"Expect: the-unexpected\r\n\r\n", 417, "100-continue"),
         (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n", 431, "head_kib"),
         (b"GET /health HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 200 + b"\r\n", 431, "lines"),
         (b"X: y\r\n" * 200, 431, "lines"),
     ],
 )  # fmt: skip
-def test_what_is_no_http_is_answered_in_json(server: Any, raw: bytes, status: int, message: str) -> None:
+def test_malformed_http_gets_a_json_response(server: Any, raw: bytes, status: int, message: str) -> None:
     with connected(server, raw) as connection:
         found = error_of(all_of(connection))
     assert (found[0], message in found[2]) == (status, True), found
 
 
-def test_requests_before_their_turn_are_answered_in_order(server: Any) -> None:
+def test_pipelined_requests_are_answered_in_order(server: Any) -> None:
     health = b"GET /health HTTP/1.1\r\n" + HOST
     last = b"GET /nowhere HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
     asked = f"{SCORE}Content-Length: {len(ONE)}\r\n\r\n".encode() + ONE
@@ -96,8 +96,8 @@ def test_requests_before_their_turn_are_answered_in_order(server: Any) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_caller_that_ends_its_side_is_answered(server: Any, version: str) -> None:
-    """As `nc -N` does, and whoever sends a file and then reads."""
+def test_a_client_that_closes_its_write_side_gets_a_response(server: Any, version: str) -> None:
+    """As `nc -N` does."""
     asked = f"{SCORE}Content-Length: {len(ONE)}\r\n\r\n".replace("1.1", version).encode() + ONE
     for sent, count in ((asked, 1), (b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n" + asked + b"\r\n", 2)):
         with connected(server, sent) as connection:
@@ -108,14 +108,14 @@ def test_a_caller_that_ends_its_side_is_answered(server: Any, version: str) -> N
         with connected(server, sent) as connection:
             connection.shutdown(socket.SHUT_WR)
             answer = all_of(connection)
-        assert error_of(answer)[2] == f"this is no HTTP request: {message}" if message else answer == b""
+        assert error_of(answer)[2] == f"not an HTTP request: {message}" if message else answer == b""
 
 
-def test_a_caller_that_ends_its_side_may_wait_long(
+def test_a_client_that_closes_its_write_side_is_probed(
     serve: Serve, gate: threading.Event, parts: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is asked whether it is there by an interim answer, of which callers take no notice."""
-    monkeypatch.setattr(connections, "ASK", 0.0)
+    """The probe is an interim response, which clients ignore."""
+    monkeypatch.setattr(connections, "PROBE", 0.0)
     server, body = serve("moody"), waits()
     with connected(server, f"{SCORE}Content-Length: {len(body)}\r\n\r\n".encode() + body) as connection:
         connection.shutdown(socket.SHUT_WR)
@@ -125,9 +125,9 @@ def test_a_caller_that_ends_its_side_may_wait_long(
         assert all_of(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_requests_one_after_the_other_share_a_connection(server: Any) -> None:
+def test_connections_are_reused(server: Any) -> None:
     with connected(server) as connection:
-        for before in (b"", b"\r\n", b"\r\n"):  # old callers end a body with an empty line
+        for before in (b"", b"\r\n", b"\r\n"):  # old clients end a body with an empty line
             connection.sendall(before + SCORE.encode() + f"Content-Length: {len(ONE)}\r\n\r\n".encode() + ONE)
             assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
 
@@ -150,16 +150,19 @@ def test_head_options_and_expect(server: Any) -> None:
         assert error_of(all_of(connection))[0] == 415  # and nothing of a 100 before it
 
 
-def test_nobody_is_led_elsewhere(server: Any) -> None:
+def test_no_redirects(server: Any) -> None:
     answer = httpx.get(f"{server.url}/health/", headers={"Host": "evil.example"})
     assert (answer.status_code, answer.json()["error"]["kind"]) == (404, "request")
 
 
 # -- connections ----------------------------------------------------------------------------------------------------
-def test_heads_that_do_not_come(serve: Serve) -> None:
+def test_request_heads_time_out(serve: Serve) -> None:
     server = serve("conv", connections={"head_seconds": 0.2})
     with connected(server, b"GET /health HT") as half, connected(server) as silent:
-        assert error_of(all_of(half))[::2] == (408, "the head did not come within 0.2 s (connections.head_seconds)")
+        assert error_of(all_of(half))[::2] == (
+            408,
+            "the request head was not received within 0.2 s (connections.head_seconds)",
+        )
         assert all_of(silent) == b""
     with connected(server, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n") as connection:
         assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
@@ -169,14 +172,14 @@ def test_heads_that_do_not_come(serve: Serve) -> None:
     wait_for(lambda: not server.service.pool.connections)
 
 
-def test_idle_connections_end(serve: Serve) -> None:
+def test_idle_connections_are_closed(serve: Serve) -> None:
     server = serve("conv", connections={"keep_alive_seconds": 0.1})
     with connected(server, b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n") as connection:
         assert b'{"status":"alive"}' in all_of(connection)
 
 
 def test_a_flood_of_connections_leaves_room(serve: Serve, gate: threading.Event) -> None:
-    """The longest waiting makes room; requests under way do not."""
+    """The longest waiting connection is closed; those with requests in progress are kept."""
     server = serve("moody", queue=7, connections={"max": 8})
     with ThreadPoolExecutor(8) as pool:
         held = [pool.submit(score, server, waits()) for _ in range(3)]
@@ -194,7 +197,7 @@ def test_a_flood_of_connections_leaves_room(serve: Serve, gate: threading.Event)
     assert 'dgpo_refused_total{reason="connections"}' in httpx.get(f"{server.url}/metrics").text
 
 
-def test_callers_that_have_gone_are_not_let_in() -> None:
+def test_closed_connections_are_not_accepted() -> None:
     with serving.bind("127.0.0.1", 0) as listening:
         listening.setblocking(False)
         for gone in (True, True, False, True):
@@ -206,13 +209,13 @@ def test_callers_that_have_gone_are_not_let_in() -> None:
                 there = made
         accepted, address = listening.accept()
         assert address == there.getsockname()
-        with pytest.raises((BlockingIOError, ConnectionAbortedError)):  # macOS says the latter
+        with pytest.raises((BlockingIOError, ConnectionAbortedError)):  # the latter on macOS
             listening.accept()
         accepted.close()
         there.close()
 
 
-def test_where_all_connections_work_the_next_is_reported(
+def test_a_connection_beyond_the_limit_is_refused(
     serve: Serve, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve("moody", queue=3)
@@ -226,16 +229,18 @@ def test_where_all_connections_work_the_next_is_reported(
         assert [one.result().status_code for one in held] == [200] * 2
 
 
-def test_bodies_that_do_not_come(serve: Serve) -> None:
+def test_bodies_time_out(serve: Serve) -> None:
     server = serve("conv", connections={"body_seconds": 0.1}, limits={"max_body_mib": 4})
     for length in ("Content-Length: 100\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\nhal"):
         with connected(server, (SCORE + length).encode()) as connection:
-            message = "the body did not come within 0.1 s (connections.body_seconds)"
+            message = "the body was not received within 0.1 s (connections.body_seconds)"
             assert error_of(all_of(connection)) == (408, "timeout", message)
     wait_for(lambda: server.service.inside == 0 and server.service.budget.used == 0)
 
 
-def test_a_caller_that_does_not_take_its_answer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = serve("conv", connections={"answer_seconds": 0.2, "keep_alive_seconds": 60})
     monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
     with connected(server, b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"):
@@ -243,7 +248,7 @@ def test_a_caller_that_does_not_take_its_answer(serve: Serve, monkeypatch: pytes
         wait_for(lambda: not server.service.pool.connections)
 
 
-def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_responses_have_a_common_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve("conv")
     pool = server.service.pool
     monkeypatch.setattr(type(server.service.counters), "text", lambda self: b"x" * 2**24)
@@ -255,8 +260,8 @@ def test_answers_that_nobody_takes_are_bounded_together(serve: Serve, monkeypatc
         assert pool.connections.pop().unread_bytes() > 0
 
 
-def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection takes turns, and all of the body arrives."""
+def test_a_body_in_tiny_chunks_is_read_in_turns(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole body arrives."""
     server = serve("conv")
     monkeypatch.setattr(pool_module, "TURN", 0.0001)
     pieces = b"".join(b"%x\r\n%s\r\n" % (len(ONE[i : i + 5]), ONE[i : i + 5]) for i in range(0, len(ONE), 5))
@@ -274,19 +279,19 @@ def test_a_body_in_a_million_pieces_does_not_stop_the_others(serve: Serve, monke
         (100, 100, 25, None),
     ],
 )
-def test_there_is_a_descriptor_for_every_connection(
+def test_connections_are_limited_by_file_descriptors(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, soft: int, hard: int, fits: int, raised: int
 ) -> None:
-    reported: list[int] = []
+    soft_limits: list[int] = []
     monkeypatch.setattr(descriptors.resource, "getrlimit", lambda which: (soft, hard))
-    monkeypatch.setattr(descriptors.resource, "setrlimit", lambda which, limits: reported.append(limits[0]))
+    monkeypatch.setattr(descriptors.resource, "setrlimit", lambda which, limits: soft_limits.append(limits[0]))
     assert descriptors.connections_that_fit(256) == fits
-    assert reported == ([] if raised is None else [raised])
+    assert soft_limits == ([] if raised is None else [raised])
     assert ("connections.max is" in caplog.text) == (fits < 256)
 
 
-# -- callers that go, and the end -----------------------------------------------------------------------------------
-def test_what_is_done_for_a_caller_that_has_gone_ends(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
+# -- disconnects and shutdown ---------------------------------------------------------------------------------------
+def test_requests_of_disconnected_clients_are_cancelled(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
     server = serve("moody")
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(score, server, waits())
@@ -302,9 +307,11 @@ def test_what_is_done_for_a_caller_that_has_gone_ends(serve: Serve, gate: thread
     assert 'dgpo_requests_total{path="/v1/score",status="499"} 1' in httpx.get(f"{server.url}/metrics").text
 
 
-def test_the_end_waits_for_nobody(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
-    """Neither for heads, bodies, idle connections and answers that are not taken, nor for a reward that hangs, or that
-    cannot be closed."""
+def test_shutdown_does_not_wait_for_clients_or_the_reward(
+    serve: Serve, gate: threading.Event, parts: ModuleType
+) -> None:
+    """Neither for heads, bodies, idle connections and unread responses, nor for a reward that hangs or does not
+    close."""
     server = serve("moody", drain_seconds=0.1)
     never = threading.Event()
     server.batcher.reward.close = lambda: never.wait(20)
@@ -323,7 +330,7 @@ def test_the_end_waits_for_nobody(serve: Serve, gate: threading.Event, parts: Mo
         one.close()
 
 
-def test_answers_of_the_end_are_delivered(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
+def test_responses_are_delivered_at_shutdown(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
     server = serve("moody")
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(score, server, waits())
@@ -335,15 +342,15 @@ def test_answers_of_the_end_are_delivered(serve: Serve, gate: threading.Event, p
         assert held.result().status_code == 200
 
 
-def test_health_waits_for_nothing(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
-    """Not even for the lock with which jobs are handed over."""
+def test_health_does_not_wait_for_locks(serve: Serve, gate: threading.Event, parts: ModuleType) -> None:
+    """Not even for the lock of the job queue."""
     server = serve("moody")
     with server.batcher._change:
         for path in ("/health", "/ready", "/metrics"):
             assert httpx.get(f"{server.url}{path}", timeout=10).status_code == 200
 
 
-def test_a_process_that_does_not_end_is_ended(
+def test_a_process_that_does_not_exit_is_terminated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended = threading.Event()
@@ -352,10 +359,10 @@ def test_a_process_that_does_not_end_is_ended(
     serving._end_process(0.0)
     assert ended.wait(10)
     assert statuses == [0]
-    assert "did not end within drain_seconds" in caplog.text
+    assert "did not finish within drain_seconds" in caplog.text
 
 
-def test_a_signal_starts_the_time_of_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_starts_the_shutdown_timer(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve("conv", drain_seconds=3)
     started: list[float] = []
     monkeypatch.setattr(serving, "_end_process", started.append)

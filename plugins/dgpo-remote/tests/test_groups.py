@@ -1,4 +1,4 @@
-"""Rewards that compare, in workers and behind services: whole groups with their keys, the same bits as here."""
+"""Group rewards in workers and behind services: whole groups with their keys, bit-identical to a local reward."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def there(request: pytest.FixtureRequest, make: Make, running: Any) -> Any:
     return make("win-rate", options=OPTIONS, **place)
 
 
-def test_keys_arrive_as_they_are() -> None:
+def test_keys_arrive_unchanged() -> None:
     found = read_score_request(Blob(score_request(MEDIA, [PROMPT] * 5, keys=KEYS)))
     assert found.keys == KEYS
     assert read_score_request(Blob(score_request(MEDIA, [PROMPT] * 5))).keys is None
@@ -58,12 +58,12 @@ def test_a_group_has_the_same_scores_everywhere(there: Any) -> None:
     assert (there.range, there.media, there.is_remote) == ((0.0, 1.0), frozenset({"image"}), True)
 
 
-def test_it_keeps_the_contract_there(there: Any) -> None:
+def test_a_remote_group_reward_implements_the_contract(there: Any) -> None:
     check_group_reward(there, MEDIA, PROMPT)
 
 
 @pytest.mark.parametrize("place", ["worker", "service"])
-def test_what_fails_there_makes_the_group_missing(
+def test_a_failure_makes_the_group_missing(
     place: str, make: Make, serve: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
@@ -75,7 +75,7 @@ def test_what_fails_there_makes_the_group_missing(
     assert {one["reason"] for one in found.diagnostics} == {"RuntimeError: the judge is asleep"}
 
 
-# -- what others send to a service ------------------------------------------------------------------------------------
+# -- requests of other clients ----------------------------------------------------------------------------------------
 
 
 def post(running: Any, body: bytes) -> httpx.Response:
@@ -93,7 +93,7 @@ def test_without_keys_the_samples_of_a_prompt_are_a_group(running: Any) -> None:
     assert "nothing to compare it with" in found.diagnostics[3]["reason"]
 
 
-def test_a_member_that_is_not_finite_is_missing_by_itself(running: Any) -> None:
+def test_only_the_nonfinite_member_is_missing(running: Any) -> None:
     media = MEDIA.clone()
     media[1, 0, 0, 0] = torch.nan
     rows = [0, 2, 3, 4]
@@ -117,17 +117,17 @@ def test_images_of_a_prompt_are_a_group_if_they_have_one_size(running: Any) -> N
     assert "have several sizes" in data["diagnostics"][1]["reason"]
 
 
-def test_keys_for_a_reward_that_does_not_compare_are_refused(serve: Make) -> None:
+def test_keys_are_refused_unless_it_is_a_group_reward(serve: Make) -> None:
     answer = post(serve("brightness"), score_request(MEDIA, [PROMPT] * 5, keys=KEYS))
     assert answer.status_code == 422
-    assert "brightness scores each sample by itself; leave out `keys`" in answer.json()["error"]["message"]
+    assert "brightness scores each sample independently; omit `keys`" in answer.json()["error"]["message"]
 
 
-def test_a_group_larger_than_a_request_may_be_is_missing(serve: Make, make: Make, rewards: Registry) -> None:
-    """It is not sent in halves."""
+def test_a_group_beyond_max_samples_is_missing(serve: Make, make: Make, rewards: Registry) -> None:
+    """It is not split into halves."""
     running = serve("win-rate", reward={"use": "win-rate", "options": OPTIONS}, limits={"max_samples": 4})
     there = make("win-rate", options=OPTIONS, service={"urls": [running.url]})
     found = checked_group(Reward("wins", 1.0, there), MEDIA, PROMPT, KEYS)
     assert found.missing.all()
-    assert "5 samples are more than 4 (limits.max_samples)" in found.diagnostics[0]["reason"]
+    assert "5 samples; at most 4 are allowed (limits.max_samples)" in found.diagnostics[0]["reason"]
     assert not checked_group(Reward("wins", 1.0, there), MEDIA[:4], PROMPT, KEYS[:4]).missing.any()

@@ -1,4 +1,4 @@
-"""Messages: what arrives is what was sent, bit for bit, and what is none is refused before anything is made of it."""
+"""Messages: round trips are bit-exact, and malformed messages are refused before tensors are created."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def through(media: Tensor, prompts: list[Prompt]) -> Any:
 @pytest.mark.parametrize(
     "shape", [(2, 3, 5, 7), (0, 3, 5, 7), (2, 4, 3, 5, 7), (2, 0, 3, 5, 7), (1, 3, 1, 1), (2, 3, 0, 0)]
 )
-def test_media_of_every_kind_arrive_as_they_are(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_media_arrive_unchanged(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     media = torch.randn(shape).to(dtype)
     request = through(media, [Prompt("x")] * shape[0])
     assert request.media.dtype == dtype
@@ -49,19 +49,19 @@ def test_media_of_every_kind_arrive_as_they_are(dtype: torch.dtype, shape: tuple
     assert request.alone
 
 
-def test_what_is_no_number_arrives_as_it_is() -> None:
+def test_special_floats_arrive_unchanged() -> None:
     media = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45] * 3).view(1, 3, 2, 2)
     assert through(media, [Prompt("x")]).media.view(torch.int32).tolist() == media.view(torch.int32).tolist()
 
 
-def test_bytes_are_read_as_numbers_between_0_and_1() -> None:
+def test_uint8_media_are_scaled_to_0_1() -> None:
     media = torch.tensor([[0, 51, 255]], dtype=torch.uint8).view(1, 3, 1, 1)
     assert through(media, [Prompt("x")]).media.flatten().tolist() == [0.0, torch.tensor(0.2).item(), 1.0]
 
 
 @pytest.mark.parametrize("order", [(0, 3, 1, 2), (0, 1, 3, 2), (3, 2, 1, 0)])
-def test_the_order_in_memory_arrives_too(order: tuple[int, ...]) -> None:
-    """Sums over memory in another order have other last bits."""
+def test_strides_arrive_unchanged(order: tuple[int, ...]) -> None:
+    """Sums over memory in another order differ in the last bits."""
     shape = [2, 3, 6, 7]
     stored = torch.rand([shape[o] for o in order])
     media = stored.permute([order.index(i) for i in range(4)])
@@ -69,7 +69,7 @@ def test_the_order_in_memory_arrives_too(order: tuple[int, ...]) -> None:
     arrived = through(media, [Prompt("x")] * 2).media
     assert torch.equal(arrived, media)
     assert arrived.stride() == media.stride()
-    assert arrived.data_ptr() % 64 == 0, "arithmetic libraries promise the same bits for aligned memory only"
+    assert arrived.data_ptr() % 64 == 0, "math libraries return the same bits for aligned memory only"
 
 
 def test_prompts_and_metadata_arrive() -> None:
@@ -81,14 +81,14 @@ def test_prompts_and_metadata_arrive() -> None:
     assert second == Prompt("", {})
 
 
-def test_scores_arrive_as_they_are() -> None:
+def test_scores_arrive_unchanged() -> None:
     values = torch.tensor([0.1, float("nan"), -3.4e38, 1e-45])
     reported = ({"a": (1, 2), "t": torch.tensor([1.5]), "n": float("inf")}, {}, {}, {"p": Path("x")})
     arrived = read_score_answer(Blob(score_answer(Scores(values, values.isnan(), reported))))
     assert arrived.values.view(torch.int32).tolist() == values.view(torch.int32).tolist()
     assert arrived.missing.tolist() == [False, True, False, False]
     assert arrived.diagnostics == ({"a": [1, 2], "t": [1.5], "n": float("inf")}, {}, {}, {"p": "x"})
-    # It is the scorer that says what is wrong with these.
+    # The receiver validates these.
     odd = read_score_answer(Blob(score_answer(Scores(torch.zeros(3, 1).double(), torch.zeros(2).long()))))
     assert (odd.values.shape, odd.values.dtype, odd.missing.dtype) == ((3, 1), torch.float64, torch.int64)
 
@@ -111,8 +111,8 @@ def test_plain_values() -> None:
     assert plain({1: {2}, "b": b"\x00", "c": torch.float32}) == {"1": [2], "b": "b'\\x00'", "c": "torch.float32"}
 
 
-def test_float64_media_do_not_travel() -> None:
-    with pytest.raises(Unfit, match=r"media are torch.float64"):
+def test_float64_media_are_refused() -> None:
+    with pytest.raises(Unfit, match=r"got torch.float64"):
         score_request(torch.zeros(1, 3, 1, 1).double(), [Prompt("x")])
 
 
@@ -125,21 +125,21 @@ PAIR = {"media": torch.zeros(2, 3, 2, 2)}
 @pytest.mark.parametrize(
     ("header", "tensors", "error", "message"),
     [
-        (HEADER | {"protocol": 99}, MEDIA, OtherProtocol, f"speaks version 99 .* this dgpo speaks version {PROTOCOL}"),
-        ({"prompts": []}, MEDIA, OtherProtocol, "speaks version None"),
-        (HEADER | {"protocol": str(PROTOCOL)}, MEDIA, OtherProtocol, f"speaks version '{PROTOCOL}'"),
-        (HEADER | {"prompts": [], "keys": []}, {"media": torch.zeros(0, 3, 2, 2)}, Unfit, "this one has no samples"),
+        (HEADER | {"protocol": 99}, MEDIA, OtherProtocol, f"protocol version 99, this dgpo uses version {PROTOCOL}"),
+        ({"prompts": []}, MEDIA, OtherProtocol, "protocol version None"),
+        (HEADER | {"protocol": str(PROTOCOL)}, MEDIA, OtherProtocol, f"protocol version '{PROTOCOL}'"),
+        (HEADER | {"prompts": [], "keys": []}, {"media": torch.zeros(0, 3, 2, 2)}, Unfit, "must have samples"),
         (HEADER | {"prompts": None}, MEDIA, Malformed, "prompts: must be a list"),
         (HEADER | {"prompts": [{"txt": "x"}]}, MEDIA, Malformed, r"prompts\.0\.text: is missing"),
         (HEADER | {"lonely": True}, MEDIA, Malformed, "lonely: unknown key; did you mean alone"),
-        (HEADER | {"order": [0, 1, 2]}, MEDIA, Unfit, "does not order 4 dimensions"),
-        (HEADER | {"order": [0, 0, 1, 2]}, MEDIA, Unfit, "does not order 4 dimensions"),
-        (HEADER, {}, Unfit, "there must be one tensor, `media`; there are none"),
-        (HEADER, MEDIA | {"more": torch.zeros(1)}, Unfit, "there are media, more"),
-        (HEADER, {"media": torch.zeros(1, 3, 2, 2).double()}, Unfit, "`media` is F64"),
-        (HEADER, {"media": torch.zeros(1, 3, 2, 2).long()}, Unfit, "`media` is I64, it must be one of F32, F16"),
-        (HEADER, {"media": torch.zeros(1, 4, 2, 2)}, Unfit, r"the shape \[1, 4, 2, 2\]"),
-        (HEADER, {"media": torch.zeros(3, 2, 2)}, Unfit, r"the shape \[3, 2, 2\]"),
+        (HEADER | {"order": [0, 1, 2]}, MEDIA, Unfit, "not a permutation of 4 dimensions"),
+        (HEADER | {"order": [0, 0, 1, 2]}, MEDIA, Unfit, "not a permutation of 4 dimensions"),
+        (HEADER, {}, Unfit, "there must be one tensor, `media`, got none"),
+        (HEADER, MEDIA | {"more": torch.zeros(1)}, Unfit, "got media, more"),
+        (HEADER, {"media": torch.zeros(1, 3, 2, 2).double()}, Unfit, "got F64"),
+        (HEADER, {"media": torch.zeros(1, 3, 2, 2).long()}, Unfit, "`media` must be one of F32, F16.*, got I64"),
+        (HEADER, {"media": torch.zeros(1, 4, 2, 2)}, Unfit, r"got shape \[1, 4, 2, 2\]"),
+        (HEADER, {"media": torch.zeros(3, 2, 2)}, Unfit, r"got shape \[3, 2, 2\]"),
         (HEADER, {"media": torch.zeros(1, 2, 4, 2, 2)}, Unfit, r"images \[B, 3, H, W\] or videos"),
         (HEADER, {"media": torch.zeros(2, 3, 2, 2)}, Unfit, "has 2 samples for 1 prompts"),
         (HEADER | {"keys": []}, MEDIA, Unfit, "there are 0 `keys` for 1 samples"),
@@ -148,10 +148,10 @@ PAIR = {"media": torch.zeros(2, 3, 2, 2)}
         (HEADER | {"keys": [[1.5]]}, MEDIA, Malformed, r"keys\.0\.0"),
         (HEADER | {"keys": [[0] * 17]}, MEDIA, Malformed, r"keys\.0"),
         (TWO | {"keys": [["a"], ["a"]]}, PAIR, Unfit, "two samples have the same key"),
-        (TWO | {"keys": [["a"], [1]], "prompts": [{"text": "x"}, {"text": "y"}]}, PAIR, Unfit, "must have one prompt"),
+        (TWO | {"keys": [["a"], [1]], "prompts": [{"text": "x"}, {"text": "y"}]}, PAIR, Unfit, "must share one prompt"),
     ],
 )  # fmt: skip
-def test_requests_that_do_not_fit(header: Any, tensors: Any, error: type[Exception], message: str) -> None:
+def test_invalid_requests_are_refused(header: Any, tensors: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         read_score_request(Blob(pack(header, tensors)))
 
@@ -173,7 +173,7 @@ def framed(head: bytes, rest: bytes = b"") -> bytes:
         safetensors.torch.save({"media": torch.zeros(1)}),
     ],
 )  # fmt: skip
-def test_bytes_that_are_no_message(data: bytes) -> None:
+def test_malformed_messages_are_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         Blob(data)
 
@@ -188,14 +188,14 @@ def test_bytes_that_are_no_message(data: bytes) -> None:
         {"dtype": "F32", "shape": [1, 3, -2, -2], "data_offsets": [0, 48]},
     ],
 )
-def test_tensors_that_lie_about_themselves(media: Any) -> None:
+def test_inconsistent_tensor_descriptions_are_refused(media: Any) -> None:
     head = {"__metadata__": {"dgpo": json.dumps(HEADER)}, "media": media}
     with pytest.raises((Malformed, Unfit)):
         read_score_request(Blob(framed(json.dumps(head).encode(), b"\x00" * 48)))
 
 
 @given(st.data())
-def test_a_damaged_message_never_surprises(data: st.DataObject) -> None:
+def test_a_damaged_message_raises_only_known_errors(data: st.DataObject) -> None:
     whole = bytearray(score_request(torch.arange(12.0).view(1, 3, 2, 2), [Prompt("x", {"a": [1]})]))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -204,8 +204,8 @@ def test_a_damaged_message_never_surprises(data: st.DataObject) -> None:
         read_score_request(Blob(bytes(whole)))
 
 
-def test_nothing_knows_how_to_unpickle() -> None:
-    """Neither by itself, nor through libraries whose reading or sending means it."""
+def test_pickle_is_never_used() -> None:
+    """Neither directly, nor through libraries that use it."""
     sources = list(Path(str(dgpo_remote.__file__)).parent.rglob("*.py"))
     assert len(sources) > 10
     forbidden = re.compile(r"(import|from) (pickle|marshal|shelve|multiprocessing)|(?<!safetensors\.)torch\.load\(")

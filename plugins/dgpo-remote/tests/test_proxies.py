@@ -1,4 +1,4 @@
-"""Proxies of the environment: for which servers they are used, and what is said of those that cannot be."""
+"""Proxies of the environment: which servers they apply to, and errors for unusable ones."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_socks_wants_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def proxy() -> Iterator[Callable[[bytes], str]]:
-    """`proxy(b"HTTP/1.1 ...")`: a proxy that gives this answer to whatever it is asked."""
+    """`proxy(b"HTTP/1.1 ...")`: a proxy that sends this response to every request."""
     made: list[socket.socket] = []
 
     def start(answer: bytes) -> str:
@@ -180,7 +180,7 @@ def client(url: str = "http://gpu.invalid:8500") -> Client:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_is_not_there_is_named(
+def test_an_unreachable_proxy_is_named(
     monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int], scheme: str
 ) -> None:
     port = free_port()
@@ -193,17 +193,17 @@ def test_a_proxy_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_wants_a_password_is_named(
+def test_a_proxy_that_requires_a_password_is_named(
     monkeypatch: pytest.MonkeyPatch, proxy: Callable[[bytes], str], scheme: str
 ) -> None:
     place = proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     monkeypatch.setenv("ALL_PROXY", place)
     url = f"{scheme}://gpu.invalid:8500"
-    with pytest.raises(Refused, match=rf"^the proxy http://{place} \(ALL_PROXY\) wants a name and a password"):
+    with pytest.raises(Refused, match=rf"^the proxy http://{place} \(ALL_PROXY\) requires a user name and password"):
         client(url).ask("GET", url, timeout=5)
 
 
-def test_the_page_of_a_proxy_is_reported_to_come_through_it(
+def test_an_error_page_of_a_proxy_names_the_proxy(
     monkeypatch: pytest.MonkeyPatch, proxy: Callable[[bytes], str]
 ) -> None:
     page = b"<html>\x1b[31m\xe2\x80\xaeno</html>"
@@ -225,7 +225,7 @@ def test_a_request_goes_through_its_proxy(monkeypatch: pytest.MonkeyPatch, proxy
     assert client().ask_json("GET", "http://gpu.invalid:8500/x", timeout=5) == {"a": 1}
 
 
-def test_a_proxy_that_cannot_be_used_keeps_a_run_from_starting_only_where_it_would_be(
+def test_an_unusable_proxy_is_an_error_only_if_it_applies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks://p:1080")
@@ -236,7 +236,7 @@ def test_a_proxy_that_cannot_be_used_keeps_a_run_from_starting_only_where_it_wou
     client("http://gpu:8500").close()
 
 
-def test_another_library_s_client_meets_such_a_proxy_only_when_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_clients_report_an_unusable_proxy_at_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks://p:1080")
     made: Any = Routed(httpx)
     with (
@@ -248,7 +248,7 @@ def test_another_library_s_client_meets_such_a_proxy_only_when_it_asks(monkeypat
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
-    """`hub()`: huggingface_hub's client after `prepare_hub`; None where it has kept its own."""
+    """`hub()`: huggingface_hub's client after `prepare_hub`, or None if it keeps its own."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
     set_factory: list[Any] = []
     monkeypatch.setattr(hub_module, "_prepared", False)
@@ -265,13 +265,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
         one.close()
 
 
-def test_the_hub_s_client_is_its_own_without_proxies(hub: Callable[[], Any]) -> None:
+def test_the_hub_keeps_its_client_without_proxies(hub: Callable[[], Any]) -> None:
     assert hub() is None
 
 
 @pytest.mark.parametrize("value", ["socks://p:1", "socks5://p:1", "http://127.0.0.1:1", "http://p:99999"])
 @pytest.mark.parametrize("offline", [True, False])
-def test_the_hub_s_client_meets_a_proxy_only_when_it_asks(
+def test_the_hub_reports_an_unusable_proxy_at_the_request(
     monkeypatch: pytest.MonkeyPatch, hub: Callable[[], Any], value: str, offline: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip

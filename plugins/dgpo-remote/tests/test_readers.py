@@ -1,4 +1,4 @@
-"""Readers: what strangers send is read elsewhere, as `dgpo score` reads it, and one bad image costs one score."""
+"""Readers: uploaded files are read as `dgpo score` reads them, and one bad image costs only one score."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -22,9 +22,9 @@ from dgpo_remote.server.readers import Readers
 from tests.uploaded import FORM, JSON, Serve, coded, file, form, one, png, read, readers, refused, run, scans
 
 
-# -- what is read -------------------------------------------------------------------------------------------------
+# -- formats ------------------------------------------------------------------------------------------------------
 def images() -> dict[str, bytes]:
-    """Files of every kind, by names."""
+    """Files of every format, by name."""
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 6
     exif = Image.Exif()
@@ -58,7 +58,7 @@ def images() -> dict[str, bytes]:
     return made
 
 
-def test_the_same_bits_and_notes_as_of_files(readers: Readers, tmp_path: Path) -> None:
+def test_pixels_and_notes_equal_those_of_read_media(readers: Readers, tmp_path: Path) -> None:
     made = images()
     as_json = run(read(readers, coded(*made.values())))
     as_form = run(read(readers, form(*(file(data, name) for name, data in made.items())), FORM))
@@ -119,15 +119,15 @@ def test_spellings_of_base64(text: str) -> None:
     [
         ("", "is empty"),
         (" \n", "is empty"),
-        ("====", "padding alone"),
-        ("%%%", "the character '%', after 0 of 3 characters"),
-        ("QUJD\x00", r"the character '\\x00', after 4"),
-        ("QUJD=QUJD", "padding in the middle, after 4"),
+        ("====", "only padding"),
+        ("%%%", "the character '%' after 0 of 3 characters"),
+        ("QUJD\x00", r"the character '\\x00' after 4"),
+        ("QUJD=QUJD", "padding in the middle after 4"),
         ("QUJDQ", "one too many or too few"),
-        ("/home/me/x.png", r"the character '\.', after"),
+        ("/home/me/x.png", r"the character '\.' after"),
         ("https://example.org/x.png", "is a URL"),
-        ("data:image/png,abc", "not in base64"),
-        ("data:image/svg+xml;utf8,<svg/>", "not in base64"),
+        ("data:image/png,abc", "without base64"),
+        ("data:image/svg+xml;utf8,<svg/>", "without base64"),
         ("QUJDé", "the character 'é'"),
     ],
 )
@@ -157,21 +157,21 @@ def test_names_of_files(readers: Readers, head: str) -> None:
     assert run(read(readers, form((head, png())), FORM)).lost == {}
 
 
-# -- partial answers ----------------------------------------------------------------------------------------------
+# -- partial results ----------------------------------------------------------------------------------------------
 def test_one_bad_image_costs_one_score(readers: Readers) -> None:
     files: list[bytes | str] = [png(), b"dear diary", png(size=(5000, 1)), "%%%", png()[:50], scans(2000, 16), png()]
     found = run(read(readers, coded(*files)))
     assert [batch.places for batch in found.batches] == [[0, 6]]
-    assert {place: reason.split(":")[0][:30] for place, reason in found.lost.items()} == {
-        1: "not an image or a video that ",
+    assert {place: reason.split(":")[0][:29].strip() for place, reason in found.lost.items()} == {
+        1: "not an image or a video that",
         2: "5000x1 pixels",
         3: "is not base64",
         4: "cannot be read",
-        5: "it is a JPEG of 2,009 scans, o",
+        5: "it is a JPEG of 2,009 scans;",
     }
 
 
-def test_all_bad_is_an_error_with_the_first_reason(readers: Readers) -> None:
+def test_the_first_reason_is_reported_if_no_image_is_readable(readers: Readers) -> None:
     error = refused(readers, coded("%%%", b"dear diary"))
     assert (error.status, error.kind) == (400, "request")
     assert str(error).startswith("samples.0.image: is not base64")
@@ -180,8 +180,8 @@ def test_all_bad_is_an_error_with_the_first_reason(readers: Readers) -> None:
     assert (error.status, error.kind, str(error)[:29]) == (413, "size", r"image 'w\x1b.png': 5000x1 pix")
 
 
-def test_partial_answers_over_http(serve_all_along: Serve) -> None:
-    """Values, missing, diagnostics with reasons and notes, each in its place; the count of missing ones."""
+def test_partial_results_over_http(serve_all_along: Serve) -> None:
+    """Values, missing, diagnostics with reasons and notes, in order; and the count of missing samples."""
     server = serve_all_along("conv")
     clear = io.BytesIO()
     Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(clear, "PNG")
@@ -198,7 +198,7 @@ def test_partial_answers_over_http(serve_all_along: Serve) -> None:
     assert "dgpo_missing_total 1.0" in metrics
 
 
-def test_the_other_kind_among_others(serve: Serve) -> None:
+def test_a_video_among_images(serve: Serve) -> None:
     moving = io.BytesIO()
     Image.new("RGB", (8, 6)).save(moving, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6), "red")])
     with httpx.Client(base_url=serve("brightness").url, timeout=20) as client:

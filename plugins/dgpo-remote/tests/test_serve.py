@@ -1,4 +1,4 @@
-"""`dgpo serve`: reward files, and what keeps a service from starting."""
+"""`dgpo serve`: reward files, and errors at the start."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_a_token_that_is_not_set(dgpo: Run, reward: Path, monkeypatch: pytest.Mo
         ("reward: brightness\nbatching: {max_batch: 0}", "batching.max_batch: must be"),
     ],
 )
-def test_mistakes_in_a_reward_file(dgpo: Run, tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_reward_file(dgpo: Run, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "reward.yaml").write_text(text)
     done = dgpo("serve", tmp_path / "reward.yaml")
     assert done.code == 2
     assert message in done.err
 
 
-def test_a_reward_that_cannot_be_loaded_ends_with_its_message(dgpo: Run, tmp_path: Path) -> None:
+def test_a_reward_that_cannot_be_loaded_is_reported(dgpo: Run, tmp_path: Path) -> None:
     (tmp_path / "reward.yaml").write_text("reward: {use: unheard-of, worker: {python: /nowhere/python}}\nport: 0\n")
     done = dgpo("serve", tmp_path / "reward.yaml")
     assert done.code == 2
-    assert done.err.splitlines()[-1].startswith("reward.worker.python: there is no interpreter /nowhere/python")
+    assert done.err.splitlines()[-1].startswith("reward.worker.python: no such interpreter: /nowhere/python")

@@ -1,4 +1,4 @@
-"""`dgpo serve`: whatever is sent to it, it answers with a status that fits, and stays up."""
+"""`dgpo serve`: responses to valid and invalid requests, after which the service stays up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKEN = "a long secret"
 
 @pytest.fixture(scope="module")
 def server(serve_all_along: Serve) -> Any:
-    """With a token and narrow limits."""
+    """A server with a token and low limits."""
     limits = {"max_body_mib": 1, "max_side": 64, "max_frames": 3, "max_samples": 8}
     return serve_all_along("moody", token=TOKEN, limits=limits)
 
@@ -63,14 +63,14 @@ def still_serves(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
-# -- what is served -------------------------------------------------------------------------------------------------
-def test_watchers_need_no_token(server: Any) -> None:
+# -- valid requests -------------------------------------------------------------------------------------------------
+def test_monitoring_needs_no_token(server: Any) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "alive"}
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
     assert httpx.get(f"{server.url}/metrics").status_code == 200
 
 
-def test_answers_repeat_the_number_of_their_request(server: Any, client: httpx.Client) -> None:
+def test_responses_echo_the_request_id(server: Any, client: httpx.Client) -> None:
     for method, path in (("GET", "/ready"), ("GET", "/v1/reward"), ("POST", "/v1/score"), ("GET", "/nowhere")):
         assert client.request(method, path, headers={REQUEST: f"{path} 7"}).headers[REQUEST] == f"{path} 7"
     assert REQUEST not in client.get("/ready").headers
@@ -93,7 +93,7 @@ def test_tensors_are_scored(client: httpx.Client, here: RewardModel, samples: Sa
     assert read_score_answer(Blob(answer.content)).values.tolist() == here.score(media, prompts).values.tolist()
 
 
-def test_tensors_are_answered_in_json_if_asked(client: httpx.Client, here: RewardModel, samples: Samples) -> None:
+def test_tensors_get_a_json_response_on_request(client: httpx.Client, here: RewardModel, samples: Samples) -> None:
     media, prompts = samples(2)
     media[1] = torch.nan
     answer = post_tensors(client, score_request(media, prompts), Accept="application/json")
@@ -104,7 +104,7 @@ def test_tensors_are_answered_in_json_if_asked(client: httpx.Client, here: Rewar
 
 
 def test_images_are_scored_as_curl_sends_them(client: httpx.Client, here: RewardModel) -> None:
-    """Of several sizes and modes, with one prompt for all and metadata for each."""
+    """With several sizes and modes, one prompt for all, and metadata for each."""
     files = [
         ("image", ("a.png", picture())),
         ("image", ("b.jpg", picture((16, 16), kind="JPEG", color="red"))),
@@ -137,7 +137,7 @@ def test_images_are_scored_as_json(client: httpx.Client, here: RewardModel) -> N
     assert client.post("/v1/score", json={"samples": []}).json()["values"] == []
 
 
-def test_images_can_be_answered_in_tensors(client: httpx.Client) -> None:
+def test_images_get_a_safetensors_response_on_request(client: httpx.Client) -> None:
     answer = client.post("/v1/score", files={"image": ("a.png", picture())}, headers={"Accept": SAFETENSORS})
     assert read_score_answer(Blob(answer.content)).values.shape == (1,)
 
@@ -165,7 +165,7 @@ def test_metrics_count(server: Any, client: httpx.Client) -> None:
     assert value("dgpo_queue_length") == value("dgpo_requests_under_way") == 0
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------
+# -- invalid requests -----------------------------------------------------------------------------------------------
 GOOD = {"protocol": PROTOCOL, "prompts": [{"text": "x"}]}
 
 
@@ -175,7 +175,7 @@ def tensors(*shape: int, dtype: torch.dtype = torch.float32, prompts: int | None
 
 
 class Unpicklable:
-    """Would leave a mark if it were unpickled."""
+    """Raises SystemExit when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('unpickled')",)
@@ -194,15 +194,15 @@ def pickled() -> bytes:
         (b"hello", 400, "not in the safetensors format"),
         (pickled(), 400, "not in the safetensors format"),
         (struct.pack("<Q", 2**62) + b"{}", 400, "not in the safetensors format"),
-        (safetensors.torch.save({"media": torch.zeros(1, 3, 8, 8)}), 400, "no text `dgpo`"),
+        (safetensors.torch.save({"media": torch.zeros(1, 3, 8, 8)}), 400, "no string `dgpo`"),
         (tensors(1, 3, 8, 8)[:-8], 400, "damaged"),
-        (tensors(1, 3, 8, 8, protocol=99), 400, "speaks version 99 of the protocol"),
+        (tensors(1, 3, 8, 8, protocol=99), 400, "uses protocol version 99"),
         (tensors(1, 3, 8, 8, alone="perhaps"), 400, "alone: must be true or false"),
-        (tensors(1, 3, 8, 8, dtype=torch.float64), 422, "`media` is F64"),
-        (tensors(1, 3, 8, 8, dtype=torch.int32), 422, "`media` is I32"),
+        (tensors(1, 3, 8, 8, dtype=torch.float64), 422, "got F64"),
+        (tensors(1, 3, 8, 8, dtype=torch.int32), 422, "got I32"),
         (tensors(3, 8, 8), 422, "shape"),
         (tensors(1, 1, 8, 8), 422, "shape"),
-        (tensors(1, 3, 0, 8), 422, "8x0 pixels shows nothing"),
+        (tensors(1, 3, 0, 8), 422, "8x0 pixels is empty"),
         (tensors(2, 3, 8, 8, prompts=3), 422, "2 samples for 3 prompts"),
         (tensors(9, 3, 8, 8), 413, "max_samples"),
         (tensors(1, 4, 3, 8, 8), 413, "max_frames"),
@@ -217,7 +217,7 @@ def test_tensors_that_are_refused(client: httpx.Client, body: bytes, status: int
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that promises an image of any size, in some hundred bytes."""
+    """A PNG of a few hundred bytes that declares an image of any size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -242,7 +242,7 @@ def coded(data: bytes) -> Any:
         (image(b""), 400, "image '0.png': the file is empty"),
         (image(b"GIF89a" + b"0" * 50), 400, "image '0.png': "),
         (image(b"dear diary"), 400, "image '0.png': not an image or a video that can be read"),
-        (image(b"dear diary", b"GIF"), 400, "(and the other 1 cannot be read either)"),
+        (image(b"dear diary", b"GIF"), 400, "(the other 1 cannot be read either)"),
         (image(picture()[:45]), 400, "0.png"),
         (image(bomb(40_000, 40_000)), 413, "unpack to more than 134,217,728 pixels"),
         (image(bomb(10_000, 10_000)), 413, "max_side"),
@@ -252,13 +252,13 @@ def coded(data: bytes) -> Any:
         (image(*[picture()] * 9), 413, "max_samples"),
         (image(*[b"x"] * 12), 413, "max_samples"),
         (image(*[b"x"] * 100), 413, "a form of more than 27 parts"),
-        (image(picture(), picture()) | {"data": {"prompt": ["a", "b", "c"]}}, 422, "3 times `prompt` for 2 images"),
+        (image(picture(), picture()) | {"data": {"prompt": ["a", "b", "c"]}}, 422, "3 `prompt` fields for 2 images"),
         (image(picture()) | {"data": {"metadata": "{"}}, 400, "`metadata` is not JSON"),
         (image(picture()) | {"data": {"metadata": "[1]"}}, 422, "`metadata` must be a JSON object"),
         (image(picture()) | {"data": {"metadata": "[" * 100_000}}, 400, "`metadata` is not JSON"),
         (image(picture()) | {"data": {"promt": "x"}}, 422, "unknown field 'promt'"),
-        ({"files": {"image": ("a.png", picture())}}, 422, "unknown field 'image'"),
-        ({"files": {"prompt": ("a.txt", b"x")}}, 422, "there is no `image`"),
+        ({"files": {"photo": ("a.png", picture())}}, 422, "unknown field 'photo'"),
+        ({"files": {"prompt": ("a.txt", b"x")}}, 422, "missing field `image`"),
         ({"content": b"nonsense", "headers": {"Content-Type": "multipart/form-data"}}, 400, "not multipart/form-data"),
         ({"content": b"nonsense", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "multipart"),
         (coded(b"no image"), 400, "samples.0.image: not an image"),
@@ -294,10 +294,10 @@ def animated(count: int, side: int) -> bytes:
         ([picture((1000, 1000), "L")] * 2, True),
         ([picture((1000, 1000), "L")] * 2 + [picture((1, 1))], False),
         ([animated(3, 900)], False),
-        ([bomb(1000, 1000)] * 3, False),  # told before one is found to be broken
+        ([bomb(1000, 1000)] * 3, False),  # refused before decoding finds them broken
     ],
 )
-def test_images_are_bounded_by_their_sum(serve: Serve, files: list[bytes], fits: bool) -> None:
+def test_the_total_number_of_pixels_is_limited(serve: Serve, files: list[bytes], fits: bool) -> None:
     server = serve("moody", limits={"max_megapixels": 2})
     samples = [coded(one)["json"]["samples"][0] for one in files]
     with httpx.Client(base_url=server.url, timeout=20) as client:
@@ -313,12 +313,12 @@ def test_images_are_bounded_by_their_sum(serve: Serve, files: list[bytes], fits:
         still_serves(client)
 
 
-def test_a_micro_batch_of_training_is_within_the_sum() -> None:
+def test_a_micro_batch_of_training_is_within_the_limit() -> None:
     assert 96 * 1024**2 <= ServiceLimits().max_megapixels * 1_000_000 < 8 * 4096**2
 
 
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"])
-def test_nobody_comes_in_without_the_token(server: Any, client: httpx.Client, given: str) -> None:
+def test_requests_without_the_token_are_refused(server: Any, client: httpx.Client, given: str) -> None:
     headers = {"Authorization": given.encode("latin-1")} if given else {}
     for method, path in [("GET", "/v1/reward"), ("GET", "/v1/examples"), ("POST", "/v1/check"), ("POST", "/v1/score")]:
         answer = httpx.request(method, f"{server.url}{path}", headers=headers, content=b"x" * 100)  # type: ignore[arg-type]
@@ -328,8 +328,8 @@ def test_nobody_comes_in_without_the_token(server: Any, client: httpx.Client, gi
     still_serves(client)
 
 
-def test_a_body_without_a_length_is_bounded(client: httpx.Client) -> None:
-    """Chunked, and endless: it is refused when it passes the limit."""
+def test_a_body_without_content_length_is_limited(client: httpx.Client) -> None:
+    """An endless chunked body is refused at the limit."""
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -345,14 +345,14 @@ def test_a_body_without_a_length_is_bounded(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"\x00\x01\x02\r\n\r\n", b"POST /v1/score HTTP/1.1\r\nContent-Length: x\r\n\r\n"])
-def test_what_is_no_http(server: Any, client: httpx.Client, raw: bytes) -> None:
+def test_malformed_http_is_refused(server: Any, client: httpx.Client, raw: bytes) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         connection.sendall(raw)
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
     still_serves(client)
 
 
-def test_a_caller_that_goes_away(server: Any, client: httpx.Client) -> None:
+def test_a_client_that_disconnects(server: Any, client: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
         head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: {SAFETENSORS}\r\n"
         connection.sendall(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())

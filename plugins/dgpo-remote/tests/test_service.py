@@ -1,4 +1,4 @@
-"""Rewards behind HTTP: balanced, asked again, and never believed when they answer nonsense."""
+"""Rewards behind HTTP: load balancing, retries and validation of responses."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -53,7 +53,7 @@ def here(make: Make) -> RewardModel:
 
 
 def impatient(reward: RewardModel, timeout: float) -> RewardModel:
-    """The same with a short time limit, which meeting its servers did not have."""
+    """Set a short timeout after the servers were connected."""
     assert isinstance(reward, ServiceReward)
     reward._timeout = reward._patience = timeout
     for server in reward._servers.all:
@@ -61,9 +61,9 @@ def impatient(reward: RewardModel, timeout: float) -> RewardModel:
     return reward
 
 
-# -- the same as here -----------------------------------------------------------------------------------------------
+# -- the same as a local reward -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("shape", [(4, 3, 24, 20), (0, 3, 8, 8), (3, 2, 3, 9, 9), (2, 0, 3, 9, 9)])
-def test_scores_are_the_same_bits(
+def test_scores_are_bit_identical(
     serve: Serve, make: Make, here: RewardModel, samples: Samples, shape: tuple[int, ...]
 ) -> None:
     reward = make("conv", service=service(f"{serve('conv').url}/"))
@@ -73,7 +73,7 @@ def test_scores_are_the_same_bits(
     assert_same(reward.score(permuted, prompts), here.score(permuted, prompts))
 
 
-def test_it_shows_the_face_of_its_reward(serve: Serve, make: Make, here: RewardModel) -> None:
+def test_it_has_the_attributes_of_its_reward(serve: Serve, make: Make, here: RewardModel) -> None:
     reward = make("conv", service=service(serve("conv"), serve("conv"), concurrency=3))
     assert (reward.range, reward.media, reward.group_by) == (here.range, here.media, here.group_by)
     assert reward.concurrency == 6
@@ -87,9 +87,7 @@ def test_it_shows_the_face_of_its_reward(serve: Serve, make: Make, here: RewardM
         assert torch.equal(one.media, other.media)
 
 
-def test_the_reward_s_own_error_is_reported_and_not_tried_again(
-    serve: Serve, make: Make, samples: Samples, parts: ModuleType
-) -> None:
+def test_the_reward_s_own_error_is_not_retried(serve: Serve, make: Make, samples: Samples, parts: ModuleType) -> None:
     reward = make("moody", service=service(serve("moody")))
     parts.BATCHES.clear()
     media, prompts = samples(2)
@@ -101,7 +99,7 @@ def test_the_reward_s_own_error_is_reported_and_not_tried_again(
     assert parts.BATCHES[1:] == [5, 3, 2, 1, 2]
 
 
-def test_what_is_too_large_is_sent_in_components(
+def test_a_request_that_is_too_large_is_split(
     serve: Serve, make: Make, samples: Samples, here: RewardModel, script: Callable[..., Scripted]
 ) -> None:
     reward = make("conv", service=service(serve("conv", limits={"max_samples": 2})))
@@ -132,7 +130,7 @@ def test_a_full_server_is_waited_for(
         assert_same(one, here.score(*batch))
 
 
-# -- failing, going and coming back ---------------------------------------------------------------------------------
+# -- failures and retries -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "failure",
     [
@@ -150,7 +148,7 @@ def test_a_full_server_is_waited_for(
         as_json({"error": {"kind": "timeout", "message": "late"}}, 504),
     ],
 )
-def test_whatever_fails_is_asked_again_until_it_is_given_up(
+def test_failures_are_retried_until_the_limit(
     script: Callable[..., Scripted], make: Make, samples: Samples, caplog: pytest.LogCaptureFixture, failure: Any
 ) -> None:
     media, prompts = samples(2)
@@ -158,8 +156,8 @@ def test_whatever_fails_is_asked_again_until_it_is_given_up(
     reward = make("conv", service=service(server, retries=2))
     assert reward.score(media, prompts).values.tolist() == [0.5, 0.5]
     assert server.asked.count("/ready") == 2
-    assert "is left alone for now" in caplog.text
-    assert "is back" in caplog.text
+    assert "is retried later" in caplog.text
+    assert "is available again" in caplog.text
     server.script["/v1/score"] = [failure]
     with pytest.raises(RewardLost, match=rf"^the request failed 3 times; the last at {server.url}: "):
         reward.score(media, prompts)
@@ -167,10 +165,10 @@ def test_whatever_fails_is_asked_again_until_it_is_given_up(
     assert reward.score(media, prompts).missing.tolist() == [False, False]
 
 
-def test_an_answer_that_comes_twice_is_not_taken_for_the_next_request_s(
+def test_a_duplicate_response_is_not_taken_for_the_next_request_s(
     script: Callable[..., Scripted], make: Make, samples: Samples
 ) -> None:
-    """On a connection that is used again, where the second one would be read first."""
+    """On a reused connection, where the duplicate would be read first."""
     media, _ = samples(1)
 
     def twice(handler: Any) -> Answer:
@@ -187,9 +185,7 @@ def test_an_answer_that_comes_twice_is_not_taken_for_the_next_request_s(
         assert reward.score(media, prompts).values.tolist() == [len(score_request(media, prompts))]
 
 
-def test_a_slow_server_is_not_waited_for_longer_than_it_is_reported(
-    script: Callable[..., Scripted], make: Make, samples: Samples
-) -> None:
+def test_a_slow_server_times_out(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
     gate = threading.Event()
 
     def slow(handler: Any) -> Answer:
@@ -203,8 +199,8 @@ def test_a_slow_server_is_not_waited_for_longer_than_it_is_reported(
     assert server.asked.count("/v1/score") >= 2
 
 
-def test_an_answer_that_drips_is_cut_off(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
-    """Each of its bytes comes in time, the whole does not."""
+def test_a_dripping_response_times_out(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
+    """Each byte arrives in time, but not the whole response."""
     stopped = threading.Event()
 
     def drip(handler: Any) -> Answer:
@@ -219,13 +215,13 @@ def test_an_answer_that_drips_is_cut_off(script: Callable[..., Scripted], make: 
         return 200, {}, b""
 
     reward = impatient(make("conv", service=service(script(score=[drip]), retries=0)), 0.2)
-    with pytest.raises(RewardLost, match=r"no whole answer within 0.2 s"):
+    with pytest.raises(RewardLost, match=r"no complete response within 0.2 s"):
         reward.score(*samples(2))
     stopped.set()
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_being_asked_to_wait_is_no_failure(
+def test_a_busy_response_is_not_a_failure(
     script: Callable[..., Scripted], make: Make, samples: Samples, status: int
 ) -> None:
     busy = as_json({"error": {"kind": "busy", "message": "full"}}, status, **{"Retry-After": "0.01"})
@@ -234,7 +230,7 @@ def test_being_asked_to_wait_is_no_failure(
     assert reward.score(*samples(2)).values.tolist() == [0.5, 0.5]
     assert server.asked.count("/v1/score") == 6
     server.script["/v1/score"] = [busy]
-    with pytest.raises(RewardLost, match=rf"no server took the request within 0.2 s: {server.url}: full"):
+    with pytest.raises(RewardLost, match=rf"no server accepted the request within 0.2 s: {server.url}: full"):
         impatient(reward, 0.2).score(*samples(2))
 
 
@@ -260,37 +256,37 @@ def test_a_dead_server_is_taken_out_and_comes_back(
     one.script["/v1/score"] = one.script["/v1/reward"] = one.script["/ready"] = [None]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: reward.score(media, prompts), range(40)))
-    assert f"{one.url} is left alone for now" in caplog.text
-    assert one.asked.count("/v1/score") < 40, "it is probed, but gets no work"
+    assert f"{one.url} failed and is retried later" in caplog.text
+    assert one.asked.count("/v1/score") < 40, "it is probed, but gets no requests"
     one.script["/ready"] = [as_json({"status": "ready"})]
     one.script["/v1/reward"] = [as_json(DESCRIPTION | {"options": {"seed": 1, "scale": 1.0}})]  # it has changed
     for _ in range(20):
         reward.score(media, prompts)
     before = one.asked.count("/v1/score")
-    assert f"{one.url} is back" not in caplog.text
+    assert f"{one.url} is available again" not in caplog.text
     assert isinstance(reward, ServiceReward)
-    reward._servers.all[0].failures = 0  # so that it need not be waited for
+    reward._servers.all[0].failures = 0  # skip the backoff
     reward._servers.all[0].not_before = 0.0
     one.script["/v1/score"], one.script["/v1/reward"] = [good()], [as_json(DESCRIPTION)]
     for _ in range(5):
         reward.score(media, prompts)
-    assert f"{one.url} is back" in caplog.text
+    assert f"{one.url} is available again" in caplog.text
     assert one.asked.count("/v1/score") > before
 
 
-def test_one_of_two_that_is_not_there_at_the_start(
+def test_one_of_two_servers_is_unavailable_at_the_start(
     script: Callable[..., Scripted], make: Make, samples: Samples, caplog: pytest.LogCaptureFixture,
     free_port: Callable[[], int],
 ) -> None:  # fmt: skip
     dead = f"http://127.0.0.1:{free_port()}"
     reward = make("conv", service=service(dead, script()))
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert record.getMessage().startswith(f"rewards.0.service: {dead} does not answer and is left alone for now: Conn")
+    assert record.getMessage().startswith(f"rewards.0.service: {dead} does not respond and is retried later: Conn")
     for _ in range(3):
         assert reward.score(*samples(2)).values.tolist() == [0.5, 0.5]
 
 
-def test_closing_ends_what_is_under_way(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
+def test_requests_fail_after_close(script: Callable[..., Scripted], make: Make, samples: Samples) -> None:
     reward = make("conv", service=service(script(), retries=0))
     reward.close()
     with pytest.raises(RewardLost, match="the reward was closed"):

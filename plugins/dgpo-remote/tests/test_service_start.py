@@ -1,4 +1,4 @@
-"""What keeps a run from starting with a reward behind servers."""
+"""Errors at the start of a run with a reward behind servers."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -30,28 +30,30 @@ from tests.scripted import (
 )
 
 
-# -- what keeps a run from starting ---------------------------------------------------------------------------------
+# -- errors at the start --------------------------------------------------------------------------------------------
 def refused(make: Make, use: str = "conv", **block: Any) -> str:
     with pytest.raises(UserError) as caught:
         make(use, **block)
     return str(caught.value)
 
 
-def test_servers_that_are_not_there(make: Make, free_port: Callable[[], int], caplog: pytest.LogCaptureFixture) -> None:
+def test_unavailable_servers_are_reported(
+    make: Make, free_port: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
     urls = [f"http://127.0.0.1:{free_port()}", "http://name:password@127.0.0.1:1"]
     message = refused(make, service=service(*urls))
     first, *rest = message.splitlines()
-    assert first == "rewards.0.service.urls: no server answers; start one with `dgpo serve`:"
+    assert first == "rewards.0.service.urls: no server responds; start one with `dgpo serve`:"
     assert rest[0].startswith(f"  {urls[0]}: ConnectError")
     assert rest[1].startswith("  http://127.0.0.1:1: ConnectError")
     assert "password" not in message + caplog.text
-    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]  # told once, at the first failure
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]  # logged once, at the first failure
     assert record.getMessage().startswith(f"rewards.0.service: waiting for {urls[0]} (ConnectError: ")
     assert "refused" in record.getMessage()
-    assert record.getMessage().endswith("; up to 0.3 s more; then the run is given up")
+    assert record.getMessage().endswith("; up to 0.3 s more; then the run stops")
 
 
-def test_errors_of_ours_are_not_blamed_on_the_server(make: Make, samples: Samples, serve: Serve) -> None:
+def test_errors_of_the_client_are_not_retried(make: Make, samples: Samples, serve: Serve) -> None:
     reward = make("conv", service=service(serve("conv"), retries=3))
     assert isinstance(reward, ServiceReward)
     calls: list[Any] = []
@@ -66,7 +68,7 @@ def test_errors_of_ours_are_not_blamed_on_the_server(make: Make, samples: Sample
     assert reward.score(*samples(2)).missing.tolist() == [False, False]
 
 
-def test_a_server_that_is_loading_is_waited_for_longer(script: Callable[..., Scripted], make: Make) -> None:
+def test_a_server_that_is_loading_gets_more_time(script: Callable[..., Scripted], make: Make) -> None:
     loading = as_json({"error": {"kind": "busy", "message": "the service is loading"}}, 503)
     server = script(reward=[loading, loading, loading, as_json(DESCRIPTION)])
     assert make("conv", service=service(server)).range == (0.0, 1.0)
@@ -77,17 +79,17 @@ def test_a_server_that_is_loading_is_waited_for_longer(script: Callable[..., Scr
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (HTML, "is no dgpo reward service: it answered with something that is no JSON object: '<html>"),
-        ((404, *HTML[1:]), "is no dgpo reward service: it answers with status 404: '<html>"),
-        (as_json({"detail": "Not Found"}, 404), "is no dgpo reward service: it answers with status 404: '{"),
-        (as_json([1]), "is no dgpo reward service: it answered with something that is no JSON object"),
-        (as_json({"protocol": PROTOCOL}), "is no dgpo reward service: its description is not one"),
-        (as_json({"error": {"kind": "request", "message": "Not Found"}}, 404), "answers: Not Found"),
+        (HTML, "is not a dgpo reward service: it did not respond with a JSON object: '<html>"),
+        ((404, *HTML[1:]), "is not a dgpo reward service: it responds with status 404: '<html>"),
+        (as_json({"detail": "Not Found"}, 404), "is not a dgpo reward service: it responds with status 404: '{"),
+        (as_json([1]), "is not a dgpo reward service: it did not respond with a JSON object"),
+        (as_json({"protocol": PROTOCOL}), "is not a dgpo reward service: its description is invalid"),
+        (as_json({"error": {"kind": "request", "message": "Not Found"}}, 404), "responds: Not Found"),
         (
             as_json(DESCRIPTION | {"protocol": 7, "dgpo": "7.0"}),
-            "(dgpo 7.0) speaks version 7 of the protocol, this dgpo",
+            "(dgpo 7.0) uses protocol version 7, this dgpo",
         ),
-        (as_json({}), "(dgpo of unknown version) speaks version None"),
+        (as_json({}), "(dgpo of unknown version) uses protocol version None"),
         (as_json(DESCRIPTION | {"use": "other"}), "serves other, but `use` of rewards.0 is conv"),
     ],
 )
@@ -120,19 +122,21 @@ def test_tokens(serve: Serve, make: Make, samples: Samples, monkeypatch: pytest.
     assert found.startswith("rewards.0.service.token_variable: the environment variable REWARD_TOKEN is not set")
     monkeypatch.setenv("REWARD_TOKEN", "wrong")
     found = refused(make, service=service(server, token_variable="REWARD_TOKEN"))
-    assert "the token in the environment variable REWARD_TOKEN is not the server's" in found
-    assert "name the environment variable that holds its token" in refused(make, service=service(server))
+    assert "the token in the environment variable REWARD_TOKEN does not match the server's" in found
+    assert "set service.token_variable to the environment variable" in refused(make, service=service(server))
     monkeypatch.setenv("REWARD_TOKEN", "right\n")
     reward = make("conv", service=service(server, token_variable="REWARD_TOKEN"))
     assert reward.score(*samples(1)).missing.tolist() == [False]
 
 
 @pytest.mark.parametrize("url", ["gpu-7:8500", "ftp://x", "http://", ""])
-def test_addresses_that_the_schema_refuses(url: str) -> None:
+def test_invalid_urls_are_refused_by_the_schema(url: str) -> None:
     with pytest.raises(ValidationError, match=r"service.urls.0"):
         RewardBlock.model_validate({"use": "conv", "service": {"urls": [url]}})
 
 
-def test_addresses_that_only_the_client_refuses(make: Make) -> None:
+def test_invalid_urls_are_refused_by_the_client(make: Make) -> None:
     found = refused(make, service={"urls": ["http://name:word@\u2603.example"]})
-    assert found == ("rewards.0.service.urls: 'http://\u2603.example' is no address; write it like http://gpu-7:8500")
+    assert found == (
+        "rewards.0.service.urls: 'http://\u2603.example' is not a valid URL; write it like http://gpu-7:8500"
+    )

@@ -1,4 +1,4 @@
-"""What servers and workers may answer without harm: each answer is a failure that is told in clean, short words."""
+"""Invalid responses of servers and workers: each becomes an error with a short message that is safe to print."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dgpo_core.types import Prompt
 from dgpo_remote.failures import (
     Busy,
     Down,
-    Nonsense,
+    InvalidResponse,
+    NotAService,
     Refused,
     RewardLost,
     RewardRaised,
-    Stranger,
     TooLarge,
     reported_error,
 )
@@ -40,7 +40,7 @@ Raw = Callable[..., str]
 
 @pytest.fixture
 def raw() -> Iterator[Raw]:
-    """`raw(piece, ..., drip=0.0)`: a server that answers each request with these bytes, then closes or drips on."""
+    """`raw(piece, ..., drip=b"")`: a server that sends these bytes to each request, then closes or keeps dripping."""
     made: list[socket.socket] = []
     over = threading.Event()
 
@@ -97,9 +97,9 @@ DEEP = b"[" * 200_000
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 50_000 + b"\r\n", Down, "RemoteProtocolError"),
         (b"HTTP/1.1 99999 OK\r\n\r\n", Down, "RemoteProtocolError"),
         (http(status="204 No Content"), Down, "status 204"),
-        (http(status="301 Moved", Location="http://u:secret@other:1/a"), Nonsense, "to http://other:1/a, which is not"),
+        (http(status="301 Moved", Location="http://u:secret@other:1/a"), InvalidResponse, "to http://other:1/a, which"),
         (http(status="301 Moved", Location="http://u:secret@other:1/\x1b[2J"), Down, "Invalid URL in location header"),
-        (http(status="302 Found"), Nonsense, "to nowhere, which is not followed"),
+        (http(status="302 Found"), InvalidResponse, "to nowhere, which is not followed"),
         (http(b"x" * 300_000, "500 Oops"), Down, "status 500: 'xxxx"),
         (http(b"\x1b]0;title\x07" + b"\xff" * 10, "500 Oops"), Down, r"status 500: '\x1b]0;title\x07"),
         (http(b"", "500 Oops"), Down, "status 500: nothing"),
@@ -112,22 +112,22 @@ DEEP = b"[" * 200_000
         (error("500 Oops", "memory", {"a": 1}), OutOfMemory, "status 500: '{"),
         (error("400 Bad", "request"), Refused, "so it is"),
         (error("403 No", "origin"), Refused, "so it is"),
-        (error("403 No", "token"), Refused, "so it is (name the environment variable"),
+        (error("403 No", "token"), Refused, "so it is (set service.token_variable"),
         (error("413 Large", "size"), TooLarge, "so it is"),
         (http(b"<html>", "413 Large"), TooLarge, "status 413: '<html>'"),
-        (http(b"<html>", "404 Where"), Stranger, "status 404: '<html>'"),
+        (http(b"<html>", "404 Where"), NotAService, "status 404: '<html>'"),
         (error("503 Later", "busy", Retry_After="nan"), Busy, "so it is"),
         (error("429 Later", "busy", Retry_After="-1"), Busy, "so it is"),
         (error("503 Later", "busy", Retry_After="9" * 5000), Busy, "so it is"),
-        (http(b"{}", Content_Encoding="gzip\x1b"), Nonsense, r"in the encoding gzip\x1b, unasked"),
-        (http(b"{}", Content_Encoding="br"), Nonsense, "in the encoding br, unasked"),
-        (http(b"[]"), Nonsense, "no JSON object: '[]'"),
-        (http(DEEP), Nonsense, "no JSON object: '[[["),
-        (http(b'{"a": ' + b"9" * 5000 + b"}"), Nonsense, "no JSON object"),
-        (http(b"x" * 9_000_000), Down, "the answer is longer than 8 MiB"),
+        (http(b"{}", Content_Encoding="gzip\x1b"), InvalidResponse, r"Content-Encoding gzip\x1b"),
+        (http(b"{}", Content_Encoding="br"), InvalidResponse, "Content-Encoding br"),
+        (http(b"[]"), InvalidResponse, "a JSON object: '[]'"),
+        (http(DEEP), InvalidResponse, "a JSON object: '[[["),
+        (http(b'{"a": ' + b"9" * 5000 + b"}"), InvalidResponse, "a JSON object"),
+        (http(b"x" * 9_000_000), Down, "the response is larger than 8 MiB"),
     ],
 )  # fmt: skip
-def test_answers_that_are_none(raw: Raw, answer: bytes, kind: type[Exception], words: str) -> None:
+def test_invalid_responses(raw: Raw, answer: bytes, kind: type[Exception], words: str) -> None:
     url = raw(answer)
     client = Client("rewards.0", None, 1, [url])
     with pytest.raises(kind) as caught:
@@ -154,8 +154,8 @@ def test_answers_that_are_none(raw: Raw, answer: bytes, kind: type[Exception], w
         ([b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n"], b"1\r\nx\r\n"),
     ],
 )
-def test_answers_that_drip_are_cut_off(raw: Raw, pieces: list[bytes], drip: bytes) -> None:
-    """Each byte comes in time, the whole never does."""
+def test_dripping_responses_time_out(raw: Raw, pieces: list[bytes], drip: bytes) -> None:
+    """Each byte arrives in time, but never the whole response."""
     url = raw(*pieces, drip=drip)
     client = Client("rewards.0", None, 1, [url])
     with pytest.raises(Down):
@@ -163,16 +163,16 @@ def test_answers_that_drip_are_cut_off(raw: Raw, pieces: list[bytes], drip: byte
     client.close()
 
 
-def test_a_server_that_reads_nothing_is_not_sent_to_for_ever() -> None:
+def test_sending_to_a_server_that_does_not_read_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         client = Client("rewards.0", None, 1, [url])
-        with pytest.raises(Down, match=r"no whole answer within 0.3 s \(WriteTimeout\)"):
+        with pytest.raises(Down, match=r"no complete response within 0.3 s \(WriteTimeout\)"):
             client.ask("POST", url, timeout=0.3, content=bytes(32 * 2**20))
         client.close()
 
 
-def test_the_account_in_an_address_is_sent_and_not_reported(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_credentials_of_a_url_are_sent_but_not_logged(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     url = raw(http(b"{}")).replace("http://", "http://name:secret@")
     client = Client("rewards.0", None, 1, [url])
@@ -183,9 +183,9 @@ def test_the_account_in_an_address_is_sent_and_not_reported(raw: Raw, caplog: py
 
 
 @pytest.mark.parametrize("token", ["a b", "naïve", "a\nb", "\x07"])
-def test_what_is_no_token(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_invalid_tokens_are_refused(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("REWARD_TOKEN", token)
-    with pytest.raises(UserError, match=r"token_variable: the environment variable REWARD_TOKEN holds no token") as e:
+    with pytest.raises(UserError, match=r"token_variable: the environment variable REWARD_TOKEN is not a valid") as e:
         Client("rewards.0", "REWARD_TOKEN", 1, ["http://gpu:1"])
     assert token not in str(e.value)
 
@@ -201,7 +201,7 @@ def framed(media: Any, data: int = 48, head: Any = None) -> bytes:
 GOOD = {"dtype": "F32", "shape": [1, 3, 2, 2], "data_offsets": [0, 48]}
 
 
-def test_a_blob_that_is_one() -> None:
+def test_a_valid_blob() -> None:
     assert Blob(framed(GOOD)).shapes == {"media": (1, 3, 2, 2)}
 
 
@@ -216,7 +216,7 @@ def test_a_blob_that_is_one() -> None:
         {"data_offsets": [False, 48]}, {"data_offsets": [0, float("inf")]}, {"more": 1},
     ],
 )  # fmt: skip
-def test_tensors_that_are_described_wrongly(changes: Any) -> None:
+def test_invalid_tensor_descriptions_are_refused(changes: Any) -> None:
     with pytest.raises(Malformed):
         Blob(framed(GOOD | changes))
 
@@ -232,20 +232,20 @@ def test_tensors_that_are_described_wrongly(changes: Any) -> None:
         b'{"__metadata__": {"dgpo": "{}"}, "a": [[[]]]}',
     ],
 )  # fmt: skip
-def test_names_that_stand_twice_and_bytes_that_are_used_twice(head: bytes) -> None:
+def test_duplicate_keys_and_overlapping_tensors_are_refused(head: bytes) -> None:
     a = b'{"dtype": "F32", "shape": [12], "data_offsets": [0, 48]}'
     with pytest.raises(Malformed):
         Blob(framed(None, head=head.replace(b"%(a)s", a)))
 
 
-def test_a_header_is_bounded() -> None:
-    with pytest.raises(Malformed, match=r"the header of the safetensors has 32 MiB, more than 32"):
+def test_headers_are_limited() -> None:
+    with pytest.raises(Malformed, match=r"the safetensors header has 32 MiB; at most 32"):
         Blob(struct.pack("<Q", HEADER + 1) + bytes(HEADER + 1))
-    with pytest.raises(Malformed, match="more than 4096"):
+    with pytest.raises(Malformed, match="at most 4096"):
         Blob(pack({}, {str(i): torch.zeros(0) for i in range(4097)}))
 
 
-def test_answers_of_the_wrong_kind() -> None:
+def test_responses_of_the_wrong_kind() -> None:
     scores = {"values": torch.zeros(1), "missing": torch.zeros(1, dtype=torch.bool)}
     for diagnostics in (3, "x", None, {"a": 1}, [3], ["x"], [None]):
         with pytest.raises(Malformed):
@@ -253,21 +253,21 @@ def test_answers_of_the_wrong_kind() -> None:
     for examples in (3, "x", None, {"a": 1}, [3], [{"name": 5, "prompt": {"text": "x"}, "good": True}]):
         with pytest.raises(Malformed):
             read_examples(Blob(pack({"protocol": PROTOCOL, "examples": examples}, {"0": torch.zeros(3, 1, 1)})))
-    for said in ({"error": 5}, {"error": "\x1b[1m"}, {"error": {"kind": [], "message": {}}}, {"error": [1]}):
-        kind, message = reported_error(json.dumps(said).encode()) or ("none", "")
+    for body in ({"error": 5}, {"error": "\x1b[1m"}, {"error": {"kind": [], "message": {}}}, {"error": [1]}):
+        kind, message = reported_error(json.dumps(body).encode()) or ("none", "")
         assert kind
         assert message.isprintable()
 
 
-def test_a_frame_that_cannot_be_held() -> None:
-    here, there = socket.socketpair()
-    with here, there:
-        there.sendall(HEAD.pack(MAGIC, 2**62))
+def test_a_frame_that_is_too_large() -> None:
+    local, remote = socket.socketpair()
+    with local, remote:
+        remote.sendall(HEAD.pack(MAGIC, 2**62))
         with pytest.raises(EOFError, match="does not speak this protocol"):
-            Channel(here).receive()
+            Channel(local).receive()
 
 
-# -- parts of what is large -----------------------------------------------------------------------------------------
+# -- splitting large requests ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_frame_that_cannot_be_held() -> None:
         ([600_000, 1, 600_000, 1], 10, [1, 1, 1, 1]),
     ],
 )
-def test_prompts_go_in_stretches(lengths: list[int], most: int, expected: list[int]) -> None:
+def test_prompts_are_split_into_slices(lengths: list[int], most: int, expected: list[int]) -> None:
     prompts = [Prompt("x" * length) for length in lengths]
     parts = [prompts[part] for part in stretches(prompts, most)]
     assert [len(part) for part in parts] == expected
@@ -288,30 +288,30 @@ def test_prompts_go_in_stretches(lengths: list[int], most: int, expected: list[i
     assert all(len(json.dumps(prompts_as_json(part))) <= LARGEST for part in parts if len(part) > 1)
 
 
-def test_many_prompts_are_checked_and_scored_in_components(
+def test_many_prompts_are_split_over_several_requests(
     serve: Callable[..., Any], make: Callable[..., RewardModel]
 ) -> None:
     server = serve("conv")
-    asked: list[int] = []
+    sizes: list[int] = []
     reward = make("conv", service={"urls": [server.url]})
     client: Any = reward._client  # type: ignore[attr-defined]
     ask = client.ask
 
     def counted(method: str, url: str, **options: Any) -> bytes:
-        asked.append(len(options.get("content") or b""))
+        sizes.append(len(options.get("content") or b""))
         answer: bytes = ask(method, url, **options)
         return answer
 
     client.ask = counted
     reward.check_prompts([Prompt("good")] * 2500)
-    assert len(asked) == 3
+    assert len(sizes) == 3
     with pytest.raises(UserError, match="is a bad one"):
         reward.check_prompts([*[Prompt("good")] * 2500, Prompt("bad")])
-    asked.clear()
+    sizes.clear()
     media = torch.rand(6, 3, 8, 8)
     prompts = [Prompt("x" * 200_000)] * 6
     assert reward.score(media, prompts).values.shape == (6,)
-    assert len(asked) == 3
-    assert max(asked) < LARGEST + 2000
+    assert len(sizes) == 3
+    assert max(sizes) < LARGEST + 2000
     with pytest.raises(RewardLost, match=r"has 6 samples for 5 prompts"):
         reward.score(media, prompts[:5])

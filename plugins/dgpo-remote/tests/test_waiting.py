@@ -1,4 +1,4 @@
-"""What a run says while it waits for its servers, and that it can be ended meanwhile."""
+"""Messages while a run waits for its servers, and stopping the run meanwhile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ONE = (torch.zeros(1, 3, 8, 8), [Prompt("x")])
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
 
-def test_a_wait_is_reported_at_once_then_after_a_while_and_then_now_and_then(
+def test_a_wait_is_logged_at_its_start_and_periodically(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -58,7 +58,7 @@ def test_a_wait_is_reported_at_once_then_after_a_while_and_then_now_and_then(
     assert reported_at(100) == ["0", "5", "35", "65", "95"]
     assert waiting.over()
     assert not waiting.over()
-    assert reported_at(4) == [], "the next one comes too soon to be news"
+    assert reported_at(4) == [], "the next wait starts too soon to be logged"
     assert not waiting.over()
     assert reported_at(40) == ["5", "35"]
     assert waiting.over()
@@ -71,7 +71,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
-def test_a_server_that_dies_is_waited_for_in_words(
+def test_waiting_for_a_dead_server_is_logged(
     serve: Callable[..., Any], make: Make, warnings: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "FIRST_WAIT", 0.01)
@@ -84,16 +84,16 @@ def test_a_server_that_dies_is_waited_for_in_words(
     for one in lost:
         with pytest.raises(RewardLost, match="the request failed 2 times"):
             one.result()
-    alone, first, second, *rest = warnings()
-    assert alone.startswith(f"rewards.0.service: {server.url} is left alone for now: ConnectError")
+    failed, first, second, *rest = warnings()
+    assert failed.startswith(f"rewards.0.service: {server.url} failed and is retried later: ConnectError")
     assert first.startswith(f"rewards.0.service: waiting for {server.url} (ConnectError")
     assert "; about 0." in first
-    assert re.search(r"s more \([12] more failures?\); then the samples of the request are missing$", first)
+    assert re.search(r"s more \([12] more failures?\); then the samples of the request are marked as missing$", first)
     assert second.startswith(f"rewards.0.service: waiting for {server.url} (ConnectError")
     assert rest == []
 
 
-def test_a_server_that_is_busy_is_waited_for_in_words(
+def test_waiting_for_a_busy_server_is_logged(
     serve: Callable[..., Any], make: Make, warnings: Callable[[], list[str]], parts: Any
 ) -> None:
     parts.GATE.clear()
@@ -108,13 +108,13 @@ def test_a_server_that_is_busy_is_waited_for_in_words(
     reported = warnings()
     assert len(reported) == 2
     assert reported[0].startswith(
-        f"rewards.0.service: waiting for {server.url} (1 requests are under way (queue)); up to 1"
+        f"rewards.0.service: waiting for {server.url} (1 requests are already in progress (queue)); up to 1"
     )
-    assert reported[0].endswith(" s more; then the samples of the request are missing")
-    assert reported[1] == f"rewards.0.service: {server.url} is back"
+    assert reported[0].endswith(" s more; then the samples of the request are marked as missing")
+    assert reported[1] == f"rewards.0.service: {server.url} is available again"
 
 
-def test_a_server_that_does_not_answer_is_reported(
+def test_a_slow_response_is_logged(
     serve: Callable[..., Any], make: Make, warnings: Callable[[], list[str]], parts: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(reward_module, "SLOW", 0.0)
@@ -134,20 +134,20 @@ def test_a_server_that_does_not_answer_is_reported(
 
 
 @pytest.mark.parametrize("place", ["connection refused", "no answer"])
-def test_a_signal_ends_the_wait_for_servers_at_the_start(make: Make, free_port: Callable[[], int], place: str) -> None:
+def test_a_signal_interrupts_the_wait_at_the_start(make: Make, free_port: Callable[[], int], place: str) -> None:
     stop = StopRequest()
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1] if place == "no answer" else free_port()
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    said: list[str] = []
-    with listening, stop.on_signals(said.append):
+    messages: list[str] = []
+    with listening, stop.on_signals(messages.append):
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             make("conv", service={"urls": [f"http://127.0.0.1:{port}"]})
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
-def test_closing_ends_the_wait_for_a_server(serve: Callable[..., Any], make: Make) -> None:
+def test_close_interrupts_the_wait_for_a_server(serve: Callable[..., Any], make: Make) -> None:
     server = serve("conv")
     reward = make("conv", service={"urls": [server.url], "retries": 1000})
     server.end()

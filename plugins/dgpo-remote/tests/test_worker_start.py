@@ -1,4 +1,4 @@
-"""What keeps a worker from starting, and answers that belong to other questions."""
+"""Errors at the start of a worker, and responses that belong to other requests."""
 
 # ruff: noqa: F401, F811 - fixtures are imported to be found
 
@@ -34,7 +34,7 @@ from dgpo_schemas.service import PROTOCOL
 from tests.working import Make, Samples, _impatient, assert_same, here, moody, pid_of
 
 
-# -- what keeps a worker from starting ------------------------------------------------------------------------------
+# -- errors at the start --------------------------------------------------------------------------------------------
 def script(path: Path, text: str, mode: int = 0o755) -> str:
     path.write_text(text)
     path.chmod(mode)
@@ -48,22 +48,22 @@ def refused(make: Make, use: str = "conv", **block: Any) -> str:
 
 
 @pytest.mark.usefixtures("tidy")
-def test_interpreters_that_are_none(make: Make, tmp_path: Path) -> None:
+def test_invalid_interpreters_are_reported(make: Make, tmp_path: Path) -> None:
     where = "rewards.0.worker.python: "
     assert refused(make, worker={"python": "/nowhere/python"}) == (
-        f"{where}there is no interpreter /nowhere/python; name one that has dgpo and the reward's plugin installed"
+        f"{where}no such interpreter: /nowhere/python; name one that has dgpo and the reward's plugin installed"
     )
     assert refused(make, worker={"python": str(tmp_path)}).startswith(f"{where}{tmp_path} is a directory; name the")
     python = script(tmp_path / "plain", "", stat.S_IRUSR)
     assert refused(make, worker={"python": python}) == f"{where}{python} is not executable; name a Python interpreter"
     python = script(tmp_path / "text", "just a text")
-    assert refused(make, worker={"python": python}) == f"{where}{python} is no program; name a Python interpreter"
+    assert refused(make, worker={"python": python}) == f"{where}{python} is not a program; name a Python interpreter"
     python = script(tmp_path / "other", "#!/bin/sh\necho what is this: $1\nexit 0\n")
-    assert refused(make, worker={"python": python}) == f"{where}{python} is no Python interpreter: what is this: -u"
+    assert refused(make, worker={"python": python}) == f"{where}{python} is not a Python interpreter: what is this: -u"
 
 
 @pytest.mark.usefixtures("tidy")
-def test_interpreters_that_lack_something(make: Make, tmp_path: Path) -> None:
+def test_interpreters_without_dgpo_are_reported(make: Make, tmp_path: Path) -> None:
     bare = script(tmp_path / "bare", f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
     assert refused(make, worker={"python": bare}) == (
         f"rewards.0.worker.python: {bare} lacks dgpo; install it and the reward's plugin there: {bare} -m pip install "
@@ -83,21 +83,21 @@ def test_interpreters_that_lack_something(make: Make, tmp_path: Path) -> None:
     hello += "socket.socket(fileno=int(sys.argv[1])).sendall(struct.pack('<4sQ', b'DGPO', len(s)) + s)\n"
     (fake / "dgpo_remote" / "worker" / "worker_main.py").write_text(hello)
     message = refused(make, worker=old)
-    assert f"{sys.executable} has dgpo 9.9, whose workers speak version 99 of the protocol; this run speaks" in message
+    assert f"{sys.executable} has dgpo 9.9, whose workers use protocol version 99; this run uses" in message
     (fake / "dgpo_remote" / "worker" / "worker_main.py").write_text("raise ImportError('no libnothing.so')")
     assert f"the worker in {sys.executable} did not start: ImportError: no libnothing.so" in refused(make, worker=old)
 
 
 @pytest.mark.usefixtures("tidy")
-def test_an_interpreter_that_hangs(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_interpreter_is_reported(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "PATIENCE", 0.2)
     python = script(tmp_path / "silent", "#!/bin/sh\nexec sleep 60\n")
     message = refused(make, worker={"python": python, "start_timeout": 0.2})
-    assert message == f"rewards.0.worker.python: {python} is no Python interpreter"
+    assert message == f"rewards.0.worker.python: {python} is not a Python interpreter"
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_worker_that_is_given_too_little_time(make: Make) -> None:
+def test_start_timeout(make: Make) -> None:
     message = refused(make, worker={"start_timeout": 0.01})
     assert message == (
         f"rewards.0.worker.python: the worker in {sys.executable} did not start within 0.01 s (worker.start_timeout)"
@@ -105,14 +105,14 @@ def test_a_worker_that_is_given_too_little_time(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("tidy")
-def test_a_worker_whose_description_is_none(make: Make, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_description_is_reported(make: Make, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     def odd(process: Any, *arguments: Any) -> tuple[str, bytes]:
         return "200", json.dumps({"protocol": PROTOCOL}).encode()
 
     with monkeypatch.context() as patched:
         patched.setattr(process_module.WorkerProcess, "_exchange", odd)
         message = refused(make, worker={})
-    assert message.startswith("rewards.0: the worker that was to load conv answered with something that is no desc")
+    assert message.startswith("rewards.0: the worker for conv sent an invalid description")
     reward = make("conv", worker={"retries": 0})
     assert isinstance(reward, WorkerReward)
     (worker,) = [server.end for server in reward._servers.all]
@@ -147,11 +147,11 @@ def sent(self, blob, *, number=0, about="", deadline=None):
 channel.Channel.send = sent
 sys.exit(worker_main.main(sys.argv[1:]))
 """
-"""A worker that says something else besides its answers; number 1 is its description, 2 the first batch."""
+"""A worker that sends further responses; number 1 is its description, 2 the first batch."""
 
 
 def straying(path: Path, **how: Any) -> str:
-    """An interpreter whose workers stray."""
+    """An interpreter whose workers send stray responses."""
     (path / "stray.py").write_text(STRAY % ({"which": -2, "after": 2, "number": "stray[1]", "twice": False} | how))
     return script(path / "python", f'#!/bin/sh\nshift 6\nexec {sys.executable} -u {path}/stray.py "$@"\n')
 
@@ -164,7 +164,7 @@ def straying(path: Path, **how: Any) -> str:
         {"which": 1, "number": 1, "after": 1},
     ],
 )
-def test_late_and_second_answers_are_not_taken_for_another_batch(
+def test_late_and_duplicate_responses_are_dropped(
     make: Make, here: RewardModel, samples: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: Any
 ) -> None:
     reward = make("conv", worker={"python": straying(tmp_path, **how), "retries": 0})
@@ -174,25 +174,27 @@ def test_late_and_second_answers_are_not_taken_for_another_batch(
         media = media / turn
         assert_same(reward.score(media, prompts), here.score(media, prompts))
     assert pid_of(reward) == before
-    assert caplog.text.count("the worker answers late or twice; what it says to earlier batches is dropped") == 1
+    assert (
+        caplog.text.count("the worker sent a late or duplicate response; responses to earlier batches are dropped") == 1
+    )
     reward.close()
 
 
-@pytest.mark.parametrize(("number", "reported"), [("number + 1", "question 3 and was asked 2"), (0, "question 0")])
-def test_answers_to_questions_that_nobody_asked_end_the_worker(
+@pytest.mark.parametrize(("number", "reported"), [("number + 1", "request 3, expected 2"), (0, "request 0")])
+def test_responses_to_unknown_requests_are_errors(
     make: Make, samples: Samples, tmp_path: Path, number: Any, reported: str
 ) -> None:
     python = straying(tmp_path, which=-1, after=1, number=number)
     reward = make("conv", worker={"python": python, "retries": 0})
-    with pytest.raises(RewardLost, match=f"answered nonsense: it has answered {reported}"):
+    with pytest.raises(RewardLost, match=f"sent an invalid response: for {reported}"):
         reward.score(*samples(2))
     reward.close()
 
 
-def test_a_question_that_was_stopped_leaves_no_answer_behind(
+def test_an_interrupted_request_leaves_no_response_behind(
     make: Make, here: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever interrupts the wait, the next batch gets its own scores."""
+    """The next batch gets its own scores."""
     reward = make("conv", worker={"retries": 0})
     media, prompts = samples(3)
     with monkeypatch.context() as patched:
@@ -203,28 +205,30 @@ def test_a_question_that_was_stopped_leaves_no_answer_behind(
     reward.close()
 
 
-def test_frames_are_bounded(moody: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, there = socket.socketpair()
-    with here, there:
-        here.sendall(HEAD.pack(MAGIC, LONGEST + 1))
+def test_frames_are_limited(moody: RewardModel, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, remote = socket.socketpair()
+    with local, remote:
+        local.sendall(HEAD.pack(MAGIC, LONGEST + 1))
         with pytest.raises(EOFError, match="does not speak this protocol"):
-            Channel(there).receive()
+            Channel(remote).receive()
     before = pid_of(moody)
     media, prompts = samples(4)
     monkeypatch.setattr(process_module, "LONGEST", media.numel() * media.element_size())
     assert checked_score(Reward("moody", 1.0, moody), media, prompts).missing.tolist() == [False] * 4  # in halves
     monkeypatch.setattr(process_module, "LONGEST", 100)
-    with pytest.raises(OutOfMemory, match=r"a batch of 0.0 GiB is more than"):
+    with pytest.raises(OutOfMemory, match=r"a batch of 0.0 GiB is larger than"):
         moody.score(media, prompts)
     assert pid_of(moody) == before
 
 
 @pytest.mark.usefixtures("tidy")
-def test_rewards_that_are_not_there_or_refuse_their_options(make: Make) -> None:
+def test_unknown_rewards_and_invalid_options_are_reported(make: Make) -> None:
     message = refused(make, "convv", worker={})
     assert message.startswith(
         f"rewards.0.worker.python: {sys.executable} cannot provide convv; install its plugin there"
     )
     assert "unknown reward 'convv'; did you mean conv?" in message
     assert refused(make, worker={}, options={"seed": 13}) == "rewards.0: options.seed: 13 brings bad luck"
-    assert "the worker that was to load conv was ended by SIGKILL" in refused(make, worker={}, options={"seed": 14})
+    message = refused(make, worker={}, options={"seed": 14})
+    assert "the worker for conv was" in message
+    assert "SIGKILL" in message

@@ -1,7 +1,7 @@
-"""Text rendering as a reward for dgpo: an OCR engine reads the image, a rule compares it with the quoted text.
+"""Text-rendering reward for dgpo: an OCR engine reads the image, and a rule compares the text with the quoted text.
 
-Importing this package imports nothing heavy; take what you need from its modules: `target` for the text that a prompt
-asks for, `rule` to judge a recognized text without a run, `engine` for what an OCR engine is.
+Importing this package imports nothing heavy. Useful modules: `target` extracts the quoted text of a prompt, `rule`
+scores a recognized text without a run, and `engine` defines the interface of OCR engines.
 """
 
 from __future__ import annotations

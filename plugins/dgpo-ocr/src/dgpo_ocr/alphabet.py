@@ -1,4 +1,4 @@
-"""Which letters a reader has: a target with one that it cannot give back would never be worth 1. Light: no torch."""
+"""Characters that an engine can recognize: a target with any other could never score 1. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ _MODELS = {
     "TELUGU": "te_PP-OCRv5_mobile_rec",
     "THAI": "th_PP-OCRv5_mobile_rec",
 }
-"""PP-OCR's recognition models by the script they are for, as Unicode names it."""
+"""PP-OCR's recognition models by script, with Unicode's script names."""
 _NAMED = 3
-"""Characters that a message names."""
+"""Most characters that a message names."""
 
 
 def readable(alphabet: Iterable[str]) -> frozenset[str]:
-    """The characters that texts of an alphabet have in the form in which they are compared."""
+    """Return the characters of an alphabet in normalized form (`squeeze`)."""
     return frozenset("".join(squeeze(character) for character in alphabet))
 
 
 def check_readable(target: str, letters: frozenset[str], reader: str) -> None:
-    """Raise ValueError naming the characters of a target that are not among the `readable` ones, and a model that has
-    them where one is known. `reader` is who cannot read them."""
+    """Raise ValueError if a target has characters that are not `readable`.
+
+    The message names the characters, and a model that recognizes them if one is known. reader: the engine's name for
+    the message.
+    """
     if letters.issuperset(squeeze(target)):
         return
     characters = dict.fromkeys(unicodedata.normalize("NFC", target))
     strange = [character for character in characters if not letters.issuperset(squeeze(character))]
-    strange = strange or sorted(set(squeeze(target)) - letters)  # of several characters that become one
+    strange = strange or sorted(set(squeeze(target)) - letters)  # several characters that normalize to one
     named = ", ".join(_name(character) for character in strange[:_NAMED])
     more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
     scripts = dict.fromkeys(unicodedata.name(character, "?").split()[0] for character in strange)

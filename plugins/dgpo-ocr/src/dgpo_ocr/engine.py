@@ -1,4 +1,4 @@
-"""What an OCR engine is, and a pool of them that reads several images at once."""
+"""The interface of OCR engines, and a pool of them that reads several images in parallel."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Line", "Point", "Readers"]
 
 Point = tuple[float, float]
-"""x to the right, y downwards, in pixels."""
+"""(x, y) in pixels, x to the right, y down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A recognized line: its text, the engine's confidence in [0, 1], its corners in the image that was given."""
+    """A recognized line. score: the engine's confidence in [0, 1]; polygon: its corners in the given image."""
 
     text: str
     score: float
@@ -30,24 +30,25 @@ class Line:
 
 
 class Engine(Protocol):
-    """Reads one image after the other, on the thread that made it."""
+    """Reads one image at a time, in the thread that created it."""
 
     def read(self, image: NDArray[np.uint8]) -> list[Line]:
-        """Image uint8 [H, W, 3] in OpenCV's order BGR, to its lines in the engine's own order; none where no text is
-        seen. Raises whatever it likes where it cannot read."""
+        """Recognize the lines of an image, uint8 [H, W, 3] in BGR.
+
+        Returns them in the engine's own order, or an empty list if there is no text. May raise any exception.
+        """
         ...
 
     def alphabet(self) -> frozenset[str] | None:
-        """Every character that it can give back; None where that is not known."""
+        """Return all characters that the engine can recognize, or None if unknown."""
         ...
 
 
 class Readers:
-    """Threads with an engine each: engines keep state between calls, and none promises to be safe from two threads."""
+    """A thread pool with one engine per thread: engines keep state between calls and are not thread-safe."""
 
     def __init__(self, make: Callable[[], Engine], *, count: int, min_side: int) -> None:
-        """`make` builds an engine. The first is built here, so that what it lacks is said at once; the others when
-        there is work for them."""
+        """make: builds an engine. The first is built here, so that errors surface early; the others when needed."""
         self._make, self._min_side = make, min_side
         self._own = threading.local()
         self._building = threading.Lock()
@@ -59,26 +60,26 @@ class Readers:
             raise
 
     def submit(self, image: NDArray[np.uint8]) -> Future[list[Line]]:
-        """Queue an image, uint8 [H, W, 3] in BGR; its lines come as the engine gives them."""
+        """Queue an image, uint8 [H, W, 3] in BGR. The future holds its lines in the engine's own order."""
         return self._threads.submit(self._read, image)
 
     def alphabet(self) -> frozenset[str] | None:
-        """Every character that the engine can give back; None where that is not known."""
+        """Return all characters that the engine can recognize, or None if unknown."""
 
-        def asked() -> frozenset[str] | None:
-            on_message = getattr(self._engine(), "alphabet", None)  # one that is given to the reward need not say
-            return None if on_message is None else on_message()
+        def engine_alphabet() -> frozenset[str] | None:
+            alphabet = getattr(self._engine(), "alphabet", None)  # a custom engine may not have the method
+            return None if alphabet is None else alphabet()
 
-        return self._threads.submit(asked).result()
+        return self._threads.submit(engine_alphabet).result()
 
     def close(self) -> None:
-        """Drop what waits, end the threads and the engines with them. May be called again."""
+        """Drop queued images and stop the threads with their engines. Idempotent."""
         self._threads.shutdown(cancel_futures=True)
 
     def _engine(self) -> Engine:
         engine: Engine | None = getattr(self._own, "engine", None)
         if engine is None:
-            with self._building:  # their libraries set up shared configuration while they build
+            with self._building:  # the libraries change shared configuration while they build an engine
                 engine = self._own.engine = self._make()
         return engine
 

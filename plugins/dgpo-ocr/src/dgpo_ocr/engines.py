@@ -1,4 +1,4 @@
-"""The engines there are, each imported when it is asked for."""
+"""Construction of engines, each imported on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["make_engine"]
 
 
 def make_engine(options: OcrOptions) -> Engine:
-    """The engine that the options name. Raises UserError saying what to install, or which file is missing."""
+    """Build the engine that the options name. Raises UserError if a package or a file is missing."""
     if options.engine == "paddleocr":
         from dgpo_ocr.paddle import PaddleEngine
 

@@ -1,4 +1,4 @@
-"""Samples known to be good and bad, drawn with Pillow and its own font."""
+"""Good and bad example images, drawn with Pillow and its default font."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHITE, BLACK, RED, BLUE, YELLOW = (255, 255, 255), (0, 0, 0), (190, 20, 30), (20
 def draw(
     text: str, *, height: int = 256, width: int = 256, size: float = 48, ink: Color = BLACK, paper: Color = WHITE
 ) -> Tensor:
-    """Text in the middle of an image [3, height, width], float32 in [0, 1]; a new line starts at a line break."""
+    """Draw text in the center of an image [3, height, width], float32 in [0, 1]. `size` is the font size in pixels."""
     image = Image.new("RGB", (width, height), paper)
     font = ImageFont.load_default(size)
     ImageDraw.Draw(image).text((width / 2, height / 2), text, fill=ink, font=font, anchor="mm", align="center")
@@ -26,12 +26,11 @@ def draw(
 
 
 def drawn_examples(*, one_line: bool = False) -> list[Example]:
-    """Four good and four bad images, all of one size: 256 x 256, or strips of one line for a reader that does not look
-    for lines."""
+    """Draw four good and four bad images, 256 x 256 pixels, or 64 x 256 with one line of text if `one_line`."""
     height, newline = (64, " ") if one_line else (256, "\n")
 
-    def example(name: str, asked: str, shown: str, good: bool, ink: Color = BLACK, paper: Color = WHITE) -> Example:
-        prompt = Prompt(f'A sign that says "{asked}"', {"target": asked})
+    def example(name: str, target: str, shown: str, good: bool, ink: Color = BLACK, paper: Color = WHITE) -> Example:
+        prompt = Prompt(f'A sign that says "{target}"', {"target": target})
         return Example(name, prompt, draw(shown, height=height, size=42, ink=ink, paper=paper), good)
 
     return [

@@ -1,13 +1,13 @@
-"""One form for texts that look alike: what is asked for and what is read are compared in it. Light: no torch.
+"""Text normalization: target and recognized text are compared in one form. Does not import torch.
 
-A reader cannot tell a no-break space from a space or an en dash from a hyphen, and prompts are typed in many ways, so
-none of that may cost a letter. Every step has that reason alone:
+OCR cannot distinguish a no-break space from a space or an en dash from a hyphen, and prompts are typed in many ways, so
+such differences must not cost a letter. The steps:
 
 - Unicode's compatibility composition (NFKC): decomposed accents, full-width letters, ligatures, no-break spaces,
-  superscripts and fractions (`½` is `1/2`) are what they look like.
-- typographic quotes, primes and dashes, which fonts and keyboards choose, are `"`, `'` and `-`.
-- what has no ink (zero-width characters, soft hyphens, marks of direction, variation selectors) goes.
-- case folding, with the dotted and dotless i of Turkish as one letter: a sign in capitals is the same text.
+  superscripts and fractions (`½` becomes `1/2`).
+- Typographic quotes, primes and dashes become `"`, `'` and `-`.
+- Invisible characters are removed: zero-width characters, soft hyphens, direction marks, variation selectors.
+- Case folding, with the dotted and dotless i of Turkish as one letter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ALIKE = {
     "-": "‐‑‒–—―−⁃﹘﹣－˗⸺⸻",
     "/": "⁄∕",
     "~": "〜∼",
-    " ": "\u2800",  # a braille cell without dots
+    " ": "\u2800",  # the blank braille pattern
 }
 _NO_INK = (
     (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
@@ -36,9 +36,9 @@ _GONE = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in 
 
 
 def fold(text: str) -> str:
-    """The form in which texts are compared, white space as it was. Folding twice changes nothing more."""
-    # Before composition, which would take an acute accent apart into a space and a combining one; and after it,
-    # because fractions come out with a slash of their own.
+    """Normalize a text, but keep its white space. Idempotent."""
+    # Translate before composition, which would decompose an acute accent into a space and a combining accent; and
+    # after it, because fractions decompose with a fraction slash.
     for _ in range(2):
         text = _GONE.sub("", text).translate(_DRAWN_ALIKE)
         text = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("ı", "i")
@@ -46,6 +46,6 @@ def fold(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """`fold`, without any white space, two apostrophes as the one quote that they look like: what the rule `normalized`
-    compares."""
+    """Apply `fold`, remove white space, and replace two apostrophes by a double quote: the form that the rule
+    `normalized` compares."""
     return "".join(fold(text).split()).replace("''", '"')

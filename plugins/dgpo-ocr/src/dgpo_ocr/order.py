@@ -1,7 +1,7 @@
-"""In which order people read the lines that an engine found, wherever it found them.
+"""Reading order of the lines that an engine found.
 
-Engines sort by the upper edge, in steps of pixels: of two words in one line, the one that stands a few pixels higher
-comes first. Here words are in one row if their heights overlap, whatever their size.
+Engines sort by the upper edge, in steps of pixels: of two words in one line, the one that is a few pixels higher comes
+first. Here words are in one row if their vertical extents overlap, regardless of their size.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from dgpo_ocr.engine import Line
 __all__ = ["readings"]
 
 SAME_ROW = 0.4
-"""Two words are in one row if they share at least this part of the lower one's height, ..."""
+"""Two words are in one row if they overlap vertically by at least this fraction of the smaller height."""
 DOUBTFUL = 0.1
-"""... and perhaps if they share this part: a word half a letter above its line may be in it or a row of its own, ..."""
+"""Two words may be in one row if they overlap by this fraction: a word half a letter above its line is ambiguous."""
 STACKED = 0.3
-"""... unless they share more than this part of the narrower one's width: then they are above each other."""
+"""Two words are stacked, not in one row, if they overlap horizontally by more than this fraction of the smaller
+width."""
 TALL = 1.5
-"""A word so many times as high as two lines beside it stands beside both, as a price beside the two lines of a name."""
+"""A word at least this many times as high as the lines beside it spans them, as a price beside a name in two lines."""
 GUTTER = 1.0
-"""Columns are apart by at least so many heights of a line."""
+"""Minimum gap between columns, in line heights."""
 LEADING = 2.0
-"""The lines of a column are apart by at most so many heights of a line."""
+"""Maximum gap between the lines of a column, in line heights."""
 FAR = 0.05
-"""A neighbor one height farther away counts as much as one that shares so much less of the height: a line that climbs
-word by word goes on with the next word, not with the one far off at its level."""
+"""Overlap fraction that one height of horizontal distance costs: a rising line continues with the next word, not with a
+distant one at the same level."""
 AGREE, MOST = math.radians(3), 0.75
-"""Text is turned level if this part of its length agrees on an angle, give or take so much."""
+"""Text is rotated to be level if this fraction (`MOST`) of its length has the same angle, within `AGREE` radians."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    """A line, its place along and across the direction of reading, in pixels: left < right, top < bottom."""
+    """A line and its extent along and across the reading direction, in pixels: left < right, top < bottom."""
 
     line: Line
     left: float
@@ -58,26 +59,27 @@ class _Box:
         return (self.left + self.right) / 2
 
     def shares_height(self, other: _Box) -> float:
-        """Part of the lower one's height, at most 1; negative where they are apart."""
+        """Return the vertical overlap as a fraction of the smaller height, at most 1; negative if they are apart."""
         return _shared(self.top, self.bottom, other.top, other.bottom)
 
     def shares_width(self, other: _Box) -> float:
-        """Part of the narrower one's width, likewise."""
+        """Return the horizontal overlap as a fraction of the smaller width, likewise."""
         return _shared(self.left, self.right, other.left, other.right)
 
 
 def readings(lines: Sequence[Line]) -> list[list[Line]]:
-    """The ways in which lines can be read, each with all of them, the likeliest first: row after row, each from left to
-    right; with wider rows, where a word may be in one or not; and, where several rows leave the same gap free, column
-    after column. Mostly they are one and the same.
+    """Return the possible reading orders of the lines, the likeliest first. Each contains all lines.
 
-    The order of `lines` does not matter, but for lines in the very same place. Text may be turned by up to 45 degrees.
+    The orders are: by rows, each from left to right; by rows that include ambiguous words; and by columns, if several
+    rows share a gap. Equal orders are returned once; usually there is only one.
+
+    The order of `lines` only matters for lines in exactly the same place. Text may be rotated by up to 45 degrees.
     """
-    if not all(line.polygon for line in lines):  # an engine that does not say where
+    if not all(line.polygon for line in lines):  # the engine does not report positions
         return [list(lines)]
     angle = _angle(lines)
     found: list[list[Line]] = []
-    for turned in (angle, 0.0) if 0 < abs(angle) <= AGREE else (angle,):  # a box may lean by chance
+    for turned in (angle, 0.0) if 0 < abs(angle) <= AGREE else (angle,):  # the tilt of a box may be noise
         boxes = _boxes(lines, turned)
         for ordered in (_by_rows(boxes), _by_rows(boxes, DOUBTFUL), _by_columns(boxes)):
             way = [box.line for box in ordered]
@@ -93,7 +95,7 @@ def _by_rows(boxes: Sequence[_Box], least: float = SAME_ROW) -> list[_Box]:
         if len(rows) == 1:
             found += sorted(block, key=lambda box: box.middle)
             continue
-        tall = max(block, key=lambda box: box.height)  # what stands left and right of it are texts of their own
+        tall = max(block, key=lambda box: box.height)  # the texts left and right of it are read separately
         others = [box for box in block if box is not tall]
         over = [box for box in others if box.shares_width(tall) > STACKED]
         beside = [box for box in others if box.shares_width(tall) <= STACKED]
@@ -106,9 +108,11 @@ def _by_rows(boxes: Sequence[_Box], least: float = SAME_ROW) -> list[_Box]:
 
 
 def _rows(boxes: Sequence[_Box], least: float = SAME_ROW) -> list[list[_Box]]:
-    """Boxes that stand beside each other, from top to bottom. Those that share most of their height, and of these those
-    that are near, are joined first, so that one between two lines goes to the right one, and no row has boxes above
-    each other."""
+    """Group boxes into rows, from top to bottom.
+
+    Pairs with the largest vertical overlap and the smallest distance are joined first, so that a box between two lines
+    joins the right one. No row contains stacked boxes.
+    """
     pairs = [
         (FAR * _apart(a, b) - shared, j, i)
         for i, a in enumerate(boxes)
@@ -128,7 +132,7 @@ def _rows(boxes: Sequence[_Box], least: float = SAME_ROW) -> list[list[_Box]]:
 
 
 def _blocks(rows: list[list[_Box]]) -> list[list[list[_Box]]]:
-    """Rows, in a list with others where a tall box stands beside all of them."""
+    """Group the rows that a tall box spans."""
     blocks = [[row] for row in rows]
     for tall in [box for row in rows for box in row]:
         beside = [block for block in blocks if any(_beside(tall, box) for row in block for box in row)]
@@ -160,8 +164,10 @@ def _by_columns(boxes: Sequence[_Box]) -> list[_Box]:
 
 
 def _columns(rows: Sequence[Sequence[_Box]]) -> list[list[_Box]]:
-    """The boxes of rows, apart where a gutter runs through all rows, from left to right; none unless there are several
-    columns, of several lines each."""
+    """Split the boxes of rows into columns at the gaps that all rows share, from left to right.
+
+    Returns an empty list unless there are several columns with several lines each.
+    """
     found: list[list[_Box]] = []
     reach = -math.inf
     for box in sorted((box for row in rows for box in row), key=lambda box: box.left):
@@ -174,7 +180,7 @@ def _columns(rows: Sequence[Sequence[_Box]]) -> list[list[_Box]]:
 
 
 def _is_column(boxes: Sequence[_Box]) -> bool:
-    """Whether these are several lines, none far below the one before."""
+    """Whether the boxes are several lines with at most `LEADING` line heights between them."""
     rows = _rows(boxes)
     return len(rows) > 1 and all(
         min(box.top for box in below) - max(box.bottom for box in above) <= LEADING * min(box.height for box in above)
@@ -183,13 +189,13 @@ def _is_column(boxes: Sequence[_Box]) -> bool:
 
 
 def _boxes(lines: Sequence[Line], angle: float) -> list[_Box]:
-    """Where lines are once the text, turned clockwise by an angle in radians, is level."""
+    """Return the boxes of the lines after rotating text, tilted clockwise by `angle` radians, to be level."""
     along, down = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
     found = []
     for line in lines:
         xs, ys = ([x * axis[0] + y * axis[1] for x, y in line.polygon] for axis in (along, down))
         level, height = (min(ys) + max(ys)) / 2, max(ys) - min(ys)
-        if len(line.polygon) == 4:  # its own sides, because a box that is turned further reaches higher
+        if len(line.polygon) == 4:  # the polygon's own sides: the bounding box of a tilted line is higher
             level, height = mean(ys), mean(math.dist(line.polygon[a], line.polygon[b]) for a, b in ((0, 3), (1, 2)))
         height = max(height, 1.0)
         found.append(_Box(line, min(xs), max(min(xs) + 1.0, max(xs)), level - height / 2, level + height / 2))
@@ -197,13 +203,13 @@ def _boxes(lines: Sequence[Line], angle: float) -> list[_Box]:
 
 
 def _angle(lines: Sequence[Line]) -> float:
-    """The angle in radians by which the whole text is turned clockwise; 0 where the lines do not agree on one."""
+    """Return the angle in radians by which the whole text is tilted clockwise, or 0 if the lines do not agree."""
     sides = []
     for line in lines:
         if len(line.polygon) == 4:
             (left, top), (right, bottom), corner = line.polygon[0], line.polygon[1], line.polygon[3]
             length, height = math.dist((left, top), (right, bottom)), math.dist((left, top), corner)
-            if length > TALL * height:  # the direction of a short one is mostly chance
+            if length > TALL * height:  # the angle of a short line is mostly noise
                 sides.append((math.atan2(bottom - top, right - left), length))
     sides.sort()
     total, passed = sum(length for _, length in sides), 0.0
@@ -216,7 +222,7 @@ def _angle(lines: Sequence[Line]) -> float:
 
 
 def _apart(a: _Box, b: _Box) -> float:
-    """The gap between two boxes in heights of the lower one, at least 0."""
+    """Return the horizontal gap between two boxes in units of the smaller height, at least 0."""
     return max(0.0, max(a.left, b.left) - min(a.right, b.right)) / min(a.height, b.height)
 
 

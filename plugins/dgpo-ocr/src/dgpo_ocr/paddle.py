@@ -1,9 +1,9 @@
-"""PaddleOCR 3.x, the engine of the published reward: English models, no classifiers of orientation, on the CPU.
+"""PaddleOCR 3.x, the engine of the published reward: English models, no orientation classifiers, on the CPU.
 
-Its interface, as used here (PaddlePaddle/PaddleOCR, paddleocr/_pipelines/ocr.py, and PaddleX's
-paddlex/inference/pipelines/ocr/pipeline.py): `PaddleOCR(...).predict(image)` takes a BGR array and returns one
-mapping per image with `rec_texts`, `rec_scores` and `rec_polys` (arrays [4, 2]), in an order of its own, empty
-where no text is seen. Models of its own are fetched by PaddleOCR on first use, unless directories are given.
+The interface used here (PaddlePaddle/PaddleOCR, paddleocr/_pipelines/ocr.py, and PaddleX's
+paddlex/inference/pipelines/ocr/pipeline.py): `PaddleOCR(...).predict(image)` takes a BGR array and returns one mapping
+per image with `rec_texts`, `rec_scores` and `rec_polys` (arrays [4, 2]), in its own order, empty if there is no text.
+PaddleOCR downloads its models on first use, unless directories are given.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["PaddleEngine"]
 
 INSTALL = """\
-engine 'paddleocr' needs PaddleOCR 3, and it wants an environment of its own, because it pins NumPy and OpenCV:
+engine 'paddleocr' requires PaddleOCR 3, in a separate environment because it pins NumPy and OpenCV:
   python -m venv paddle
   paddle/bin/pip install dgpo-remote rapidfuzz paddleocr paddlepaddle
   paddle/bin/pip install --no-deps dgpo-ocr
@@ -36,14 +36,14 @@ and in the run file, beside `use: ocr`:
   worker: {python: paddle/bin/python}"""
 
 DESCRIPTION = "inference.yml"
-"""What a directory of a model has to say of it."""
+"""The description file in a model directory."""
 
 
 class PaddleEngine:
     """The engine `paddleocr`."""
 
     def __init__(self, options: OcrOptions) -> None:
-        """Load the models. Raises UserError saying what to install, what a directory lacks, or why PaddleOCR fails."""
+        """Load the models. Raises UserError if a package or a model file is missing, or if PaddleOCR fails."""
         try:
             paddleocr = importlib.import_module("paddleocr")
             importlib.import_module("paddle")
@@ -51,8 +51,8 @@ class PaddleEngine:
             raise UserError(f"{INSTALL}\n({error})") from error
         version = str(getattr(paddleocr, "__version__", "3"))
         if version.partition(".")[0] != "3":
-            raise UserError(f"engine 'paddleocr' needs PaddleOCR 3, {version} is installed")
-        for name in ("paddleocr", "paddlex"):  # they tell of every model they load
+            raise UserError(f"engine 'paddleocr' requires PaddleOCR 3, got {version}")
+        for name in ("paddleocr", "paddlex"):  # they log every model they load
             logging.getLogger(name).setLevel(logging.ERROR)
         models = _models(options)
         self._recognition = options.recognition_model
@@ -64,35 +64,38 @@ class PaddleEngine:
                 use_textline_orientation=False,
                 text_det_limit_type="max",
                 text_det_limit_side_len=options.detection_side,
-                text_rec_score_thresh=0.0,  # `min_score` is applied by the readers, the same for every engine
+                text_rec_score_thresh=0.0,  # the reward applies `min_score`, equally for all engines
                 device="cpu",
                 cpu_threads=options.threads,
             )
-        except Exception as error:  # it raises plain ones, as where a model cannot be fetched
+        except Exception as error:  # PaddleOCR raises plain `Exception`, such as for a failed download
             raise UserError(
-                f"engine 'paddleocr' cannot be loaded: {error} (without a network, `detection_model` and "
-                "`recognition_model` name directories of models fetched elsewhere)"
+                f"engine 'paddleocr' cannot be loaded: {error} (without a network, set `detection_model` and "
+                "`recognition_model` to directories of downloaded models)"
             ) from error
 
     def alphabet(self) -> frozenset[str] | None:
-        """The characters of the model that reads lines: those in its directory, or of the one that PaddleOCR fetched,
-        where it shows them (`post_op.character` in paddlex/inference/models/text_recognition/processors.py)."""
+        """Return the characters of the recognition model, or None if unknown.
+
+        They are read from its directory, or from the model that PaddleOCR downloaded (`post_op.character` in
+        paddlex/inference/models/text_recognition/processors.py).
+        """
         if self._recognition is not None:
             characters = _characters(Path(self._recognition))
         else:
             found: Any = self._ocr
             for name in ("paddlex_pipeline", "text_rec_model", "post_op", "character"):
                 found = getattr(found, name, None)
-            characters = found[1:] if isinstance(found, list) else None  # the first stands for nothing: "blank"
+            characters = found[1:] if isinstance(found, list) else None  # the first is CTC's "blank"
         return frozenset("".join(map(str, characters))) if characters else None
 
     def read(self, image: NDArray[np.uint8]) -> list[Line]:
-        """Lines of an image uint8 [H, W, 3] in BGR. Raises ValueError for an answer in another format."""
+        """Recognize the lines of an image, uint8 [H, W, 3] in BGR. Raises ValueError for another result format."""
         (found,) = self._ocr.predict(image)
         try:
             texts, scores, polygons = found["rec_texts"], found["rec_scores"], found["rec_polys"]
         except KeyError as error:
-            raise ValueError(f"PaddleOCR's answer has no {error}") from error
+            raise ValueError(f"PaddleOCR's result has no {error}") from error
         return [
             Line(str(text), float(score), tuple((float(x), float(y)) for x, y in polygon))
             for text, score, polygon in zip(texts, scores, polygons, strict=True)
@@ -100,7 +103,7 @@ class PaddleEngine:
 
 
 def _models(options: OcrOptions) -> dict[str, str]:
-    """Arguments that choose the models: by language, or by directories."""
+    """Return the arguments that select the models, by language or by directories."""
     if options.detection_model is None or options.recognition_model is None:
         return {"lang": "en"}
     found = {}
@@ -113,7 +116,7 @@ def _models(options: OcrOptions) -> dict[str, str]:
 
 
 def _name(directory: Path) -> str:
-    """Name of the model in a directory; PaddleOCR refuses one that it is not told the name of."""
+    """Return the name of the model in a directory, which PaddleOCR requires."""
     try:
         return str(_description(directory)["Global"]["model_name"])
     except (KeyError, TypeError) as error:
@@ -123,7 +126,7 @@ def _name(directory: Path) -> str:
 
 
 def _characters(directory: Path) -> list[Any] | None:
-    """The characters of the model in a directory, as PaddleX reads them; None where they are not there."""
+    """Return the characters of the model in a directory, as PaddleX reads them, or None if they are missing."""
     try:
         found = _description(directory)["PostProcess"]["character_dict"]
     except (KeyError, TypeError):
@@ -132,14 +135,14 @@ def _characters(directory: Path) -> list[Any] | None:
 
 
 def _description(directory: Path) -> Any:
-    """What a model's directory says of it. Raises UserError where that cannot be read."""
+    """Read the description of the model in a directory. Raises UserError if that fails."""
     file = directory / DESCRIPTION
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         instead = where_instead(directory, DESCRIPTION) if directory.is_dir() else ""
         raise UserError(
-            f"engine 'paddleocr': {file} cannot be read: {error.strerror}{instead or '; is it a model?'}"
+            f"engine 'paddleocr': {file} cannot be read: {error.strerror}{instead or '; is this a model directory?'}"
         ) from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"engine 'paddleocr': {file} is no YAML file; is it a model?") from error
+        raise UserError(f"engine 'paddleocr': {file} is not a YAML file; is this a model directory?") from error

@@ -1,4 +1,4 @@
-"""What dgpo-ocr declares. Nothing heavy may be imported here."""
+"""Hook implementations of dgpo-ocr. This module must not import anything heavy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["dgpo_prompt_sources", "dgpo_rewards"]
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """The reward for rendered text."""
-    summary = "How nearly the quoted text of the prompt is read in the image or video, in [0, 1]"
+    """Declare the reward for rendered text."""
+    summary = "How closely the text in the image or video matches the prompt's quoted text, in [0, 1]"
     return [Component("ocr", summary, "dgpo_ocr.reward:OcrReward", "dgpo_ocr.options:OcrOptions")]
 
 
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Component]:
-    """Prompts that ask for a text."""
-    summary = "Images with a quoted text in them, train and held-out splits without a common word"
+    """Declare the prompts with quoted text."""
+    summary = "Prompts for images with a quoted text; the train and held-out splits share no words"
     return [Component("ocr", summary, "dgpo_ocr.prompts:OcrPrompts", "dgpo_ocr.options:OcrPromptsOptions")]

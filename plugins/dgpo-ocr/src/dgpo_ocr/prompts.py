@@ -1,8 +1,8 @@
-"""Prompts that ask for a text, split so that no word is in both splits.
+"""Prompts with a quoted text, split so that no word is in both splits.
 
-The unit is an entry of the word list. Entries that share a word ("no entry", "no parking") belong together, and a fifth
-of the words, whole such families, is held out: which, a hash of the words decides, so neither seed nor count moves one
-from split to split. Sentences are the same in both: held-out prompts test the spelling of new words.
+The unit is an entry of the word list. Entries that share a word ("no entry", "no parking") form a family, and whole
+families with a fifth of the words are held out. A hash of the words selects them, so neither the seed nor the counts
+change the split. Both splits use the same sentences: held-out prompts test the spelling of new words.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ __all__ = ["HELDOUT_SHARE", "OcrPrompts", "Split", "split_entries"]
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.2
-"""At least this share of the words is held out."""
+"""Minimum fraction of the words that is held out."""
 
 
 def split_entries(entries: Sequence[str]) -> dict[Split, list[str]]:
-    """Words and phrases, without those that repeat an earlier one, by split and in their order.
+    """Split words and phrases, without duplicates and in order.
 
-    Words that the reward cannot tell apart are the same: case does not matter, nor do Unicode's forms. Raises
-    ValueError where nothing can be held out because all entries hang together.
+    Words that the reward cannot distinguish are duplicates: case and Unicode forms do not matter. Raises ValueError if
+    nothing can be held out because all entries are connected by common words.
     """
     unique = list({" ".join(fold(entry).split()): entry for entry in reversed(entries)}.values())[::-1]
     families = _families(unique)
     if len(families) < 2:
-        raise ValueError("the words cannot be split: every entry shares a word with another")
+        raise ValueError("the words cannot be split: every entry shares a word with another one")
     words = sum(len(family) for family in families)
     heldout: set[str] = set()
     for family in sorted(families, key=lambda family: hashlib.blake2b(min(family).encode()).digest())[:-1]:
@@ -55,8 +55,7 @@ def split_entries(entries: Sequence[str]) -> dict[Split, list[str]]:
 
 
 def _families(entries: Sequence[str]) -> list[set[str]]:
-    """The words of entries in the form in which they are compared; words that an entry joins, directly or by way of
-    others, are in one set."""
+    """Group the normalized words of the entries: words that share an entry, directly or not, are in one set."""
     found: list[set[str]] = []
     for entry in entries:
         joined = set(fold(entry).split())
@@ -76,7 +75,7 @@ class OcrPrompts(PromptSource):
     options: OcrPromptsOptions
 
     def __init__(self, options: OcrPromptsOptions) -> None:
-        """Read the words. Raises UserError for a list or file that cannot be used, naming the entry."""
+        """Read the words. Raises UserError, naming the entry, for an invalid list or file."""
         super().__init__(options)
         try:
             self.entries = split_entries(_entries(options.words))
@@ -84,8 +83,11 @@ class OcrPrompts(PromptSource):
             raise UserError(f"prompts 'ocr': {error}") from error
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """The prompts of one split, always the same ones for the same options; a smaller count gives the beginning of
-        a larger one. Every entry comes up once before one comes up again."""
+        """Return the prompts of one split.
+
+        They are deterministic given the options, and a smaller count returns a prefix of a larger one. Every entry is
+        used once before any is used again.
+        """
         count = self.options.train_count if split == "train" else self.options.heldout_count
         draws = Random(f"{split} {self.options.seed}")
         deck = _deck(self.entries[split], draws)
@@ -98,13 +100,13 @@ class OcrPrompts(PromptSource):
 
 
 def _deck(entries: Sequence[str], draws: Random) -> Iterator[str]:
-    """All entries in random order, then all again in another, and so on."""
+    """Yield all entries in random order, then all again in another order, and so on."""
     while True:
         yield from draws.sample(entries, len(entries))
 
 
 def _entries(words: list[str] | str | None) -> list[str]:
-    """The entries that the options give. Raises ValueError naming an entry that cannot be quoted, or the file."""
+    """Return the entries of the options. Raises ValueError, naming the entry or the file, if they are invalid."""
     if words is None:
         return [*WORDS, *SIGNS]
     if isinstance(words, str):
@@ -116,10 +118,10 @@ def _entries(words: list[str] | str | None) -> list[str]:
             raise ValueError(f"{where} is empty")
         if set(entry) & set('"“”') or entry.rstrip().endswith("\\"):
             raise ValueError(
-                f"{where}, {entry!r}, has a double quote or ends in a backslash, which cannot be quoted in a prompt"
+                f"{where}, {entry!r}, contains a double quote or ends in a backslash and cannot be quoted in a prompt"
             )
         if lone_surrogate(entry) is not None:
-            raise ValueError(f"{where}, {entry!r}, has half of a character (a lone surrogate)")
+            raise ValueError(f"{where}, {entry!r}, contains a lone surrogate, which is not valid Unicode")
     return [entry.strip() for _, entry in found]
 
 

@@ -1,4 +1,4 @@
-"""RapidOCR: the PP-OCR models through onnxruntime. They are in its wheel, so nothing is ever downloaded."""
+"""RapidOCR: the PP-OCR models with onnxruntime. Its wheel contains the models, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["RapidEngine"]
 DETECTION, RECOGNITION = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 """Models in the wheel of rapidocr 3.10."""
 STRIDE = 32
-"""The detector rounds the sides of its input to multiples of this."""
+"""The detector rounds its input's height and width to multiples of this."""
 
 
 class RapidEngine:
-    """The engine `rapidocr`, without the classifier of upside-down lines, as the published reward."""
+    """The engine `rapidocr`, without the orientation classifier, as in the published reward."""
 
     def __init__(self, options: OcrOptions) -> None:
         """Load the models. Raises UserError if the library or a model is missing."""
@@ -39,8 +39,8 @@ class RapidEngine:
         settings: dict[str, Any] = {
             "Global.log_level": "critical",  # it would warn of every image without text
             "Global.use_preprocess_img": False,  # it would stretch small images to multiples of 32
-            "Global.text_score": 0.0,  # `min_score` is applied by the readers, the same for every engine
-            # Paths, because a model that is only named is looked for, and fetched if it is not there.
+            "Global.text_score": 0.0,  # the reward applies `min_score`, equally for all engines
+            # Paths instead of names: RapidOCR downloads a named model that is missing.
             "Det.model_path": _model(options.detection_model, shipped / DETECTION),
             "Rec.model_path": self._recognition,
             "Det.limit_type": "max",
@@ -52,15 +52,15 @@ class RapidEngine:
         self._ocr: Any = rapidocr.RapidOCR(params=settings)
 
     def alphabet(self) -> frozenset[str]:
-        """The characters of the model that reads lines."""
+        """Return the characters of the recognition model."""
         return frozenset("".join(_metadata(Path(self._recognition))["character"].split("\n")))
 
     def read(self, image: NDArray[np.uint8]) -> list[Line]:
-        """Lines of an image uint8 [H, W, 3] in BGR. Raises ValueError for one too narrow to look for lines in."""
+        """Recognize the lines of an image, uint8 [H, W, 3] in BGR. Raises ValueError if it is too narrow."""
         height, width = image.shape[:2]
         if self.detection:
             self._check_shape(height, width)
-        # The flags of a call stay in force for the next ones, so all are given every time.
+        # The flags persist between calls, so each call sets all of them.
         found = self._ocr(image, use_det=self.detection, use_cls=False, use_rec=True)
         if found.txts is None:
             return []
@@ -73,39 +73,39 @@ class RapidEngine:
         ]
 
     def _check_shape(self, height: int, width: int) -> None:
-        """RapidOCR silently sees no text in an image of which its detector's input would lose a side to rounding."""
-        if height <= 30 or width > 8 * height:  # then it pads above and below
+        """Raise ValueError if a side of the detector's input rounds to 0, where RapidOCR silently returns no text."""
+        if height <= 30 or width > 8 * height:  # RapidOCR pads above and below
             height += 2 * (abs(max(width // 8, 30) * 2 - height) // 2)
         shrunk = min(1.0, self.detection_side / max(height, width))
         if any(round(int(side * shrunk) / STRIDE) == 0 for side in (height, width)):
-            raise ValueError(f"an image of {width} x {height} pixels is too narrow to look for lines in")
+            raise ValueError(f"an image of {width} x {height} pixels is too narrow to detect lines")
 
 
 def _model(chosen: str | None, shipped: Path, *, read: bool = False) -> str:
-    """Path of a model. Raises UserError if it is not there, or if it reads but does not say which characters."""
+    """Return the path of a model. Raises UserError if it is missing, or a recognition model without characters."""
     path = Path(chosen) if chosen is not None else shipped
     if path.is_dir():
         inner = ", ".join(sorted(p.name for p in path.glob("*.onnx"))[:5])
         such = f", such as {inner} in it" if inner else ""
-        raise UserError(f"engine 'rapidocr': {path} is a directory; allowed is an .onnx file{such}")
+        raise UserError(f"engine 'rapidocr': {path} is a directory; expected an .onnx file{such}")
     if not path.is_file():
-        hint = "" if chosen is not None else "; dgpo-ocr is made for rapidocr 3.10, whose wheel has it"
-        raise UserError(f"engine 'rapidocr': there is no model {path}{hint}")
+        hint = "" if chosen is not None else "; dgpo-ocr requires rapidocr 3.10, whose wheel contains it"
+        raise UserError(f"engine 'rapidocr': no such model: {path}{hint}")
     check_file(path, "engine 'rapidocr'")
     if chosen is not None and read and "character" not in _metadata(path):
-        # RapidOCR would fetch a list of characters for it.
+        # RapidOCR would download a list of characters for it.
         raise UserError(f"engine 'rapidocr': {path} has no list of characters in its metadata (key `character`)")
     return str(path)
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Metadata of an .onnx file. Raises UserError if it is none."""
+    """Return the metadata of an .onnx file. Raises UserError if it cannot be loaded."""
     onnxruntime = importlib.import_module("onnxruntime")
-    settings = onnxruntime.SessionOptions()  # nothing is run: the fastest way to open the file
+    settings = onnxruntime.SessionOptions()  # the model is not run: open it as fast as possible
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.intra_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base but this
+    except Exception as error:  # its exceptions have no common base class
         raise UserError(f"engine 'rapidocr': {path} cannot be loaded: {error}") from error
     return dict(session.get_modelmeta().custom_metadata_map)

@@ -1,4 +1,4 @@
-"""The reward `ocr`: an engine reads, the rule judges."""
+"""The reward `ocr`: an OCR engine reads the image, and a rule scores the text."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ __all__ = ["OcrReward"]
 
 log = logging.getLogger(__name__)
 LONGEST = 200
-"""Characters of a text in a clause."""
+"""Most characters of a text in a clause."""
 
 
 class OcrReward(RewardModel):
-    """How nearly the quoted text of the prompt is read, in [0, 1] (`rule`)."""
+    """How closely the recognized text matches the quoted text of the prompt, in [0, 1] (see `rule`)."""
 
     media = frozenset({"image", "video"})
     range = (0.0, 1.0)
 
     def __init__(self, options: OcrOptions, *, device: torch.device, make: Callable[[], Engine] | None = None) -> None:
-        """`make`, which builds an engine, stands in for the one that the options name; it is called once a reader.
+        """make: builds an engine in place of the one that the options name; called once per reader.
 
         Raises UserError if the engine is not installed or a model file is missing.
         """
@@ -54,8 +54,10 @@ class OcrReward(RewardModel):
         self._letters: frozenset[str] | None = None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError naming the first prompt without a text to look for, or, under the rule `normalized`, with
-        a character that the engine has not (where it says which it has)."""
+        """Raise UserError for the first prompt without a target.
+
+        With the rule `normalized`, also for one with characters that the engine cannot recognize, if they are known.
+        """
         rule = self.options.rule
         letters = self._readable() if rule == "normalized" else None
         for prompt in prompts:
@@ -68,24 +70,25 @@ class OcrReward(RewardModel):
                 raise UserError(f"reward 'ocr': prompt {short(prompt.text)} {error}") from error
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Images [B, 3, H, W] or videos [B, F, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
+        """Score images [B, 3, H, W] or videos [B, F, 3, H, W], float in [0, 1]. Returns float32 [B] on the CPU.
 
-        Missing, with a `reason`: samples whose images are not finite, not in [0, 1] or of another shape, which the
-        engine fails on, or whose prompt has no target. An image without text is read as such: its value is 0.
-        Diagnostics of an image: target, text, distance, surplus; of a video: target and the same of each sampled frame
-        in `frames`; of both: marks (the lines), clauses (one: whether the target was read). Under the rule `flowgrpo`
-        an image that the engine fails on is worth 0, with a `reason`, and only pixels that are no number are missing.
+        Samples are missing, with a `reason`, if their values are not finite or not in [0, 1], if their shape is wrong,
+        if the engine fails on them, or if their prompt has no target. An image without text scores 0.
+
+        Diagnostics of an image: target, text, distance, surplus; of a video: target, and the others for each sampled
+        frame in `frames`; of both: marks (the lines) and clauses (one: whether the target was read). With the rule
+        `flowgrpo` an image that the engine fails on scores 0, with a `reason`, and only NaN pixels make it missing.
         """
         if len(media) != len(prompts):
-            raise ValueError(f"{len(media)} samples and {len(prompts)} prompts do not go together")
+            raise ValueError(f"got {len(media)} samples and {len(prompts)} prompts; the numbers must be equal")
         video = media.dim() == 5
         try:
-            # Flow-GRPO's and DGPO's code clamps, and hands RGB to a reader of BGR.
+            # The code of Flow-GRPO and DGPO clamps the values, and passes RGB to an engine that expects BGR.
             published = self.options.rule == "flowgrpo"
             images, fit = to_images(media, self.options.every if video else 1, clamp=published, bgr=not published)
         except ValueError as error:
             return _gathered([_missing(prompt, error, self.options.rule) for prompt in prompts])
-        # All are queued before the first is waited for, so that every reader has work until the end.
+        # Queue all images before waiting for the first, so that every reader is busy until the end.
         queued = [
             [self._readers.submit(frame) for frame in sample] if is_fit else None
             for sample, is_fit in zip(images, fit, strict=True)
@@ -93,11 +96,11 @@ class OcrReward(RewardModel):
         return _gathered([self._judge(prompt, reading, video) for prompt, reading in zip(prompts, queued, strict=True)])
 
     def examples(self) -> Sequence[Example]:
-        """Words drawn large, with the prompt that asks for them and with one that asks for others, and blanks."""
+        """Return images of words, with matching and other prompts, and blank images."""
         return drawn_examples(one_line=not self.options.detection)
 
     def close(self) -> None:
-        """End the readers. May be called again; `score` must not."""
+        """Stop the readers. Idempotent. `score` must not be called afterwards."""
         self._readers.close()
 
     def _readable(self) -> frozenset[str] | None:
@@ -107,7 +110,8 @@ class OcrReward(RewardModel):
         return self._letters
 
     def _judge(self, prompt: Prompt, reading: list[Future[list[Line]]] | None, video: bool) -> _Judged:
-        """Value and diagnostics of one sample from what is being read of its frames; None: it was not fit to be."""
+        """Return the value and diagnostics of a sample. reading: futures of its frames' lines, or None if its values
+        were invalid."""
         try:
             if reading is None:
                 raise ValueError("the images have values that are not in [0, 1]")
@@ -127,8 +131,10 @@ class OcrReward(RewardModel):
         return value, {**_video_diagnosis(target, numbers, frames), "marks": marked}
 
     def _read(self, reading: Future[list[Line]], target: str, strict: bool) -> _Frame:
-        """What is read in an image, and its verdict: of several ways to read it, the one nearest to the target. Raises
-        what the engine raised; under `flowgrpo`, whose code goes on with a distance of all letters, it is worth 0."""
+        """Wait for an image's lines and score them in the reading order that is closest to the target.
+
+        Raises the engine's exception. With `flowgrpo`, whose code continues with the maximum distance, it scores 0.
+        """
         rule = self.options.rule
         try:
             lines = [line for line in reading.result() if line.score >= self.options.min_score]
@@ -147,7 +153,7 @@ class OcrReward(RewardModel):
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The lines of an image in the order in which they are read, the verdict on them, and why the engine failed."""
+    """The lines of an image in reading order, their verdict, and why the engine failed."""
 
     lines: list[Line]
     verdict: Verdict
@@ -179,7 +185,7 @@ def _joined(lines: Sequence[Line]) -> str:
 
 
 def _marks(target: str, lines: Sequence[Line], strict: bool, rule: Rule) -> list[dict[str, Any]]:
-    """Where the lines are, and whether each is part of what was asked for; or has all of it, where more is free."""
+    """Return the positions of the lines, and whether each is part of the target, or contains it unless `strict`."""
     t = plain(target, rule)
     return [
         {
@@ -192,20 +198,20 @@ def _marks(target: str, lines: Sequence[Line], strict: bool, rule: Rule) -> list
 
 
 def _shown(text: str) -> str:
-    """A text in one line, cut short."""
+    """Format a text in one line, truncated."""
     line = " ".join(text.split())
     return f'"{line}"' if len(line) <= LONGEST else f'"{line[:LONGEST]}..." ({len(line)} characters)'
 
 
 def _reported(frame: _Frame) -> dict[str, Any]:
-    """JSON-able account of what is read in an image."""
+    """Return the text and verdict of an image as JSON values."""
     verdict = frame.verdict
-    reported = {"text": _joined(frame.lines), "distance": verdict.distance, "surplus": verdict.surplus}
-    return reported if frame.reason is None else {**reported, "reason": frame.reason}
+    result = {"text": _joined(frame.lines), "distance": verdict.distance, "surplus": verdict.surplus}
+    return result if frame.reason is None else {**result, "reason": frame.reason}
 
 
 def _diagnosis(target: str, frame: _Frame) -> dict[str, Any]:
-    """JSON-able account of an image, but for its marks."""
+    """Return the diagnostics of an image, without its marks, as JSON values."""
     reported = _reported(frame)
     found = _shown(reported["text"]) if reported["text"] else "nothing"
     clause = {"text": f"{_shown(target)} asked for, {found} read", "ok": frame.verdict.distance == 0}
@@ -213,7 +219,7 @@ def _diagnosis(target: str, frame: _Frame) -> dict[str, Any]:
 
 
 def _video_diagnosis(target: str, numbers: Sequence[int], frames: Sequence[_Frame]) -> dict[str, Any]:
-    """JSON-able account of a video, but for its marks; frames are numbered as in the media."""
+    """Return the diagnostics of a video, without its marks, as JSON values. numbers: indices of the frames."""
     right = sum(frame.verdict.distance == 0 for frame in frames)
     return {
         "target": target,

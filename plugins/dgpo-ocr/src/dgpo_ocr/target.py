@@ -1,4 +1,4 @@
-"""The text that a prompt asks for. Light: no torch."""
+"""The target: the text that a prompt asks for. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TYPOGRAPHIC = {
     "“": "”", "„": "“”", "‟": "”", "”": "”", "«": "»", "»": "«»", "「": "」", "『": "』", "〝": "〞〟", "＂": "＂",
     "❝": "❞", "｢": "｣", "﹁": "﹂", "﹃": "﹄", "⹂": "“”",
 }  # fmt: skip
-"""Opening marks with what closes them, in the languages that do. » and ” open where they are not closing marks."""
+"""Opening quotes with their closing quotes, of all languages. » and ” are also opening quotes in some."""
 _ALIKE = "”＂"
-"""Marks that open and close alike, or stand behind a number as inches."""
+"""Quotes that both open and close, or are inch marks after a number."""
 _FAMILY = {
     mark: set(family)
     for family in ("“”„‟⹂", "«»", "「」", "『』", "〝〞〟", "＂", "❝❞", "｢｣", "﹁﹂", "﹃﹄")
@@ -36,34 +36,35 @@ _OTHER = re.compile(
     r"(?<!\w)(?:''([^']{1,400})''|``([^'`]{1,400})''|`{1,3}([^`]{1,400})`{1,3}|´([^´]{1,400})´|″([^″]{1,400})″|′([^′]{1,400})′|״([^״]{1,400})״|<<([^<>]{1,400})>>)(?!\w)"
     r"|《([^》]{1,400})》|〈([^〉]{1,400})〉|【([^】]{1,400})】|&quot;(.{1,400}?)&quot;|&#34;(.{1,400}?)&#34;"
 )
-"""Marks around a text that may be meant as quotes, and may be something else: they are named in the message."""
+"""Marks around a text that may be meant as quotes: the message names them."""
 _READ = '"…", “…”, „…“, «…», »…«, ”…”, 「…」, 『…』, 〝…〟 and ＂…＂'
 _CLOSING = set("".join(_TYPOGRAPHIC.values())) - set(_ALIKE)
-_NOT_IN_PAIRS = "the double quotes are not in pairs (after a number one is an inch mark, and needs no other)"
+_NOT_IN_PAIRS = "the double quotes are not in pairs (after a number, a double quote is an inch mark)"
 _LONGEST = 200
-"""Characters of a text in a message."""
+"""Most characters of a text in a message."""
 
 
 def short(text: str) -> str:
-    """A text as it stands in a message: with escapes for what cannot be printed, cut short."""
+    """Format a text for a message: escaped and truncated."""
     return repr(text) if len(text) <= _LONGEST else f"{text[:_LONGEST]!r}... ({len(text)} characters)"
 
 
 def quoted(text: str, rule: Rule = "normalized") -> str:
-    """What stands between the first pair of double quotes.
+    """Return the text between the first pair of double quotes.
 
-    `normalized`: straight quotes first; in a text that has none, the first pair of typographic ones of any language, as
-    “ ”, „ “ or « », without the white space inside. A mark right behind a number is an inch mark. Raises ValueError
-    saying what is wrong where there is no pair, where marks are left over, so that the pair might be the words between
-    two texts, where straight ones stand inside typographic ones (unless these hold the whole prompt), so that either
-    might be meant, or where a quote is escaped with a backslash: that is for JSON, which removes it.
+    `normalized`: the first pair of straight quotes, or without straight quotes the first pair of typographic quotes of
+    any language, such as “ ”, „ “ or « », stripped of white space. A mark directly after a number is an inch mark.
+    Raises ValueError if there is no pair; if quotes are left over, so that the pair could enclose the words between two
+    texts; if straight quotes are inside typographic quotes (unless these enclose the whole prompt); or if a quote is
+    escaped with a backslash, which belongs in JSON only.
 
-    `flowgrpo`: what its `prompt.split('"')[1]` gives, whatever the marks mean. Raises ValueError where that fails.
+    `flowgrpo`: the result of its `prompt.split('"')[1]`, regardless of what the marks mean. Raises ValueError if that
+    fails.
     """
     if rule == "flowgrpo":
         _, mark, rest = text.partition('"')
         if not mark:
-            raise ValueError("has no double quote, at which the rule 'flowgrpo' splits a prompt")
+            raise ValueError("has no double quote, which the rule 'flowgrpo' requires")
         return rest.partition('"')[0]
     if '\\"' in text:
         raise ValueError('has a backslash before a double quote; write \\" in .jsonl files only')
@@ -75,11 +76,11 @@ def quoted(text: str, rule: Rule = "normalized") -> str:
 
 
 def target_of(prompt: Prompt, rule: Rule = "normalized") -> str:
-    """The text that must be read: the prompt's metadata `target` if there is one, else its quoted text. Null and NaN,
-    as tables fill a column, are none. The rule `flowgrpo` knows quotes only; a `target` may repeat them.
+    """Return the text that must be read: the prompt's metadata `target` if it is set, else its quoted text.
 
-    Raises ValueError saying what is wrong: no quoted text, one that leaves nothing to compare, a `target` that is no
-    text.
+    Null and NaN, which tables use for empty cells, count as not set. The rule `flowgrpo` uses only the quotes; `target`
+    may repeat the same text. Raises ValueError if there is no quoted text, if nothing of it is left to compare, or if
+    `target` is not a string.
     """
     origin = "its quotes"
     target = prompt.metadata.get("target")
@@ -87,18 +88,18 @@ def target_of(prompt: Prompt, rule: Rule = "normalized") -> str:
         target = quoted(prompt.text, rule)
     else:
         if not isinstance(target, str):
-            raise ValueError(f"has {show(target)} under the metadata key `target`, which must be a text")
+            raise ValueError(f"has {show(target)} under the metadata key `target`, which must be a string")
         if rule == "flowgrpo":
             in_quotes = quoted(prompt.text, rule)
             if in_quotes != target:
                 raise ValueError(
                     f"has {short(target)} under the metadata key `target` and {short(in_quotes)} in its quotes; the "
-                    "rule 'flowgrpo' compares with its quotes alone"
+                    "rule 'flowgrpo' uses only the quotes"
                 )
         origin = "the metadata key `target`"
     if rule == "normalized":
         if lone_surrogate(target) is not None:
-            raise ValueError(f"has half of a character (a lone surrogate) in {origin}")
+            raise ValueError(f"has a lone surrogate, which is not valid Unicode, in {origin}")
         if not squeeze(target):
             raise ValueError(f"has no text in {origin}")
     elif not target.replace(" ", ""):
@@ -107,7 +108,7 @@ def target_of(prompt: Prompt, rule: Rule = "normalized") -> str:
 
 
 def check_target(prompt: Prompt, rule: Rule = "normalized") -> None:
-    """Raise UserError, naming the prompt, if it has no text that can be looked for. (Who asks adds file and line.)"""
+    """Raise UserError, naming the prompt, if it has no valid target. The caller adds file and line."""
     try:
         target_of(prompt, rule)
     except ValueError as error:
@@ -115,8 +116,10 @@ def check_target(prompt: Prompt, rule: Rule = "normalized") -> None:
 
 
 def _pairs(text: str, mark: str = '"') -> list[str]:
-    """What stands between marks that open and close alike. Raises ValueError where one is left over, or where two look
-    as if they closed one text and opened another."""
+    """Return the texts between pairs of the same mark.
+
+    Raises ValueError if a mark is left over, or if two marks look as if they closed one text and opened another.
+    """
     found: list[str] = []
     opened: int | None = None
     for place in [place for place, character in enumerate(text) if character == mark]:
@@ -133,7 +136,7 @@ def _pairs(text: str, mark: str = '"') -> list[str]:
 
 
 def _check_not_inside(text: str, inner: str) -> None:
-    """Raise ValueError where straight quotes stand inside typographic ones, but for those around the whole prompt."""
+    """Raise ValueError if straight quotes are inside typographic ones that do not enclose the whole prompt."""
     before, _, rest = text.partition(f'"{inner}"')
     for mark, closing in _TYPOGRAPHIC.items():
         if mark in "”»＂" or mark not in before:
@@ -143,13 +146,13 @@ def _check_not_inside(text: str, inner: str) -> None:
         if found and not _partition(before[start + 1 :], closing)[1] and (before[:start].strip() or after.strip(" .")):
             outer = f'{before[start:]}"{inner}"{inside}{found}'
             raise ValueError(
-                f"has {short(inner)} in quotes inside {short(outer)}; say which is meant under the metadata key "
-                "`target`, or use one pair of quotes"
+                f"has {short(inner)} in quotes inside {short(outer)}; set the metadata key `target`, or use one "
+                "pair of quotes"
             )
 
 
 def _is_between(text: str, start: int, end: int, mark: str) -> bool:
-    """Whether the words there, with marks before and behind them, stand between two texts rather than in one."""
+    """Whether the words at [start, end), enclosed by marks, are between two texts instead of being one."""
     left, first, last, right = (text[place : place + 1] or " " for place in (start - 2, start, end - 1, end + 1))
     closes = (left.isalnum() or left == mark) and first.isspace()
     opens = last.isspace() and (right.isalnum() or right == mark)
@@ -157,8 +160,7 @@ def _is_between(text: str, start: int, end: int, mark: str) -> bool:
 
 
 def _is_inch_mark(text: str, place: int) -> bool:
-    """Whether the mark there, which closes nothing, belongs to the number before it: `12"`, or `12 "` where no text
-    begins behind it."""
+    """Whether the mark at `place`, which closes nothing, is an inch mark: `12"`, or `12 "` if no text follows it."""
     before, after = text[max(0, place - 9) : place], text[place + 1 : place + 2]
     number = before if after.strip() else before.rstrip()
     return _is_number(number[-1:])
@@ -169,16 +171,16 @@ def _is_number(character: str) -> bool:
 
 
 def _typographic(text: str) -> str:
-    """What stands between the first pair of typographic double quotes. Raises ValueError where there is none."""
+    """Return the text between the first pair of typographic double quotes. Raises ValueError if there is none."""
     for place, mark in enumerate(text):
         closing = _TYPOGRAPHIC.get(mark, "")
         if not closing or (mark in _ALIKE and _is_inch_mark(text, place)):
             continue
         inside, found, _ = _partition(text[place + 1 :], closing)
         if not found and mark in "”»":
-            continue  # a closing mark that nothing opened
+            continue  # a closing mark without an opening one
         if not found or set(inside) & _FAMILY[mark]:
-            raise ValueError(f"has a {mark} that no {' or '.join(closing)} closes: {_NOT_IN_PAIRS}")
+            raise ValueError(f"has a {mark} without a closing {' or '.join(closing)}: {_NOT_IN_PAIRS}")
         if found == mark:
             _pairs(text[place:], mark)
         return inside.strip()
@@ -186,18 +188,19 @@ def _typographic(text: str) -> str:
     closing = next((mark for mark in text if mark in _CLOSING), "")
     hint = ""
     if other:
-        hint = f"; {short(other[0])}, in such marks, does not count"
+        hint = f"; the marks of {short(other[0])} do not count as double quotes"
     elif single:
-        hint = f"; {single[0] if len(single[0]) <= _LONGEST else short(single[0])}, in single quotes, does not count"
+        shown = single[0] if len(single[0]) <= _LONGEST else short(single[0])
+        hint = f"; the single quotes of {shown} do not count"
     elif closing:
-        hint = f"; nothing opens what {closing} closes"
+        hint = f"; {closing} has no opening quote"
     raise ValueError(
-        f'has no text in double quotes, as in: a sign that says "OPEN"{hint} (double quotes are {_READ}; without them '
-        "the text may stand under the metadata key `target`)"
+        f'has no text in double quotes, as in: a sign that says "OPEN"{hint} (double quotes are {_READ}; without them, '
+        "set the metadata key `target`)"
     )
 
 
 def _partition(text: str, marks: str) -> tuple[str, str, str]:
-    """`str.partition` at the first of several marks."""
+    """Split a text at the first of several marks, as `str.partition`."""
     found = re.search(f"[{marks}]", text)
     return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")

@@ -1,4 +1,4 @@
-"""What the prompts of this plugin ask to be written: common short English words, words of signs, and the sentences.
+"""Word lists and sentences for the prompts: short common English words, texts of signs, and sentence templates.
 
 Written for this project.
 """

@@ -1,1 +1,1 @@
-"""Rewards elsewhere: in processes of their own, and on other machines."""
+"""Remote rewards: in worker processes and on other machines."""

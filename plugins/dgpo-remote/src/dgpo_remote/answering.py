@@ -1,5 +1,7 @@
-"""What is answered, in a worker and behind a service: the reward's own answers, and errors, which have one form and are
-fit to be shown whatever went wrong."""
+"""Responses of workers and services: scores, prompt checks, the reward's description, and errors.
+
+Errors have one format, and their text is always safe to print.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from dgpo_remote.refusal import Refusal
 from dgpo_schemas.service import PROTOCOL, CheckAnswer, ErrorAnswer, ErrorDetail, RewardDescription, ServiceLimits
 from dgpo_schemas.text import clean, error_text
 
-__all__ = ["as_text", "checked", "describe", "error_message", "refusal_of", "said", "scored"]
+__all__ = ["as_text", "checked", "describe", "error_message", "message_of", "refusal_of", "scored"]
 
 
 def scored(
@@ -34,27 +36,29 @@ def scored(
     keys: Sequence[SampleKey] | None,
     process_state: ProcessState,
 ) -> Scores:
-    """What the reward gives for media [B, (F,) 3, H, W] on the CPU, not checked yet; keys: of the members, for a reward
-    that compares. Raises whatever it raises."""
+    """Return the reward's unvalidated scores for media [B, (F,) 3, H, W] on the CPU.
+
+    keys: sample keys of the group's members, for a group reward. Raises whatever the reward raises.
+    """
     with process_state.around("the reward"), torch.no_grad():
-        media = media if reward.is_remote else media.to(reward.device)  # from the CPU it travels on
+        media = media if reward.is_remote else media.to(reward.device)
         if isinstance(reward, GroupReward):
-            assert keys is not None, "whole groups are sent"
+            assert keys is not None, "a group reward receives whole groups"
             return reward.score_group(media, prompts[0], keys)
         return reward.score(media, prompts)
 
 
 def checked(reward: AnyReward, prompts: Sequence[Prompt]) -> CheckAnswer:
-    """Whether the reward can score prompts. Raises what it raises but UserError."""
+    """Check whether the reward can score the prompts. A UserError becomes part of the response; others propagate."""
     try:
         reward.check_prompts(prompts)
     except UserError as error:
-        return CheckAnswer(ok=False, message=clean(said(error), lines=True))
+        return CheckAnswer(ok=False, message=clean(message_of(error), lines=True))
     return CheckAnswer(ok=True)
 
 
 def describe(use: str, reward: RewardBase, limits: ServiceLimits | None = None) -> RewardDescription:
-    """A reward that was built."""
+    """Return the description of a reward, as sent to its clients."""
     low, high = (float(bound) if math.isfinite(bound) else None for bound in reward.range)
     return RewardDescription(
         protocol=PROTOCOL,
@@ -71,43 +75,45 @@ def describe(use: str, reward: RewardBase, limits: ServiceLimits | None = None) 
 
 
 def _options(use: str, reward: RewardBase) -> Any:
-    """As JSON can hold them. Raises PluginError for what has no end."""
+    """Return the options as JSON values. Raises PluginError if they cannot be serialized, such as a cycle."""
     options = reward.options
     try:
         if not isinstance(options, BaseModel):
             return plain(options or {})
         try:
             return plain(options.model_dump(mode="json", warnings=False))
-        except PydanticSerializationError:  # a field that pydantic cannot write, such as a dtype
+        except PydanticSerializationError:  # a field that pydantic cannot serialize, such as a dtype
             return plain(options.model_dump(warnings=False))
     except Exception as error:
-        raise PluginError(f"reward {use}: its options cannot be written: {error_text(error)}") from error
+        raise PluginError(f"reward {use}: its options cannot be serialized: {error_text(error)}") from error
 
 
 def as_text(message: BaseModel) -> str:
-    """A message as a line of JSON. Escaped: diagnostics may hold texts that are not valid Unicode."""
+    """Serialize a message as one line of ASCII JSON: diagnostics may contain strings that are not valid Unicode."""
     return json.dumps(message.model_dump(mode="python"), separators=(",", ":"), default=list) + "\n"
 
 
 def error_message(kind: str, text: str, *, lines: bool = False) -> ErrorAnswer:
-    """An error of a kind of `ErrorDetail`; its text is bounded, in one line unless it may have `lines`, and moves no
-    terminal's cursor."""
+    """Return an error response of one of the kinds of `ErrorDetail`.
+
+    The text is limited in length, contains no terminal control characters, and is a single line unless `lines` is set.
+    """
     return ErrorAnswer(error=ErrorDetail.model_validate({"kind": kind, "message": clean(text, lines=lines)}))
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """What a caller is told of an error that the reward has raised, or that was met for it."""
-    if is_out_of_memory(error):  # 507: a caller may halve its batch. 503 would ask it to send the same again.
-        return Refusal(507, "memory", said(error) if isinstance(error, DgpoError) else error_text(error))
+    """Return the response for an error that the reward, or the code that calls it, has raised."""
+    if is_out_of_memory(error):  # 507: the client may halve its batch. 503 would make it send the same request again.
+        return Refusal(507, "memory", message_of(error) if isinstance(error, DgpoError) else error_text(error))
     if not isinstance(error, DgpoError):
         return Refusal(500, "reward", error_text(error))
     kind = "plugin" if isinstance(error, PluginError) else "user" if isinstance(error, UserError) else "reward"
-    return Refusal(500, kind, said(error))
+    return Refusal(500, kind, message_of(error))
 
 
-def said(error: BaseException) -> str:
-    """What an exception says, whatever its `__str__` does."""
+def message_of(error: BaseException) -> str:
+    """Return an exception's message, even if its `__str__` raises."""
     try:
         return str(error)
-    except BaseException:  # a plugin's exception may raise anything when it is asked for its text
+    except BaseException:  # the `__str__` of a plugin's exception may raise anything
         return error_text(error)

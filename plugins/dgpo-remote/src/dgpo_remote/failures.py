@@ -1,4 +1,4 @@
-"""What may go wrong with a request to a reward elsewhere, and what the other side's own words for it mean."""
+"""Failures of a request to a remote reward, and how error responses are interpreted."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from dgpo_schemas.text import clean
 __all__ = [
     "Busy",
     "Down",
-    "Nonsense",
+    "InvalidResponse",
+    "NotAService",
     "Refused",
     "RewardLost",
     "RewardRaised",
-    "Stranger",
     "TooLarge",
     "as_object",
-    "raise_own",
+    "raise_reward_error",
     "reported_error",
 ]
 
 
 class RewardLost(DgpoError):
-    """The place where a reward runs could not score a batch, however often it was tried."""
+    """No worker or server could score a batch, after all retries."""
 
 
 class RewardRaised(DgpoError):
-    """The reward itself failed, elsewhere; the message is its own. Trying again would not help."""
+    """The remote reward itself failed, with this message. A retry would not help."""
 
 
 class Down(Exception):
-    """A place cannot be reached, broke, ended, or answered nonsense. Another one, or a later try, may do better."""
+    """A worker or server is unreachable, crashed, or sent an invalid response. Another one, or a retry, may succeed."""
 
 
-class Nonsense(Down):
-    """It answered, but not as a reward service does."""
+class InvalidResponse(Down):
+    """The response does not follow the protocol of a reward service."""
 
 
 class Busy(Exception):
-    """It asks to come back in `seconds`."""
+    """The server asks the client to retry after `seconds`."""
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
@@ -49,19 +49,19 @@ class Busy(Exception):
 
 
 class Refused(RewardLost):
-    """It does not want this request, and would not want it again."""
+    """The server rejects this request. A retry would be rejected too."""
 
 
-class Stranger(Refused):
-    """It does not know this request, and does not say so in a reward service's words."""
+class NotAService(Refused):
+    """The server rejects this request, but not with an error response of a reward service."""
 
 
 class TooLarge(Refused):
-    """It does not take so much at once; it may take a part of it."""
+    """The request is too large for the server. It may accept a smaller one."""
 
 
 def as_object(body: bytes) -> dict[str, Any] | None:
-    """A JSON object, or None for anything else."""
+    """Parse a JSON object. Returns None for anything else."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -70,18 +70,20 @@ def as_object(body: bytes) -> dict[str, Any] | None:
 
 
 def reported_error(body: bytes) -> tuple[str, str] | None:
-    """(kind, message) of an `ErrorAnswer`, both fit to be shown, the message empty if there is none; None if it is none
-    at all, whatever the other side has written there."""
+    """Return (kind, message) of an `ErrorAnswer`, both safe to print, or None if the body is not one.
+
+    The message is empty if the response has none.
+    """
     error = (as_object(body) or {}).get("error")
     if not isinstance(error, dict) or not error:
         return None
-    said = error.get("message")
-    words = clean(said, lines=True) if isinstance(said, str) and said.strip() else ""
-    return clean(str(error.get("kind")), 40), words
+    message = error.get("message")
+    shown = clean(message, lines=True) if isinstance(message, str) and message.strip() else ""
+    return clean(str(error.get("kind")), 40), shown
 
 
-def raise_own(kind: str, message: str) -> None:
-    """Raise what the reward itself has met there; nothing for other kinds of errors."""
+def raise_reward_error(kind: str, message: str) -> None:
+    """Raise RewardRaised or OutOfMemory for an error of the remote reward. Does nothing for other kinds."""
     if kind in ("reward", "user", "plugin"):
         raise RewardRaised(message)
     if kind == "memory":

@@ -1,4 +1,4 @@
-"""What the plugin brings."""
+"""Hook implementations of the plugin."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["dgpo_commands", "dgpo_reward_transports"]
 
 @hookimpl
 def dgpo_commands() -> Sequence[Command]:
-    """A reward for others."""
-    summary = "Serve a reward over HTTP, to training runs and to curl."
+    """Provide `dgpo serve`."""
+    summary = "Serve a reward over HTTP, for training runs and for curl."
     return [Command("serve", summary, "dgpo_remote.commands.serve:serve", 90)]
 
 
 @hookimpl
 def dgpo_reward_transports() -> Mapping[str, str]:
-    """A process of its own, and a server."""
+    """Provide the transports `worker` and `service`."""
     return {
         "worker": "dgpo_remote.worker.workers:connect",
         "service": "dgpo_remote.service.service:connect",

@@ -1,4 +1,4 @@
-"""Why a request is not served."""
+"""Rejection of a request by the service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Refusal"]
 
 
 class Refusal(Exception):
-    """A request that is not served: its status, whose fault it is (see `ErrorDetail.kind`) and the reason."""
+    """A rejected request. status: HTTP status; kind: see `ErrorDetail.kind`; headers: further response headers."""
 
     def __init__(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)

@@ -1,5 +1,4 @@
-"""Sharing work out among servers, or worker processes: the least busy one is asked, one that fails is left alone for a
-while."""
+"""Load balancing over servers or worker processes: the least busy one gets the request, with backoff after failures."""
 
 from __future__ import annotations
 
@@ -14,52 +13,54 @@ from typing import Any, Protocol
 from dgpo_core.system.stopping import check_signals
 from dgpo_remote.waiting import Waiting, seconds, so_far
 
-__all__ = ["LOOK", "Closed", "End", "Errand", "NoServer", "Server", "Servers"]
+__all__ = ["LOOK", "Closed", "End", "NoServerAvailable", "PendingRequest", "Server", "Servers"]
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 30.0
-"""Seconds for which a server that failed is left alone at most: the first ones doubled with each failure in a row."""
+"""Longest backoff in seconds. The backoff doubles with each consecutive failure of a server."""
 LOOK = 0.5
-"""Seconds of waiting after which it is looked whether a signal has come."""
+"""Seconds between two checks for signals while waiting."""
 
 
-class NoServer(Exception):
-    """None could be had in time."""
+class NoServerAvailable(Exception):
+    """No server became available in time."""
 
 
 class Closed(Exception):
-    """Nobody wants an answer any more."""
+    """The servers were closed."""
 
 
 class End(Protocol):
-    """How one server is talked to. May be used from any thread."""
+    """The connection to one server or worker. Thread-safe."""
 
     @property
     def name(self) -> str:
-        """For messages, without a password."""
+        """Name for messages, without a password."""
         ...
 
     def ask(self, path: str, body: bytes | None = None) -> bytes:
-        """The answer to a path of a reward service, such as /v1/score, with a body in safetensors or none. Raises Down,
-        Busy, Refused, RewardRaised and OutOfMemory (`failures`)."""
+        """Send a request to a path of a reward service, such as /v1/score, and return the response body.
+
+        body: safetensors, or None. Raises Down, Busy, Refused, RewardRaised and OutOfMemory (see `failures`).
+        """
         ...
 
     def ask_json(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        """The same where both are JSON."""
+        """The same with JSON bodies."""
         ...
 
     def close(self) -> None:
-        """End it; whoever waits for an answer of it gets none."""
+        """Close the connection. Pending requests fail."""
         ...
 
 
 @dataclass(eq=False)
 class Server:
-    """One of those that are asked, and how it does.
+    """A server and its state.
 
-    out: it failed, and must show that it is ready before it gets work;
-    why: what it did; not_before: time of `time.monotonic` until which it is left alone.
+    out: whether it failed and must report that it is ready before it gets requests again; why: the last failure;
+    not_before: time (`time.monotonic`) before which it gets no requests.
     """
 
     end: End
@@ -72,16 +73,16 @@ class Server:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return self.end.name
 
 
 @dataclass(eq=False)
-class Errand:
-    """One request on its way to whichever server answers it.
+class PendingRequest:
+    """A request that waits for a server or for a response.
 
-    patience: time of `time.monotonic` until which it waits for servers that are at work or ask to wait; tries: how
-    often it may still fail; otherwise: what happens when it is given up.
+    patience: time (`time.monotonic`) until which it waits for servers that are busy; tries: how often it may still
+    fail; otherwise: what happens after that, for messages.
     """
 
     patience: float
@@ -89,20 +90,19 @@ class Errand:
     otherwise: str
 
     def failed(self, patience: float) -> None:
-        """It has failed once more, and waits anew for so many seconds."""
+        """Count a failure and restart the wait of `patience` seconds."""
         self.tries -= 1
         self.patience = time.monotonic() + patience
 
 
 class Servers:
-    """Hands out servers, at most `concurrency` times each, and says when none can be had. May be used from any
-    thread."""
+    """Assigns servers to requests, at most `concurrency` requests each, and logs waits. Thread-safe."""
 
     def __init__(
         self, ends: Sequence[End], concurrency: int, where: str, *, first_wait: float, restarted: bool = False
     ) -> None:
-        """first_wait: seconds for which one is left alone after its first failure; restarted: whether those that fail
-        are started again, which is said instead of that they are waited for."""
+        """first_wait: backoff in seconds after the first failure; restarted: whether failed servers are restarted,
+        which changes what is logged."""
         self.all = [Server(end) for end in ends]
         self.where = where
         self.waiting = Waiting()
@@ -112,26 +112,25 @@ class Servers:
         self._concurrency = concurrency
         self._slow = Waiting()
         self._change = threading.Condition()
-        self._errands: list[Errand] = []
+        self._pending: list[PendingRequest] = []
 
     @contextmanager
-    def errand(self, patience: float, tries: int, otherwise: str) -> Iterator[Errand]:
-        """A request that may fail `tries` times, the last of which gives it up, and waits for so many seconds."""
-        made = Errand(time.monotonic() + patience, tries, otherwise)
+    def pending(self, patience: float, tries: int, otherwise: str) -> Iterator[PendingRequest]:
+        """Register a request that gives up after `tries` failures and waits `patience` seconds for a server."""
+        request = PendingRequest(time.monotonic() + patience, tries, otherwise)
         with self._change:
-            self._errands.append(made)
+            self._pending.append(request)
         try:
-            yield made
+            yield request
         finally:
             with self._change:
-                self._errands.remove(made)
+                self._pending.remove(request)
 
-    def acquire(self, errand: Errand) -> Server:
-        """The server with the least work under way.
+    def acquire(self, pending: PendingRequest) -> Server:
+        """Return the server with the fewest requests in progress.
 
-        Waits while all are at work or have asked to be left alone, and says so; raises NoServer when the errand's
-        patience is at its end. Where all have failed it waits until one may be tried again, whatever the patience:
-        those who ask count failures.
+        Waits, with log messages, while all servers are busy. Raises NoServerAvailable when the request's patience ends.
+        If all servers have failed, waits until one may be retried, regardless of patience: the caller counts failures.
         """
         with self._change:
             while True:
@@ -146,41 +145,41 @@ class Servers:
                     chosen.last_used = now
                     return chosen
                 failed = all(s.out for s in self.all)
-                if now >= errand.patience and not failed:
-                    raise NoServer("; ".join(f"{s.name}: {s.why or 'busy'}" for s in self.all))
-                until = min([now + LONGEST_WAIT if failed else errand.patience, *(s.not_before for s in free)])
-                at_work = any(not s.out and s.not_before <= now for s in self.all)  # for somebody else
+                if now >= pending.patience and not failed:
+                    raise NoServerAvailable("; ".join(f"{s.name}: {s.why or 'busy'}" for s in self.all))
+                until = min([now + LONGEST_WAIT if failed else pending.patience, *(s.not_before for s in free)])
+                at_work = any(not s.out and s.not_before <= now for s in self.all)  # for other requests
                 if not at_work and not self._restarted:
-                    self.waiting.on_message(lambda waited: self._waits(errand, waited))
+                    self.waiting.on_message(lambda waited: self._waits(pending, waited))
                     until = min(until, max(now, self.waiting.next))
                 check_signals()
                 self._change.wait(min(LOOK, max(0.01, until - now)))
 
-    def _waits(self, errand: Errand, waited: float) -> str:
+    def _waits(self, pending: PendingRequest, waited: float) -> str:
         names = "; ".join(f"{s.name} ({s.why or 'busy'})" for s in self.all)
-        return f"{self.where}: waiting for {names}; {so_far(waited)}{self._outlook(errand)}"
+        return f"{self.where}: waiting for {names}; {so_far(waited)}{self._remaining_wait(pending)}"
 
-    def _outlook(self, errand: Errand) -> str:
-        """How long an errand still waits, and what happens then."""
+    def _remaining_wait(self, pending: PendingRequest) -> str:
+        """Say how long a request still waits, and what happens then."""
         now = time.monotonic()
         if all(s.out for s in self.all):
-            # Servers that failed are tried by one errand at a time, so that all of them share the tries.
-            tries = max(1, -(-errand.tries * max(1, len(self._errands)) // len(self.all)))
+            # Only one request at a time retries a failed server, so all pending requests share the retries.
+            tries = max(1, -(-pending.tries * max(1, len(self._pending)) // len(self.all)))
             server = min(self.all, key=lambda s: s.not_before)
             waits = sum(self._wait_after(server.failures + i) for i in range(min(tries, 99) - 1))
             left = max(0.0, server.not_before - now) + waits
-            more = f"{errand.tries} more failure{'s' * (errand.tries != 1)}"
-            return f"about {seconds(left)} more ({more}); then {errand.otherwise}"
-        return f"up to {seconds(max(0.0, errand.patience - now))} more; then {errand.otherwise}"
+            more = f"{pending.tries} more failure{'s' * (pending.tries != 1)}"
+            return f"about {seconds(left)} more ({more}); then {pending.otherwise}"
+        return f"up to {seconds(max(0.0, pending.patience - now))} more; then {pending.otherwise}"
 
     def _wait_after(self, failures: int) -> float:
-        """Seconds for which one is left alone that has failed once more."""
+        """Return the backoff in seconds after one more failure."""
         return min(LONGEST_WAIT, self._first_wait * 2.0 ** min(failures, 20))
 
-    def slow(self, server: Server, errand: Errand, waited: float, timeout: float) -> None:
-        """It has been at work on a request for a large part of the time that it has."""
+    def slow(self, server: Server, pending: PendingRequest, waited: float, timeout: float) -> None:
+        """Log that a response has taken a large part of the timeout."""
         left = seconds(max(0.0, timeout - waited))
-        then = f"it is sent again ({errand.tries} more times)" if errand.tries else errand.otherwise
+        then = f"it is sent again ({pending.tries} more times)" if pending.tries else pending.otherwise
         self._slow.on_message(
             lambda _: (
                 f"{self.where}: {server.name} has not answered for {seconds(waited)}; up to {left} more, then {then}"
@@ -188,36 +187,36 @@ class Servers:
         )
 
     def succeeded(self, server: Server) -> None:
-        """It has answered."""
+        """Record a response."""
         self._slow.over()
-        reported = self.waiting.over()
-        if (server.out or reported) and not self._restarted:
-            log.warning("%s: %s is back", self.where, server.name)
+        logged = self.waiting.over()
+        if (server.out or logged) and not self._restarted:
+            log.warning("%s: %s is available again", self.where, server.name)
         self._release(server, out=False, failures=0, not_before=0.0, why="")
 
-    def failed(self, server: Server, errand: Errand, why: str) -> None:
-        """It has not answered, or nonsense: leave it alone, longer each time."""
-        news = not server.out
-        if not news and server.not_before > time.monotonic():  # another thread has just said so
+    def failed(self, server: Server, pending: PendingRequest, why: str) -> None:
+        """Record a missing or invalid response, and back off."""
+        first = not server.out
+        if not first and server.not_before > time.monotonic():  # another thread has just recorded it
             return self._release(server)
         wait = self._wait_after(server.failures)
         self._release(server, out=True, failures=server.failures + 1, not_before=time.monotonic() + wait, why=why)
         if self._restarted:
-            if errand.tries > 0:
-                log.warning("%s: %s %s; it is started again", self.where, server.name, why.splitlines()[0])
-        elif news:
-            log.warning("%s: %s is left alone for now: %s", self.where, server.name, why)
+            if pending.tries > 0:
+                log.warning("%s: %s %s; restarting it", self.where, server.name, why.splitlines()[0])
+        elif first:
+            log.warning("%s: %s failed and is retried later: %s", self.where, server.name, why)
 
     def busy(self, server: Server, seconds: float, why: str) -> None:
-        """It has asked to be left alone for so long."""
+        """Record that the server asked the client to retry after `seconds`."""
         self._release(server, not_before=time.monotonic() + seconds, why=why)
 
     def released(self, server: Server) -> None:
-        """It has answered that the request is wrong, which is no fault of its own."""
+        """Record that the server rejected the request, which is not a failure of the server."""
         self._release(server)
 
     def close(self) -> None:
-        """End them all; whoever waits for one does so no longer."""
+        """Close all servers and wake up all waiting threads."""
         with self._change:
             self.closed = True
             self._change.notify_all()

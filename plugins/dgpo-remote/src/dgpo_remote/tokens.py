@@ -1,4 +1,4 @@
-"""The secret that callers of a service show."""
+"""The bearer token of a service."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ __all__ = ["read_token"]
 
 
 def read_token(variable: str | None, where: str = "") -> str | None:
-    """What a variable of the environment holds; it is never shown. where: before `token_variable` in messages. Raises
-    UserError if it is not set, or holds what can be no token."""
+    """Read the token from an environment variable. It never appears in messages.
+
+    where: prefix of `token_variable` in messages. Raises UserError if the variable is not set or not a valid token.
+    """
     if variable is None:
         return None
     token, named = os.environ.get(variable, "").strip(), f"{where}token_variable: the environment variable {variable}"
@@ -20,7 +22,7 @@ def read_token(variable: str | None, where: str = "") -> str | None:
         raise UserError(f"{named} is not set; export it with {secret}")
     if not all("!" <= letter <= "~" for letter in token):
         raise UserError(
-            f"{named} holds no token: there is a space in it, or a letter that no header of a request can carry; use "
-            "ASCII letters, digits and punctuation"
+            f"{named} is not a valid token: it contains a space or a character that is not allowed in an HTTP header; "
+            "use ASCII letters, digits and punctuation"
         )
     return token

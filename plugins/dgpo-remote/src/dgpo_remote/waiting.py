@@ -1,4 +1,4 @@
-"""Saying that somebody is waited for, while he is: at once, after a few seconds, and then now and then."""
+"""Progress messages during a wait: at its start, after a few seconds, and then periodically."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ __all__ = ["Waiting", "seconds", "so_far"]
 log = logging.getLogger(__name__)
 
 SECOND = 5.0
-"""Seconds of waiting after which it is said for the second time."""
+"""Seconds of waiting before the second message."""
 EVERY = 30.0
-"""Seconds between two lines after that."""
+"""Seconds between the messages after that."""
 QUIET = 60.0
-"""Seconds after one wait in which the beginning of another is not news: a server at its limits is waited for often."""
+"""Seconds after a wait in which the start of another is not logged: requests to a server at its limits wait often."""
 
 
 class Waiting:
-    """What is said of one wait, whoever of several threads says it: each line once. May be used from any thread."""
+    """Logs one wait, which several threads may share: each message appears once. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._since: float | None = None
         self._next = 0.0
-        self._said = False
-        self._quiet = 0.0  # time until which no beginning is news
+        self._logged = False
+        self._quiet = 0.0  # time until which the start of a wait is not logged
 
     @property
     def next(self) -> float:
-        """Time of `time.monotonic` at which something is to be said again."""
+        """Time (`time.monotonic`) of the next message."""
         return self._next if self._since is not None else 0.0
 
     def on_message(self, line: Callable[[float], str]) -> None:
-        """Log `line(seconds waited so far)` as a warning, if it is time to."""
+        """Log `line(seconds waited so far)` as a warning if a message is due."""
         now = time.monotonic()
         with self._lock:
             if self._since is None:
-                self._since, self._next, self._said = now, now + SECOND, now >= self._quiet
-                if not self._said:
+                self._since, self._next, self._logged = now, now + SECOND, now >= self._quiet
+                if not self._logged:
                     return
             elif now < self._next:
                 return
             else:
-                self._next, self._said = now + EVERY, True
+                self._next, self._logged = now + EVERY, True
             waited = now - self._since
         log.warning("%s", line(waited))
 
     def over(self) -> bool:
-        """It has an end; whether anything was said of it."""
+        """End the wait. Returns whether anything was logged."""
         with self._lock:
-            said = self._since is not None and self._said
-            if said:
+            logged = self._since is not None and self._logged
+            if logged:
                 self._quiet = time.monotonic() + QUIET
             self._since = None
-            return said
+            return logged
 
 
 def seconds(value: float) -> str:
-    """A time for people."""
+    """Format a duration in seconds."""
     return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
 
 
 def so_far(waited: float) -> str:
-    """How long it has lasted, before what is yet to come; nothing at its beginning."""
+    """Format the time waited so far as the prefix of a message; empty at the start of a wait."""
     return "" if waited < 0.95 else f"{seconds(waited)} so far, "

@@ -1,4 +1,4 @@
-"""`dgpo serve`: a reward behind HTTP."""
+"""`dgpo serve`: serve a reward over HTTP."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def serve(
         typer.Option("--set", help="Change a setting: --set port=8501.", metavar="KEY=VALUE"),
     ] = None,
 ) -> None:
-    """Serve a reward over HTTP, to training runs and to curl.
+    """Serve a reward over HTTP, for training runs and for curl.
 
-    A reward file names the reward; everything else has a default:
+    The reward file names the reward; all other settings have defaults:
 
         reward: {use: geneval, options: {detector: mask2former}}
 
         device: cuda
 
-    A run that is to be scored by it says where it is:
+    A run that uses this server gives its address:
 
         rewards: [{use: geneval, service: {urls: [http://127.0.0.1:8500]}}]
 
-    And images can be sent by hand:
+    Images can also be sent by hand:
 
         curl -F image=@cat.png -F prompt='a photo of a cat' http://127.0.0.1:8500/v1/score
 
-    Beyond this machine a token is asked for (token_variable). /health, /ready and /metrics are for load balancers
-    and Prometheus. SIGTERM and Ctrl-C let requests under way finish.
+    A server that other machines can reach requires a token (token_variable). /health, /ready and /metrics are for
+    load balancers and Prometheus. SIGTERM and Ctrl-C let requests in progress finish.
 
     Example:
 

@@ -1,1 +1,1 @@
-"""What a reward elsewhere and its caller say to each other: media, prompts and scores as single blobs."""
+"""Messages between a remote reward and its client: media, prompts and scores, each as one blob."""

@@ -1,4 +1,4 @@
-"""Prompts as JSON, and the files that their media are as tensors beside it."""
+"""Prompts as JSON, with the files of their condition media as tensors."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from dgpo_schemas.service import PromptMessage
 __all__ = ["LARGEST", "contents_in", "files_of", "names_of_files", "prompts_as_json", "prompts_of", "stretches"]
 
 FILE = "sha256:"
-"""Begins the name of a tensor that is a condition medium's file, as int8: uint8 are media to be scored."""
+"""Prefix of the name of a tensor that holds a condition medium's file, as int8 (uint8 tensors are media to score)."""
 NONE: Mapping[str, bytes] = MappingProxyType({})
 LARGEST = 512 * 2**10
-"""Bytes of JSON about the prompts of one request."""
+"""Most bytes of JSON for the prompts of one request."""
 
 
 def prompts_as_json(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """For a header or a JSON body; media by their digests."""
-    return [{"text": prompt.text, "metadata": plain(prompt.metadata), **_drawn_from(prompt)} for prompt in prompts]
+    """Convert prompts to JSON values for a header or a JSON body. Condition media are given by their digests."""
+    return [{"text": prompt.text, "metadata": plain(prompt.metadata), **_conditions(prompt)} for prompt in prompts]
 
 
-def _drawn_from(prompt: Prompt) -> dict[str, Any]:
-    """What is set of it besides its text and metadata."""
-    reported = {
+def _conditions(prompt: Prompt) -> dict[str, Any]:
+    """Return the fields that are set besides text and metadata."""
+    fields = {
         "negative": prompt.negative,
         "media": [{"kind": medium.kind, "digest": medium.digest} for medium in prompt.media] or None,
         "size": None if prompt.size is None else list(prompt.size),
         "source": prompt.source or None,
         "fps": prompt.fps,
     }
-    return {key: value for key, value in reported.items() if value is not None}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def prompts_of(messages: Sequence[PromptMessage], contents: Mapping[str, bytes] = NONE) -> list[Prompt]:
-    """What was sent, with what is known of their media: bytes by digest."""
+    """Convert messages to prompts. contents: bytes of the condition media, by digest, as far as known."""
     return [
         Prompt(
             message.text,
@@ -63,8 +63,10 @@ def prompts_of(messages: Sequence[PromptMessage], contents: Mapping[str, bytes] 
 
 
 def files_of(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """The bytes of the prompts' media, each distinct one once, by their names in a blob. Raises UserError for a file
-    that has changed."""
+    """Return the bytes of the prompts' distinct condition media as int8 tensors [n], by their names in a blob.
+
+    Raises UserError for a file that has changed.
+    """
     media = {medium.digest: medium for prompt in prompts for medium in prompt.media}
     return {
         f"{FILE}{digest}": torch.frombuffer(bytearray(content_of(medium)), dtype=torch.int8)
@@ -73,28 +75,31 @@ def files_of(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
 
 
 def names_of_files(messages: Sequence[PromptMessage]) -> set[str]:
+    """Return the tensor names of the prompts' condition media."""
     return {f"{FILE}{medium.digest}" for message in messages for medium in message.media}
 
 
 def contents_in(blob: Blob, messages: Sequence[PromptMessage]) -> dict[str, bytes]:
-    """The bytes of the prompts' media by digest. Raises Unfit for other bytes than a digest says, or none."""
+    """Return the bytes of the prompts' condition media, by digest. Raises Unfit if they are missing or do not match."""
     found = {}
     for name in sorted(names_of_files(messages)):
         if name not in blob.shapes:
-            raise Unfit(f"a prompt has the medium {name}, whose bytes are not sent")
+            raise Unfit(f"the bytes of a prompt's medium {name} are missing")
         if blob.dtypes[name] != "I8" or len(blob.shapes[name]) != 1:
-            raise Unfit(f"{name} is {blob.dtypes[name]} {list(blob.shapes[name])}; a file's bytes are I8 [n]")
+            raise Unfit(f"{name} must be I8 [n], got {blob.dtypes[name]} {list(blob.shapes[name])}")
         content = blob.tensors[name].numpy().tobytes()
         digest = name.removeprefix(FILE)
         if hashlib.sha256(content).hexdigest() != digest:
-            raise Unfit(f"{name} has other bytes than its digest says")
+            raise Unfit(f"the bytes of {name} do not match its digest")
         found[digest] = content
     return found
 
 
 def stretches(prompts: Sequence[Prompt], most: int) -> Iterator[slice]:
-    """Stretches of at most `most` prompts whose JSON has at most `LARGEST` bytes; a prompt that is longer by itself
-    has one of its own."""
+    """Yield consecutive slices of at most `most` prompts and `LARGEST` bytes of JSON.
+
+    A single prompt with more JSON gets its own slice.
+    """
     start, size = 0, 0
     for i, one in enumerate(prompts_as_json(prompts)):
         length = len(json.dumps(one)) + 2

@@ -1,6 +1,6 @@
-"""Requests for scores, and what is answered.
+"""Score requests and their responses.
 
-Letters: B samples, F frames, C = 3 channels, H W pixels.
+Dimensions: B samples, F frames, 3 channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 MEDIA_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
-"""What media may be, by safetensors' names. Bytes are read as float32 in [0, 1], x / 255."""
+"""Dtypes of media, by safetensors dtype name. U8 is converted to float32 in [0, 1], x / 255."""
 FRAMES = {4: "images [B, 3, H, W]", 5: "videos [B, F, 3, H, W]"}
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Media as the reward is to see them, and the prompt of each sample; keys: of the members, if it is a group."""
+    """Media for the reward, and the prompt of each sample. keys: sample keys of the members, if it is a group."""
 
     media: Tensor
     prompts: list[Prompt]
@@ -52,19 +52,20 @@ class ScoreRequest:
 def score_request(
     media: Tensor, prompts: Sequence[Prompt], *, alone: bool = True, keys: Sequence[SampleKey] | None = None
 ) -> bytes:
-    """Media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample, to be scored by themselves. keys: of the
-    members, if it is a group for a reward that compares.
+    """Serialize media [B, 3, H, W] or [B, F, 3, H, W] with the prompt of each sample.
 
-    Raises Unfit for media that are neither float32, float16, bfloat16 nor uint8, and UserError for a condition medium
-    whose file has changed.
+    alone: score them in a separate batch; keys: sample keys of the members, if they are a group for a group reward.
+
+    Raises Unfit for media that are not float32, float16, bfloat16 or uint8, and UserError for a condition medium whose
+    file has changed.
     """
     if media.dtype not in MEDIA_DTYPES.values():
-        raise Unfit(f"media are {media.dtype}; what travels is float32, float16, bfloat16 or uint8")
+        raise Unfit(f"media must be float32, float16, bfloat16 or uint8, got {media.dtype}")
     header: dict[str, Any] = {"protocol": PROTOCOL, "prompts": prompts_as_json(prompts), "alone": alone}
     if keys is not None:
         header["keys"] = [list(key) for key in keys]
     files = files_of(prompts)
-    # Sums over memory in another order have other last bits, so a permuted tensor arrives as one.
+    # Keep the memory order: sums over memory in another order differ in the last bits.
     strides = media.stride()
     order = sorted(range(media.dim()), key=lambda dimension: -strides[dimension])
     if media.numel() and order != sorted(order):
@@ -74,7 +75,7 @@ def score_request(
 
 
 def read_score_request(blob: Blob) -> ScoreRequest:
-    """Raises Malformed, OtherProtocol, and Unfit for media that do not fit the prompts or are none."""
+    """Parse a score request. Raises Malformed, OtherProtocol, and Unfit for media that do not match the prompts."""
     header = read_score_header(blob)
     shape = media_shape(blob, header)
     media = blob.tensors["media"]
@@ -87,7 +88,7 @@ def read_score_request(blob: Blob) -> ScoreRequest:
 
 
 def read_score_header(blob: Blob) -> ScoreHeader:
-    """The JSON of a request. Raises Malformed or OtherProtocol."""
+    """Parse the JSON of a score request. Raises Malformed or OtherProtocol."""
     check_protocol(blob.header)
     try:
         return ScoreHeader.model_validate(blob.header)
@@ -97,21 +98,21 @@ def read_score_header(blob: Blob) -> ScoreHeader:
 
 
 def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
-    """Shape of the media as the reward will see them, before any tensor is made. Raises Unfit."""
+    """Return the shape of the media as the reward receives them, before any tensor is created. Raises Unfit."""
     files = names_of_files(header.prompts)
     if set(blob.shapes) - files != {"media"}:
-        there = clean(", ".join(sorted(blob.shapes)), 200) or "none"
-        beside = ", beside the prompts' files" if files else ""
-        raise Unfit(f"there must be one tensor, `media`{beside}; there are {there}")
+        names = clean(", ".join(sorted(blob.shapes)), 200) or "none"
+        besides = " besides the prompts' files" if files else ""
+        raise Unfit(f"there must be one tensor{besides}, `media`, got {names}")
     if blob.dtypes["media"] not in MEDIA_DTYPES:
-        raise Unfit(f"`media` is {blob.dtypes['media']}, it must be one of {', '.join(MEDIA_DTYPES)}")
+        raise Unfit(f"`media` must be one of {', '.join(MEDIA_DTYPES)}, got {blob.dtypes['media']}")
     shape = blob.shapes["media"]
     if header.order is not None:
         if sorted(header.order) != list(range(len(shape))):
-            raise Unfit(f"`order` {header.order} does not order {len(shape)} dimensions")
+            raise Unfit(f"`order` {header.order} is not a permutation of {len(shape)} dimensions")
         shape = tuple(shape[header.order.index(dimension)] for dimension in range(len(shape)))
     if len(shape) not in FRAMES or shape[-3] != 3:
-        raise Unfit(f"`media` has the shape {list(shape)}; it must be {' or '.join(FRAMES.values())}")
+        raise Unfit(f"`media` must be {' or '.join(FRAMES.values())}, got shape {list(shape)}")
     if shape[0] != len(header.prompts):
         raise Unfit(f"`media` has {shape[0]} samples for {len(header.prompts)} prompts")
     if header.keys is not None:
@@ -120,43 +121,43 @@ def media_shape(blob: Blob, header: ScoreHeader) -> tuple[int, ...]:
 
 
 def _check_group(header: ScoreHeader, keys: Sequence[Sequence[int | str]]) -> None:
-    """Raise Unfit unless a request with keys is one group."""
+    """Raise Unfit unless a request with keys holds exactly one group."""
     if len(keys) != len(header.prompts):
         raise Unfit(f"there are {len(keys)} `keys` for {len(header.prompts)} samples")
     if not keys:
-        raise Unfit("a request with `keys` is one group, and this one has no samples")
+        raise Unfit("a request with `keys` is one group and must have samples")
     if len({tuple(key) for key in keys}) != len(keys):
         raise Unfit("two samples have the same key in `keys`")
     if any(prompt != header.prompts[0] for prompt in header.prompts[1:]):
-        raise Unfit("the samples of a request with `keys` are one group, and must have one prompt")
+        raise Unfit("the samples of a request with `keys` are one group and must share one prompt")
 
 
 def score_answer(scores: Scores) -> bytes:
-    """Scores as they are: it is for their reader to say that they are not one number per sample."""
+    """Serialize scores without validation: their receiver checks that there is one number per sample."""
     header = {"protocol": PROTOCOL, "diagnostics": [plain(one) for one in scores.diagnostics]}
     return pack(header, {"values": scores.values, "missing": scores.missing})
 
 
 def read_score_answer(blob: Blob) -> Scores:
-    """Scores as they came, for `check_scores` to look at. Raises Malformed for what is no answer, and OtherProtocol."""
+    """Parse scores without validation, for `check_scores`. Raises Malformed and OtherProtocol."""
     check_protocol(blob.header)
     diagnostics = blob.header.get("diagnostics")
     if set(blob.shapes) != {"values", "missing"} or not isinstance(diagnostics, list):
-        raise Malformed("the answer does not hold `values`, `missing` and diagnostics")
+        raise Malformed("the response must hold `values`, `missing` and a list of diagnostics")
     if not all(isinstance(one, dict) for one in diagnostics):
-        raise Malformed("the answer's diagnostics are not an object a sample")
+        raise Malformed("the diagnostics of the response must be one object per sample")
     return Scores(blob.tensors["values"], blob.tensors["missing"], tuple(diagnostics))
 
 
 def example_blob(examples: Sequence[Example]) -> bytes:
-    """Examples, each with media of its own size."""
+    """Serialize examples, whose media may differ in size."""
     header = [{"name": e.name, "good": e.good, "prompt": prompts_as_json([e.prompt])[0]} for e in examples]
     files = files_of([e.prompt for e in examples])
     return pack({"protocol": PROTOCOL, "examples": header}, {str(i): e.media for i, e in enumerate(examples)} | files)
 
 
 def read_examples(blob: Blob) -> list[Example]:
-    """Raises Malformed and OtherProtocol."""
+    """Parse examples. Raises Malformed and OtherProtocol."""
     check_protocol(blob.header)
     try:
         given = blob.header["examples"]
@@ -167,11 +168,11 @@ def read_examples(blob: Blob) -> list[Example]:
             for i, (one, prompt) in enumerate(zip(given, prompts, strict=True))
         ]
     except (KeyError, TypeError, ValueError) as error:
-        said = clean(str(error).split("\n", 1)[0], 200)
-        raise Malformed(f"the answer does not hold examples: {said}") from None
+        reason = clean(str(error).split("\n", 1)[0], 200)
+        raise Malformed(f"the response does not hold examples: {reason}") from None
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"a name is {type(value).__name__}, not a text")
+        raise TypeError(f"a name must be a string, got {type(value).__name__}")
     return value

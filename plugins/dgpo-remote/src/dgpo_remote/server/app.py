@@ -1,4 +1,4 @@
-"""The service's endpoints. /health, /ready and /metrics are for machines that watch and need no token."""
+"""The service's endpoints. /health, /ready and /metrics are for monitoring and need no token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dgpo_core.contracts import AnyReward, GroupReward
 from dgpo_core.media.kinds import Kind, plural
 from dgpo_core.training.memory import is_out_of_memory
 from dgpo_core.types import Scores
-from dgpo_remote.answering import as_text, checked, describe, said
+from dgpo_remote.answering import as_text, checked, describe, message_of
 from dgpo_remote.messages.scores import example_blob, score_answer
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.aside import Aside
@@ -53,9 +53,9 @@ log = logging.getLogger(__name__)
 TENSORS = (SAFETENSORS, "application/x-safetensors")
 FORM, JSON = "multipart/form-data", "application/json"
 GONE = 499
-"""Status under which a request is counted whose caller did not wait."""
+"""Status under which requests are counted whose client disconnected."""
 JSON_GROWTH = 8
-"""Bytes of memory for a byte of JSON, about: its texts, and the objects that are made of them."""
+"""Approximate bytes of memory per byte of JSON, for its strings and the objects created from it."""
 
 
 class Service:
@@ -70,7 +70,7 @@ class Service:
         self.pool = Pool(config.connections, connections_that_fit(config.most_connections), counters)
         self.draining = False
         self.inside = 0
-        """Requests under way, those of watchers not counted."""
+        """Requests in progress, without monitoring requests."""
         self._aside = Aside()
         counters.watch(
             batcher.waiting, lambda: self.inside, lambda: self.budget.used, lambda: len(self.pool.connections)
@@ -86,15 +86,15 @@ class Service:
         ]
         handlers = {Refusal: self._refused, HTTPException: self._not_found, Exception: self._broken}
         starlette = Starlette(routes=routes, exception_handlers=handlers)
-        starlette.router.redirect_slashes = False  # it would lead wherever `Host` says
+        starlette.router.redirect_slashes = False  # the redirect would go to whatever host the `Host` header names
         methods = {route.path: ", ".join(sorted({*(route.methods or ()), "OPTIONS"})) for route in routes}
         self.app: ASGIApp = _Counted(Doors(starlette, config, token, methods, counters), counters, set(methods))
 
     def close(self) -> None:
-        """End its thread."""
+        """Stop the service's thread."""
         self._aside.close()
 
-    # -- watching ---------------------------------------------------------------------------------------------------
+    # -- monitoring -------------------------------------------------------------------------------------------------
 
     async def _health(self, request: Request) -> Response:
         return _json(StatusAnswer(status="alive"))
@@ -120,9 +120,9 @@ class Service:
         return _json(describe(self.config.reward.use, self._loaded(), self.config.limits))
 
     async def _examples(self, request: Request) -> Response:
-        return await self._admitted(request, self._exemplified)
+        return await self._admitted(request, self._example_response)
 
-    async def _exemplified(self, request: Request, body: bytes) -> Response:
+    async def _example_response(self, request: Request, body: bytes) -> Response:
         blob = await asyncio.wrap_future(self.batcher.call(lambda reward: example_blob(reward.examples())))
         return Response(blob, media_type=SAFETENSORS)
 
@@ -130,9 +130,11 @@ class Service:
         if self._kind(request) != JSON:
             raise Refusal(415, "type", f"the body must be {JSON}")
         kib = self.config.limits.max_json_kib
-        return await self._admitted(request, self._checked, Limit(kib * 1024, f"{kib} KiB (limits.max_json_kib)"))
+        return await self._admitted(
+            request, self._check_response, Limit(kib * 1024, f"{kib} KiB (limits.max_json_kib)")
+        )
 
-    async def _checked(self, request: Request, body: bytes) -> Response:
+    async def _check_response(self, request: Request, body: bytes) -> Response:
         current().reserve(JSON_GROWTH * len(body))
         prompts = await self._aside(read_prompts, body, self.config.limits)
         return _json(await asyncio.wrap_future(self.batcher.call(lambda reward: checked(reward, prompts))))
@@ -142,24 +144,24 @@ class Service:
             raise Refusal(
                 415, "type", f"the body must be {SAFETENSORS} (tensors), {FORM} (image files) or {JSON} (base64)"
             )
-        return await self._admitted(request, self._scored)
+        return await self._admitted(request, self._score_response)
 
-    async def _scored(self, request: Request, body: bytes) -> Response:
+    async def _score_response(self, request: Request, body: bytes) -> Response:
         samples = self._fitting(await self._samples(request, body))
         futures = [self.batcher.score(b.media, b.prompts, alone=b.alone, keys=b.keys) for b in samples.batches]
         try:
             scores = [await asyncio.wrap_future(future) for future in futures]
         finally:
             for future in futures:
-                future.cancel()  # of no effect on those that are done
+                future.cancel()  # no effect on completed futures
         self.counters.samples.inc(len(samples.lost))
         self.counters.missing.inc(len(samples.lost))
         return await self._aside(lambda: self._answer(request, _in_order(samples, scores)))
 
     def _fitting(self, samples: Samples) -> Samples:
-        """The samples that the reward scores; those of the other kind are missing. Raises Refusal if all are."""
+        """Keep the samples of a kind that the reward scores; others are missing. Raises Refusal if none is left."""
         reward = self.batcher.reward
-        assert reward is not None  # for the request was admitted; it is served even if the service ends after it
+        assert reward is not None  # the request was admitted, so the reward is loaded, even if the service is draining
         fitting, lost = [], dict(samples.lost)
         for batch in samples.batches:
             medium: Kind = "video" if batch.media.dim() == 5 else "image"
@@ -174,17 +176,17 @@ class Service:
         if isinstance(reward, GroupReward):
             return in_groups(fits)
         if any(batch.keys is not None for batch in fitting):
-            raise Refusal(422, "request", f"{self.config.reward.use} scores each sample by itself; leave out `keys`")
+            raise Refusal(422, "request", f"{self.config.reward.use} scores each sample independently; omit `keys`")
         return fits
 
     @staticmethod
     def _kind(request: Request) -> str | None:
-        """What the body is, if it is something that we read."""
+        """Return the body's media type, or None if it is not supported."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         return kind if kind in (*TENSORS, FORM, JSON) else None
 
     async def _samples(self, request: Request, body: bytes) -> Samples:
-        """What is to be scored, if there is memory for it."""
+        """Read the samples of a request after reserving memory for them."""
         limits, share = self.config.limits, current()
         if self._kind(request) in TENSORS:
             reserve_tensors(body, share, limits)
@@ -193,17 +195,17 @@ class Service:
         return await read_images(self.readers, body, request.headers["content-type"], limits, share.reserve)
 
     def _answer(self, request: Request, scores: Scores) -> Response:
-        """Tensors for tensors, JSON for images, unless `Accept` asks for the other."""
+        """Respond with safetensors to tensors and with JSON to image files, unless `Accept` requests otherwise."""
         accept = request.headers.get("accept", "")
         tensors = self._kind(request) in TENSORS
         if JSON in accept or not (tensors or any(kind in accept for kind in TENSORS)):
             return _json(_as_json(scores))
         return Response(score_answer(scores), media_type=SAFETENSORS)
 
-    # -- who may come in --------------------------------------------------------------------------------------------
+    # -- admission --------------------------------------------------------------------------------------------------
 
     def _loaded(self) -> AnyReward:
-        """The reward. Raises Refusal while there is none, or soon will be none."""
+        """Return the reward. Raises Refusal while it is loading or the service is draining."""
         reward = self.batcher.reward
         if reward is None or self.draining:
             raise Refusal(503, "busy", f"the service is {self._status()}", {"Retry-After": "1"})
@@ -212,11 +214,13 @@ class Service:
     async def _admitted(
         self, request: Request, handle: Callable[[Request, bytes], Awaitable[Response]], limit: Limit | None = None
     ) -> Response:
-        """Read the body and handle the request, if there is room for it, and in time. A caller that goes away cancels
-        this task, and so all that is done for it."""
+        """Read the body and handle the request, within the limits on requests, memory and time.
+
+        A client that disconnects cancels this task.
+        """
         self._loaded()
         if self.inside >= self.config.queue:
-            raise Refusal(503, "busy", f"{self.inside} requests are under way (queue)", {"Retry-After": "1"})
+            raise Refusal(503, "busy", f"{self.inside} requests are already in progress (queue)", {"Retry-After": "1"})
         mib = self.config.limits.max_body_mib
         limit = limit or Limit(mib * 2**20, f"{mib} MiB (limits.max_body_mib)")
         read = False
@@ -230,17 +234,17 @@ class Service:
         except TimeoutError:
             if not timer.expired():
                 raise
-            late = "there was no answer" if read else "the body did not come"
-            message = f"{late} within {self.config.timeout:g} s (timeout)"
+            what = "the request was not completed" if read else "the body was not received"
+            message = f"{what} within {self.config.timeout:g} s (timeout)"
             raise Refusal(504 if read else 408, "timeout", message) from None
         except Exception as error:
             if isinstance(error, Refusal) or not is_out_of_memory(error):
                 raise
-            message = f"the service has run out of memory while it read the request: {said(error)}"
+            message = f"the service ran out of memory while reading the request: {message_of(error)}"
             raise Refusal(507, "memory", message) from None
         finally:
             self.inside -= 1
-            share.let_go()
+            share.release()
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
@@ -255,12 +259,12 @@ class Service:
         return refusal_answer(Refusal(error.status_code, "request", message, dict(error.headers or {})))
 
     async def _broken(self, request: Request, error: Exception) -> Response:
-        """A mistake of ours."""
-        return refusal_answer(Refusal(500, "internal", f"the service made a mistake: {error_text(error)}"))
+        """Respond to an internal error."""
+        return refusal_answer(Refusal(500, "internal", f"internal error of the service: {error_text(error)}"))
 
 
 def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
-    """The scores in the order of the request, with what reading its files has told."""
+    """Return the scores in the order of the request, with the notes from reading its files."""
     if len(samples.batches) == 1 and not samples.lost and not samples.notes:
         return scores[0]
     values, missing = torch.zeros(samples.count), torch.ones(samples.count, dtype=torch.bool)
@@ -273,8 +277,8 @@ def _in_order(samples: Samples, scores: Sequence[Scores]) -> Scores:
         diagnostics[place] = {"reason": reason}
     for place, notes in samples.notes.items():
         reported = diagnostics[place]
-        theirs = reported.get("notes", [])  # a reward may have some of its own
-        diagnostics[place] = {**reported, "notes": [*notes, *(theirs if isinstance(theirs, list) else [theirs])]}
+        own = reported.get("notes", [])  # the reward may report notes too
+        diagnostics[place] = {**reported, "notes": [*notes, *(own if isinstance(own, list) else [own])]}
     return Scores(values, missing, tuple(diagnostics))
 
 
@@ -285,7 +289,7 @@ def _as_json(scores: Scores) -> ScoreAnswer:
     return ScoreAnswer(protocol=PROTOCOL, values=values, missing=missing, diagnostics=diagnostics)
 
 
-# -- answers ------------------------------------------------------------------------------------------------------
+# -- responses ----------------------------------------------------------------------------------------------------
 
 
 def _json(message: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -293,14 +297,14 @@ def _json(message: BaseModel, status: int = 200, headers: dict[str, str] | None 
 
 
 def current() -> Share:
-    """The share of the request that was admitted."""
+    """Return the memory share of the current request."""
     share = current_share()
     assert share is not None
     return share
 
 
 class _Counted:
-    """Counts requests by path and status, and how long they take; an answer repeats its request's number."""
+    """Counts requests by path and status, measures their duration, and echoes the request ID in the response."""
 
     def __init__(self, app: ASGIApp, counters: Counters, paths: set[str]) -> None:
         self._app = app
@@ -322,7 +326,7 @@ class _Counted:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception as error:  # it has been answered
+        except Exception as error:  # the response was already sent
             where = traceback.extract_tb(error.__traceback__)[-1]
             log.error("%s: %s (%s, line %d)", path, error_text(error), where.filename, where.lineno)
             self._counters.refuse("internal")

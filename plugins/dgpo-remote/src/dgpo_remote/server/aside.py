@@ -1,4 +1,4 @@
-"""A thread beside the event loop for what is bounded but takes a while: reading the JSON of strangers."""
+"""A thread beside the event loop for bounded but slow work: parsing JSON from untrusted clients."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ T = TypeVar("T")
 
 
 class Aside:
-    """One thread: several that read JSON at once would keep the interpreter's lock from the event loop in turn. A
-    daemon, unlike those of asyncio's executor: no process stays alive for it."""
+    """Runs calls in one thread.
+
+    Several threads that parse JSON would starve the event loop of the GIL. It is a daemon thread, unlike those of
+    asyncio's executor, so that it does not keep the process alive.
+    """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         threading.Thread(target=self._work, name="aside", daemon=True).start()
 
     async def __call__(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-        """What the function returns or raises. Calls whose caller has gone are left out."""
+        """Run the function in the thread. Returns or raises what it does. Cancelled calls are skipped."""
         future: Future[T] = Future()
         self._calls.put((future, lambda: function(*arguments, **keywords)))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """End the thread after the calls that wait."""
+        """Stop the thread after the queued calls."""
         self._calls.put(None)
 
     def _work(self) -> None:
@@ -41,6 +44,6 @@ class Aside:
                 try:
                     future.set_result(call())
                 except BaseException as error:
-                    traceback.clear_frames(error.__traceback__)  # what was read must not wait to be collected elsewhere
+                    traceback.clear_frames(error.__traceback__)  # free the body now, in this thread
                     future.set_exception(error)
             del item, future, call  # a body must not outlive its request

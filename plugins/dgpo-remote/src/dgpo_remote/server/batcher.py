@@ -1,4 +1,4 @@
-"""The threads of the reward: requests wait for them, and small ones are scored together."""
+"""The reward's threads: a queue of requests, of which small ones are scored in one batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.memory import in_halves
 from dgpo_core.training.scores import check_scores
 from dgpo_core.types import Prompt, SampleKey, Scores
-from dgpo_remote.answering import refusal_of, said, scored
+from dgpo_remote.answering import message_of, refusal_of, scored
 from dgpo_remote.refusal import Refusal
 from dgpo_remote.server.budget import current_share
 from dgpo_remote.server.counters import Counters
@@ -33,12 +33,12 @@ __all__ = ["Batcher"]
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.5
-"""Seconds that closing gives to a reward which is at work, and to its own closing."""
+"""Seconds that `close` waits for a batch in progress, and for the reward's own `close`."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Samples of one shape, or a call that wants the reward."""
+    """Samples of one shape, or a function call with the reward."""
 
     future: Future[Any]
     media: Tensor | None = None
@@ -49,20 +49,20 @@ class Job:
     since: float = field(default_factory=time.monotonic)
 
     def joins(self, other: Job) -> bool:
-        """Whether both can be scored in one call."""
+        """Whether both jobs can be scored in one batch."""
         if self.media is None or other.media is None or self.alone or other.alone:
             return False
         return (self.media.shape[1:], self.media.dtype) == (other.media.shape[1:], other.media.dtype)
 
 
 class Batcher:
-    """Loads a reward on a thread and scores on that one, and on as many as the reward says it can be called from."""
+    """Loads a reward in a thread and scores in that thread, and in more threads up to the reward's `concurrency`."""
 
     def __init__(self, load: Callable[[], AnyReward], section: BatchingSection, counters: Counters) -> None:
         self.reward: AnyReward | None = None
         self.failure: BaseException | None = None
         self._load = load
-        self._process_state = ProcessState()  # as in a run: the scores are the same bits
+        self._process_state = ProcessState()  # as in a run, so that the scores are bit-identical
         self._section = section
         self._counters = counters
         self._jobs: deque[Job] = deque()
@@ -72,32 +72,34 @@ class Batcher:
         self._threads = [threading.Thread(target=self._first, name="reward", daemon=True)]
 
     def start(self) -> None:
-        """Begin to load the reward; `reward` or `failure` tells how it went."""
+        """Start loading the reward, which sets `reward` or `failure`."""
         self._threads[0].start()
 
     def waiting(self) -> int:
-        """Jobs in the queue."""
+        """Return the number of queued jobs."""
         return len(self._jobs)
 
     def stuck(self, seconds: float) -> bool:
-        """Whether the reward has been at one batch for so long."""
+        """Whether the reward has worked on one batch for longer than `seconds`."""
         now = time.monotonic()
         return any(now - since > seconds for since in list(self._at_work.values()))
 
     def score(
         self, media: Tensor, prompts: Sequence[Prompt], *, alone: bool, keys: Sequence[SampleKey] | None = None
     ) -> Future[Scores]:
-        """Scores of media [B, (F,) 3, H, W] on the CPU, in the future; keys: of the members, for a reward that
-        compares: they are a whole group. Its errors are Refusals."""
+        """Queue media [B, (F,) 3, H, W] on the CPU for scoring. The future raises Refusal.
+
+        alone: in a separate batch; keys: sample keys of a whole group, for a group reward.
+        """
         alone = alone or keys is not None or len(prompts) >= self._section.max_batch
         return self._submit(Job(Future(), media, prompts, alone, keys))
 
     def call(self, function: Callable[[AnyReward], Any]) -> Future[Any]:
-        """What a function of the reward returns, in the future."""
+        """Queue a function that is called with the reward."""
         return self._submit(Job(Future(), call=function))
 
     def _submit(self, job: Job) -> Future[Any]:
-        # A job keeps its media until it is done, though its caller may have gone: only then is their memory free.
+        # A job holds its media until it is done, even if its client has disconnected.
         share = current_share()
         if share is not None:
             share.hold()
@@ -105,9 +107,9 @@ class Batcher:
         def done(future: Future[Any]) -> None:
             if future.cancelled():
                 self._forget(job)
-            job.call = None  # the prompts that it holds must not wait to be collected
+            job.call = None  # free its prompts now, without garbage collection
             if share is not None:
-                share.let_go()
+                share.release()
 
         job.future.add_done_callback(done)
         with self._change:
@@ -116,14 +118,14 @@ class Batcher:
         return job.future
 
     def _forget(self, job: Job) -> None:
-        """Let go of the media of a job that nobody waits for any more; while the reward hangs, no thread would."""
+        """Remove a cancelled job and free its media, even while the reward hangs."""
         with self._change:
             if job in self._jobs:
                 self._jobs.remove(job)
             job.media, job.prompts = None, ()
 
     def close(self) -> None:
-        """End the threads, leaving behind one whose reward is at work, and close the reward."""
+        """Stop the threads, without waiting longer than `PATIENCE` for a batch in progress, and close the reward."""
         with self._change:
             self._closing = True
             self._change.notify_all()
@@ -173,7 +175,7 @@ class Batcher:
             del jobs  # media must not outlive their scores
 
     def _take(self) -> list[Job]:
-        """The next job, with others that join it; nothing when all is over."""
+        """Wait for the next job and those that join its batch. Returns an empty list when the batcher closes."""
         with self._change:
             while not self._jobs:
                 if self._closing:
@@ -198,10 +200,10 @@ class Batcher:
                 count += len(job.prompts)
 
     def _do(self, jobs: list[Job]) -> None:
-        """Fulfill the futures. One bad request must not spoil those that it was joined with."""
+        """Run the jobs and set their futures. If a joint batch fails, each job is run by itself."""
         try:
             done = self._results(jobs)
-        except BaseException as error:  # whatever it is, the thread must live
+        except BaseException as error:  # the thread must survive any exception
             if len(jobs) > 1:
                 for job in jobs:
                     self._do([job])
@@ -244,17 +246,17 @@ class Batcher:
 
 
 def _refused(error: BaseException, samples: int) -> Refusal:
-    """What a caller is told of it."""
+    """Return the error response for a failed job."""
     refusal = refusal_of(error)
     if refusal.kind == "memory":
-        what = f"with a request of {samples} samples" if samples else "when it was asked"
-        return Refusal(507, "memory", f"the service has run out of memory {what}: {said(error)}")
+        what = f" with a request of {samples} samples" if samples else ""
+        return Refusal(507, "memory", f"the service ran out of memory{what}: {message_of(error)}")
     return refusal
 
 
 def _without_broken(scores: Scores, media: Tensor) -> Scores:
-    """Samples whose media are not finite are missing, as they are in runs, whatever the reward made of them."""
-    broken = torch.tensor([not bool(one.isfinite().all()) for one in media], dtype=torch.bool)  # one by one: no copies
+    """Mark samples with non-finite media as missing, as runs do, regardless of the reward's values."""
+    broken = torch.tensor([not bool(one.isfinite().all()) for one in media], dtype=torch.bool)  # avoids copies
     if not bool(broken.any()):
         return scores
     diagnostics = tuple(
@@ -266,7 +268,7 @@ def _without_broken(scores: Scores, media: Tensor) -> Scores:
 
 
 def _split(scores: Scores, counts: Sequence[int]) -> list[Scores]:
-    """The scores of each job."""
+    """Split the scores of a batch into the jobs' scores."""
     parts, start = [], 0
     for count in counts:
         rows = slice(start, start + count)

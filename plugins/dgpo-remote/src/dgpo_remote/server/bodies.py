@@ -1,4 +1,4 @@
-"""From the body of a request to samples: everything that may be wrong with it has its status and its words."""
+"""Conversion of request bodies to samples. Every error becomes a Refusal with its status and message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Batch", "Samples", "in_groups", "read_images", "read_tensors", "with
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples of one shape; `places` are their numbers in the request; keys: of the members, if they are a group."""
+    """Samples of one shape. places: their indices in the request; keys: sample keys, if they are a group."""
 
     media: Tensor
     prompts: list[Prompt]
@@ -36,9 +36,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The samples of a request, `count` of them, in batches.
+    """The `count` samples of a request, in batches.
 
-    lost: why samples are in none, by their numbers; notes: what reading has changed in files, by the same.
+    lost: why a sample is in no batch, by its index; notes: changes made while reading its file, by its index.
     """
 
     batches: list[Batch]
@@ -51,7 +51,7 @@ class Samples:
 
 
 def read_tensors(body: bytes, limits: ServiceLimits) -> Samples:
-    """Safetensors. Raises Refusal: 400 for what is none, 413 and 422 for media that are not to be scored."""
+    """Read a safetensors body. Raises Refusal: 400 if it is malformed, 413 or 422 if its media cannot be scored."""
     try:
         blob = Blob(body)
         header = read_score_header(blob)
@@ -67,24 +67,26 @@ def read_tensors(body: bytes, limits: ServiceLimits) -> Samples:
 
 
 def _check_size(samples: int, frames: int, height: int, width: int, limits: ServiceLimits) -> None:
-    """Raise Refusal for more than the limits, and for images without pixels."""
+    """Raise Refusal for media beyond the limits, and for images without pixels."""
     if samples > limits.max_samples:
-        raise Refusal(413, "size", f"{samples} samples are more than {limits.max_samples} (limits.max_samples)")
+        raise Refusal(413, "size", f"{samples} samples; at most {limits.max_samples} are allowed (limits.max_samples)")
     if frames > limits.max_frames:
-        raise Refusal(413, "size", f"{frames} frames are more than {limits.max_frames} (limits.max_frames)")
+        raise Refusal(413, "size", f"{frames} frames; at most {limits.max_frames} are allowed (limits.max_frames)")
     if max(height, width) > limits.max_side:
         raise Refusal(
             413, "size", f"{width}x{height} pixels: a side is longer than {limits.max_side} (limits.max_side)"
         )
     if min(height, width) == 0:
-        raise Refusal(422, "request", f"an image of {width}x{height} pixels shows nothing")
+        raise Refusal(422, "request", f"an image of {width}x{height} pixels is empty")
 
 
 async def with_media(
     readers: Readers, samples: Samples, limits: ServiceLimits, reserve: Callable[[int], None]
 ) -> Samples:
-    """The same samples, the files of whose prompts' media have been decoded by a reader, each distinct one once. Raises
-    Refusal, also if only one of them cannot be read: its samples would be scored without what they were drawn from."""
+    """Decode the files of the prompts' condition media in a reader process, each distinct file once.
+
+    Raises Refusal if any of them cannot be read: its samples would be scored without their condition.
+    """
     named = [medium for batch in samples.batches for prompt in batch.prompts for medium in prompt.media]
     if not named:
         return samples
@@ -102,10 +104,10 @@ async def with_media(
         raise Refusal(refusal.status, refusal.kind, f"{names[place]}: {refusal}")
     decoded = {}
     for name, (digest, medium), pixels in zip(names, media.items(), found.pixels, strict=True):
-        assert pixels is not None  # for it is not lost
+        assert pixels is not None  # it is not in `lost`
         kind: Kind = "image" if pixels.values.ndim == 3 else "video"
         if other := next((one for one in kinds[digest] if one != kind), None):
-            raise Refusal(422, "request", f"{name}: is {one_of(kind)}, not {one_of(other)}")
+            raise Refusal(422, "request", f"{name}: expected {one_of(other)}, got {one_of(kind)}")
         decoded[digest] = replace(medium, pixels=pixels)
 
     def known(prompt: Prompt) -> Prompt:
@@ -121,15 +123,14 @@ async def with_media(
 async def read_images(
     readers: Readers, body: bytes, content_type: str, limits: ServiceLimits, reserve: Callable[[int], None]
 ) -> Samples:
-    """Image and video files with their prompts, as JSON or as a form, by way of a reader. Raises Refusal."""
+    """Read image and video files with their prompts from JSON or a form, in a reader process. Raises Refusal."""
     kind: Literal["json", "form"] = "form" if content_type.lower().lstrip().startswith("multipart/") else "json"
     found = await readers.read(kind, content_type, body, limits=limits, reserve=reserve)
     return await asyncio.to_thread(_samples, found)
 
 
 def _samples(found: Reading) -> Samples:
-    """Samples by their shapes: those of one shape are scored together. Each becomes floats in its place in a batch,
-    the same bits as `read_media` makes of its file."""
+    """Batch the samples by shape. The float32 values are bit-identical to those of `read_media`."""
     places: dict[tuple[int, ...], list[int]] = {}
     notes: dict[int, tuple[str, ...]] = {}
     for i, pixels in enumerate(found.pixels):
@@ -141,7 +142,7 @@ def _samples(found: Reading) -> Samples:
     for shape, chosen in places.items():
         media = torch.empty(len(chosen), *shape)
         for row, i in zip(media.numpy(), chosen, strict=True):
-            pixels, found.pixels[i] = found.pixels[i], None  # twice the memory, else
+            pixels, found.pixels[i] = found.pixels[i], None  # free each image once it is copied
             assert pixels is not None
             pixels.floats(row)
         batches.append(Batch(media, [found.prompts[i] for i in chosen], chosen))
@@ -153,8 +154,11 @@ def _samples(found: Reading) -> Samples:
 
 
 def in_groups(samples: Samples) -> Samples:
-    """The same for a reward that compares: each batch one group. Without keys those of one prompt are one, named by
-    their places in the request; if they are of several sizes they are lost."""
+    """Regroup the samples for a group reward, one group per batch.
+
+    Without keys, the samples of one prompt are a group, with their indices in the request as keys. A group whose
+    samples differ in size is lost.
+    """
     batches = [batch for batch in samples.batches if batch.keys is not None]
     rows = [(batch, row) for batch in samples.batches if batch.keys is None for row in range(len(batch.prompts))]
     lost = dict(samples.lost)

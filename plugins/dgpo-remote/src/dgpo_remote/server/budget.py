@@ -1,4 +1,4 @@
-"""Memory: one bound over all requests under way, asked for before it is taken, given back however a request ends."""
+"""A memory budget shared by all requests: reserved before use, and released however a request ends."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _SHARE: ContextVar[Share | None] = ContextVar("dgpo_share", default=None)
 
 
 def current_share() -> Share | None:
-    """The share of the request that this task works for."""
+    """Return the share of the current task's request."""
     return _SHARE.get()
 
 
 class Budget:
-    """So many bytes for all requests. May be used from any thread."""
+    """A number of bytes for all requests. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
-        """Bytes that are reserved now."""
+        """Bytes that are currently reserved."""
         self._lock = threading.Lock()
 
     def share(self) -> Share:
-        """A request's share, empty at first; from now on `current_share` in this task."""
+        """Create an empty share for a request, which becomes this task's `current_share`."""
         made = Share(self)
         _SHARE.set(made)
         return made
 
     def take(self, count: int) -> bool:
-        """Reserve bytes if there are as many left."""
+        """Reserve bytes. Returns False if too few are left."""
         with self._lock:
             if self.used + count > self.size:
                 return False
@@ -41,14 +41,17 @@ class Budget:
             return True
 
     def give_back(self, count: int) -> None:
-        """The opposite."""
+        """Release reserved bytes."""
         with self._lock:
             self.used -= count
 
 
 class Share:
-    """What one request has reserved. It is given back when the last of its holders lets go: the request itself, and
-    each of its jobs that the reward is at, which keep their media even when the caller has gone."""
+    """The memory reserved by one request.
+
+    It is released with its last holder: the request itself, and each of its jobs, which hold their media even after the
+    client has disconnected.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -57,8 +60,10 @@ class Share:
         self._holders = 1
 
     def reserve(self, count: int) -> None:
-        """Make sure of so many more bytes before they are used. Raises Refusal: 503 `busy` if there are not as many
-        left now, 413 if there never will be."""
+        """Reserve more bytes before they are used.
+
+        Raises Refusal: 503 `busy` if too few are left now, 413 if the whole budget is too small.
+        """
         with self._lock:
             if self._holders == 0:
                 raise Refusal(503, "busy", "the request has ended", {"Retry-After": "1"})
@@ -66,26 +71,26 @@ class Share:
                 raise Refusal(
                     413,
                     "size",
-                    f"the request takes {_mib(self._held + count)} of memory, its copies included; there are "
-                    f"{_mib(self._budget.size)} for all requests together (memory_mib); send fewer samples at a time",
+                    f"the request needs {_mib(self._held + count)} of memory, including copies; the limit for all "
+                    f"requests together is {_mib(self._budget.size)} (memory_mib); send fewer samples per request",
                 )
             if not self._budget.take(count):
                 raise Refusal(
                     503,
                     "busy",
-                    f"there is no room now for {_mib(count)}: requests under way take {_mib(self._budget.used)} of "
+                    f"not enough memory for {_mib(count)} now: other requests use {_mib(self._budget.used)} of "
                     f"{_mib(self._budget.size)} (memory_mib)",
                     {"Retry-After": "1"},
                 )
             self._held += count
 
     def hold(self) -> None:
-        """One more holder."""
+        """Add a holder."""
         with self._lock:
             self._holders += 1
 
-    def let_go(self) -> None:
-        """One less; after the last, everything is given back."""
+    def release(self) -> None:
+        """Remove a holder. The last one releases the memory."""
         with self._lock:
             self._holders -= 1
             if self._holders == 0:

@@ -1,7 +1,7 @@
-"""The service's connections: HTTP/1.1 by h11, for callers of whom nothing good is to be expected.
+"""The service's HTTP/1.1 connections, based on h11, for untrusted clients.
 
-uvicorn's own protocol bounds neither how long a head takes nor how many connections there are, and answers what is no
-HTTP in plain text. This one takes its place; it uses nothing of uvicorn but how it starts a protocol.
+uvicorn's own protocol limits neither the time for a request head nor the number of connections, and responds to
+malformed HTTP in plain text. This class replaces it and uses only uvicorn's way of starting a protocol.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from dgpo_remote.server.pool import Clock, Phase, Pool
 __all__ = ["Connection"]
 
 LINGER = 2.0
-"""Seconds for which what still comes is read and dropped after a refusal: a connection that is cut off while the caller
-writes takes the answer with it."""
-ASK, ASK_AGAIN = 0.25, 5.0
-"""Seconds after which a caller that has ended its side is asked whether it is still there, and until it is asked again:
-a socket that was closed and one that will not be written to any more look the same until one writes to it."""
+"""Seconds for which further data is read and dropped after an error response: closing the connection while the client
+still writes would lose the response."""
+PROBE, PROBE_AGAIN = 0.25, 5.0
+"""Seconds until a client that has closed its write side is probed, and until the next probe: a closed socket and a
+half-closed one look the same until data is written to them."""
 LATE = 5.0
-"""Seconds beyond body_seconds after which a body that nobody reads any more ends the connection."""
+"""Seconds beyond body_seconds after which a body that is no longer read closes the connection."""
 LINES = 130
-"""Lines of a head: one header costs some microseconds."""
+"""Most lines of a request head: parsing each header costs a few microseconds."""
 AHEAD = 64 * 1024
-"""Bytes of a body that are kept before the application takes them."""
+"""Bytes of a body that are buffered for the application."""
 PIECE = 4096
-"""Bytes of a chunked body that h11 gets at a time: what follows the last chunk may be as long."""
+"""Bytes of a chunked body that are passed to h11 at a time; also the limit on its trailer."""
 WHOLE_TARGET = re.compile(rb"https?://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE)
 END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
 class Connection(asyncio.Protocol):
-    """One connection. Requests are served one at a time: what is sent before the answer waits for it."""
+    """One connection. It serves one request at a time; pipelined requests wait for the response before them."""
 
     def __init__(self, app: ASGIApp, pool: Pool, config: Any, server_state: Any, loop: Any = None) -> None:
-        """config, server_state: uvicorn's."""
+        """config, server_state: those of uvicorn."""
         self.h11 = _parser()
         self.phase = Phase.HEAD
         self.since = Clock()
-        """When it began to wait for what it waits for."""
+        """When the current phase began."""
         self.exchange: Exchange | None = None
         self._app = app
         self._pool = pool
@@ -57,25 +57,25 @@ class Connection(asyncio.Protocol):
         self._loop = loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._head = bytearray()
-        self._rest = bytearray()  # of a body, before h11 gets it
-        self._next = bytearray()  # what came before the answer to the last request was taken
+        self._rest = bytearray()  # body data that h11 has not received yet
+        self._next = bytearray()  # pipelined data, received before the current response was taken
         self._chunked = self._waits = self._paused = self._in_line = False
-        self._writing = 0.0  # since when the caller has not taken what was written
-        self._ended = False  # whether the caller says no more
-        self._ask_at = 0.0  # when it is asked whether it is there, if it has ended its side
+        self._writing = 0.0  # since when the client has not read what was written
+        self._ended = False  # whether the client has closed its write side
+        self._probe_at = 0.0  # when to probe a client that has closed its write side
         self._writable = asyncio.Event()
         self._writable.set()
 
     # -- called by asyncio -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A caller."""
+        """Admit the connection, or refuse it if there are too many."""
         self._transport = cast("asyncio.Transport", transport)
         if not self._pool.admit(self):
-            self.refuse(503, "busy", f"all {self._pool.most} connections are at work (connections.max)", reason="full")
+            self.refuse(503, "busy", f"all {self._pool.most} connections are in use (connections.max)", reason="full")
 
     def data_received(self, data: bytes) -> None:
-        """Something of a request."""
+        """Process data of a request."""
         if self.phase is Phase.IDLE and not self._next and not self.unread_bytes():
             self._wait(Phase.HEAD)
         if self.phase is Phase.HEAD:
@@ -89,14 +89,17 @@ class Connection(asyncio.Protocol):
             self._line_up()
 
     def eof_received(self) -> bool:
-        """The caller says no more, and may wait for the answer (`nc -N`) or be gone. True: its end is kept open."""
+        """The client has closed its write side: it waits for the response (`nc -N`) or is gone.
+
+        Returns True to keep the connection open.
+        """
         self._ended = True
         self._refuse_half()
-        self._ask_at = Clock() + ASK
+        self._probe_at = Clock() + PROBE
         return self.phase is Phase.WORK or (self.phase is Phase.IDLE and bool(self._next))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The end."""
+        """The connection is closed."""
         self._pool.connections.discard(self)
         self.phase = Phase.CLOSED
         self._writable.set()
@@ -104,11 +107,11 @@ class Connection(asyncio.Protocol):
             self.exchange.leave()
 
     def pause_writing(self) -> None:
-        """The caller takes less than is written."""
+        """The write buffer is full."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """It has taken enough."""
+        """The write buffer has room again."""
         self._writable.set()
 
     # -- requests -----------------------------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ class Connection(asyncio.Protocol):
         if self._head[0] < 0x21:
             self._malformed("it begins with a control character; is it TLS?")
         elif size > most * 1024 or self._head.count(b"\n", 0, size) > LINES:
-            message = f"the head is larger than {most} KiB (connections.head_kib) or {LINES} lines"
+            message = f"the request head is larger than {most} KiB (connections.head_kib) or {LINES} lines"
             self.refuse(431, "size", message, reason="head")
         elif end:
             self._rest, self._head = self._head[size:], self._head[:size]
@@ -133,13 +136,13 @@ class Connection(asyncio.Protocol):
             self._events()
 
     def _line_up(self) -> None:
-        """Wait to be told to take up what came before its turn, once the answer before is taken."""
+        """Queue for `take_next` if there is pipelined data and the previous response has been read."""
         if self.phase is Phase.IDLE and self._next and not self._in_line and not self.unread_bytes():
             self._in_line = True
             self._pool.wait_for_answer(self, self._loop)
 
     def take_next(self) -> None:
-        """Take up what came before its turn."""
+        """Process pipelined data."""
         self._in_line = False
         if self.phase is Phase.IDLE and self._next:
             data = bytes(self._next)
@@ -151,7 +154,7 @@ class Connection(asyncio.Protocol):
                 self._refuse_half()
 
     def _refuse_half(self) -> None:
-        """Tell a caller that says no more what its request lacks."""
+        """Refuse an incomplete request of a client that has closed its write side."""
         if self.phase is Phase.HEAD and self._head:
             self._malformed("it ends within its head")
         elif self.phase is Phase.BODY:
@@ -160,8 +163,7 @@ class Connection(asyncio.Protocol):
             self._linger()
 
     def _events(self) -> None:
-        """Whatever h11 makes of what has come. Of a chunked body not all at once: one in a million pieces must not stop
-        the others."""
+        """Process h11's events. A chunked body is processed in turns, so that many tiny chunks do not block others."""
         while self.phase in (Phase.HEAD, Phase.BODY) and not self._waits:
             if self._chunked and not self._pool.has_time(self._loop):
                 self._waits = True
@@ -173,7 +175,7 @@ class Connection(asyncio.Protocol):
             except h11.RemoteProtocolError as error:
                 self._malformed(str(error), error.error_status_hint)
                 return
-            except Exception as error:  # what h11 did not expect either
+            except Exception as error:  # h11 may fail on unexpected input
                 self._malformed(type(error).__name__)
                 return
             if event is h11.NEED_DATA and self._rest:
@@ -186,7 +188,7 @@ class Connection(asyncio.Protocol):
                 self._begin(event)
             elif isinstance(event, h11.Data) and self.exchange is not None:
                 if not self.exchange.take(event.data, event.chunk_start):
-                    self._malformed(f"its chunks hold less than {TINY} bytes on the average")
+                    self._malformed(f"its chunks hold fewer than {TINY} bytes on average")
                 self.read_on()
             elif isinstance(event, h11.EndOfMessage) and self.exchange is not None:
                 self._wait(Phase.WORK)
@@ -196,7 +198,7 @@ class Connection(asyncio.Protocol):
                 self.exchange.end_of_body()
 
     def go_on(self) -> None:
-        """Its turn to read chunks has come."""
+        """Resume reading chunks."""
         self._waits = False
         self.read_on()
         self._events()
@@ -206,19 +208,21 @@ class Connection(asyncio.Protocol):
         names = [name for name, _ in headers]
         version, target = event.http_version, bytes(event.target)
         if version not in (b"1.0", b"1.1"):
-            self.refuse(505, "request", "the service speaks HTTP/1.1", reason="http")
+            self.refuse(505, "request", "the service supports only HTTP/1.1", reason="http")
             return
         if b"content-length" in names and b"transfer-encoding" in names:
             self._malformed("it has both a Content-Length and a Transfer-Encoding")
             return
-        if whole := WHOLE_TARGET.fullmatch(target):  # as proxies are asked; its host counts, not that of the headers
+        if whole := WHOLE_TARGET.fullmatch(
+            target
+        ):  # absolute form, as sent to proxies; its host replaces the Host header
             target = b"/" + whole[2].removeprefix(b"/")
             headers = [(name, whole[1] if name == b"host" else value) for name, value in headers]
         if not (target.startswith(b"/") or (target == b"*" and event.method == b"OPTIONS")):
-            self._malformed("its target must be a path, such as /v1/score")
+            self._malformed("its target must be a path such as /v1/score")
             return
         if any(name == b"expect" and value.lower() != b"100-continue" for name, value in headers):
-            self.refuse(417, "request", "the only thing that may be expected is 100-continue", reason="http")
+            self.refuse(417, "request", "the only supported value of Expect is 100-continue", reason="http")
             return
         raw, _, query = target.partition(b"?")
         self.exchange = Exchange(
@@ -246,18 +250,18 @@ class Connection(asyncio.Protocol):
         task.add_done_callback(self._state.tasks.discard)
 
     def _malformed(self, what: str, status: int = 400) -> None:
-        self.refuse(status, "request", f"this is no HTTP request: {what}", reason="http")
+        self.refuse(status, "request", f"not an HTTP request: {what}", reason="http")
 
-    # -- answers ------------------------------------------------------------------------------------------------------
+    # -- responses ----------------------------------------------------------------------------------------------------
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """The date."""
+        """Headers of every response, such as the date."""
         headers: list[tuple[bytes, bytes]] = self._state.default_headers
         return headers
 
     def write(self, *events: h11.Event) -> None:
-        """Send events together, if there is still somebody."""
+        """Send events in one write, if the connection is open."""
         if data := b"".join(self.h11.send(event) or b"" for event in events):
             self._write(data)
 
@@ -268,11 +272,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     async def drained(self) -> None:
-        """Until the caller has taken most of what was written."""
+        """Wait until the write buffer has room."""
         await self._writable.wait()
 
     def answered(self) -> None:
-        """The answer is written: wait for another request, or for the end."""
+        """The response is written: wait for another request, or for the end of the connection."""
         over = self._ended and not self._next
         if self.phase is not Phase.WORK or over or self.h11.our_state is not h11.DONE:
             self._linger()
@@ -282,7 +286,7 @@ class Connection(asyncio.Protocol):
         self._line_up()
 
     def refuse(self, status: int, kind: str, message: str, *, reason: str | None = None) -> None:
-        """Answer with an error, without the application, and close."""
+        """Send an error response without calling the application, and close."""
         self._pool.counters.refuse(reason or kind)
         exchange = self.exchange
         if exchange is not None and not exchange.complete:
@@ -302,27 +306,27 @@ class Connection(asyncio.Protocol):
         if self._ended:
             self._transport.close()  # once everything is written
             return
-        with contextlib.suppress(OSError):  # it may have gone already
+        with contextlib.suppress(OSError):  # the client may be gone already
             self._transport.write_eof()
         self.read_on()
 
     def abort(self) -> None:
-        """End it now."""
+        """Close the connection immediately."""
         self._pool.connections.discard(self)
         self.phase = Phase.CLOSED
         self._transport.abort()
 
-    # -- time and space -----------------------------------------------------------------------------------------------
+    # -- timeouts and flow control ------------------------------------------------------------------------------------
 
     def _wait(self, phase: Phase) -> None:
         self.phase, self.since = phase, Clock()
 
     def unread_bytes(self) -> int:
-        """Bytes of answers that the caller has not taken."""
+        """Return the bytes of responses that the client has not read."""
         return self._transport.get_write_buffer_size()
 
     def read_on(self) -> None:
-        """Read as long as there is room for what comes."""
+        """Pause or resume reading, depending on the buffers."""
         full = self.phase is Phase.BODY and self.exchange is not None and len(self.exchange.body) > AHEAD
         paused = full or (self._waits and self.phase is Phase.BODY) or len(self._next) > AHEAD
         if paused != self._paused and not self._transport.is_closing():
@@ -330,7 +334,7 @@ class Connection(asyncio.Protocol):
             (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
     def sweep(self, now: float) -> None:
-        """End it if it has waited too long."""
+        """Close the connection if a timeout has passed."""
         section, waited = self._pool.section, now - self.since
         if self.unread_bytes():
             if now - self._writing > section.answer_seconds:
@@ -342,7 +346,9 @@ class Connection(asyncio.Protocol):
             self._line_up()
         elif self.phase is Phase.HEAD and waited > section.head_seconds:
             if self._head:
-                message = f"the head did not come within {section.head_seconds:g} s (connections.head_seconds)"
+                message = (
+                    f"the request head was not received within {section.head_seconds:g} s (connections.head_seconds)"
+                )
                 self.refuse(408, "timeout", message, reason="head")
             else:
                 self.abort()
@@ -353,14 +359,14 @@ class Connection(asyncio.Protocol):
         ):
             self.abort()
         elif self.phase is Phase.WORK and self._ended:
-            self._is_there(now)
+            self._probe(now)
 
-    def _is_there(self, now: float) -> None:
-        """End what is done for a caller that has ended its side and is gone. One that still waits takes no notice."""
+    def _probe(self, now: float) -> None:
+        """Close the connection if a client that closed its write side is gone. Clients ignore the probe, a 100."""
         if self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.abort()
-        elif now >= self._ask_at and self.exchange is not None and not self.exchange.started:
-            self._ask_at = now + ASK_AGAIN
+        elif now >= self._probe_at and self.exchange is not None and not self.exchange.started:
+            self._probe_at = now + PROBE_AGAIN
             if self.exchange.scope["http_version"] == "1.1":
                 self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

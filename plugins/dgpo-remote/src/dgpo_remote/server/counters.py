@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus."""
+"""Prometheus metrics, served at /metrics."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Counters:
-    """Counters of one service, in a registry of their own. May be used from any thread."""
+    """Metrics of one service, in a separate registry. Thread-safe."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("dgpo_requests", "Requests by path and status.", ["path", "status"], registry=registry)
         self.seconds = Histogram(
-            "dgpo_request_seconds", "Time from a request to its answer.", ["path"], buckets=SECONDS, registry=registry
+            "dgpo_request_seconds", "Time from a request to its response.", ["path"], buckets=SECONDS, registry=registry
         )
-        self.samples = Counter("dgpo_samples", "Samples that were given to the reward.", registry=registry)
+        self.samples = Counter("dgpo_samples", "Samples sent to the reward.", registry=registry)
         self.missing = Counter("dgpo_missing", "Samples that the reward could not score.", registry=registry)
         self.failures = Counter("dgpo_failed_batches", "Batches on which the reward failed.", registry=registry)
-        self.batch = Histogram("dgpo_batch_samples", "Samples of a batch.", buckets=SAMPLES, registry=registry)
+        self.batch = Histogram("dgpo_batch_samples", "Samples per batch.", buckets=SAMPLES, registry=registry)
         self.batch_seconds = Histogram(
-            "dgpo_batch_seconds", "Time that the reward took for a batch.", buckets=SECONDS, registry=registry
+            "dgpo_batch_seconds", "Time of the reward per batch.", buckets=SECONDS, registry=registry
         )
-        self._refused = Counter("dgpo_refused", "What was refused, by reason.", ["reason"], registry=registry)
-        self._queue = Gauge("dgpo_queue_length", "Batches that wait for the reward.", registry=registry)
-        self._inside = Gauge("dgpo_requests_under_way", "Requests for scores under way.", registry=registry)
+        self._refused = Counter(
+            "dgpo_refused", "Refused requests and connections, by reason.", ["reason"], registry=registry
+        )
+        self._queue = Gauge("dgpo_queue_length", "Batches waiting for the reward.", registry=registry)
+        self._inside = Gauge("dgpo_requests_under_way", "Requests in progress.", registry=registry)
 
-        self._memory = Gauge("dgpo_memory_bytes", "Memory reserved by requests under way.", registry=registry)
+        self._memory = Gauge("dgpo_memory_bytes", "Memory reserved by requests in progress.", registry=registry)
         self._connections = Gauge("dgpo_connections", "Open connections.", registry=registry)
 
     def watch(
@@ -42,16 +44,16 @@ class Counters:
         memory: Callable[[], float],
         connections: Callable[[], float],
     ) -> None:
-        """Where the gauges are read."""
+        """Set the callbacks of the gauges."""
         self._queue.set_function(queue)
         self._inside.set_function(inside)
         self._memory.set_function(memory)
         self._connections.set_function(connections)
 
     def refuse(self, reason: str) -> None:
-        """One more request or connection that was refused: a kind of `ErrorDetail`, or what a connection lacked."""
+        """Count a refused request or connection. reason: a kind of `ErrorDetail`, or the reason of a connection."""
         self._refused.labels(reason).inc()
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""File descriptors: there must be one for every connection, and some for everything else."""
+"""File descriptor limits: each connection needs one, and other files need some."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ __all__ = ["ACCEPTED", "connections_that_fit"]
 log = logging.getLogger(__name__)
 
 ACCEPTED = 64
-"""Connections that are accepted in one round of the event loop: as many may be open beyond the bound, for a moment."""
+"""Connections accepted in one iteration of the event loop: so many may briefly exceed the limit."""
 OTHERS = 256
-"""Descriptors for models, workers, libraries and files."""
+"""Descriptors reserved for models, workers, libraries and files."""
 
 
 def connections_that_fit(most: int) -> int:
-    """So many connections, or as many as the process may have descriptors for: its soft limit is raised if it can be,
-    else a warning says how many there are."""
+    """Return `most`, or fewer connections if the process may not open enough file descriptors.
+
+    Raises the soft limit if possible, and otherwise logs a warning with the reduced number.
+    """
     needed = most + ACCEPTED + OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -27,13 +29,13 @@ def connections_that_fit(most: int) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-        except (ValueError, OSError):  # macOS has bounds of which it does not tell
+        except (ValueError, OSError):  # macOS has undocumented limits
             pass
     if soft >= needed:
         return most
     fit = max(8, min(most, soft - ACCEPTED - OTHERS, soft // 2) if soft > ACCEPTED + OTHERS else soft // 4)
     log.warning(
-        "connections.max is %d instead of %d: this process may open %d files only (ulimit -n; %d are needed)",
-        fit, most, soft, needed,
+        "connections.max is reduced from %d to %d: this process may open only %d files (ulimit -n; %d are needed)",
+        most, fit, soft, needed,
     )  # fmt: skip
     return min(fit, most)

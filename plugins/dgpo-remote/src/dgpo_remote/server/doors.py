@@ -1,8 +1,8 @@
-"""Who may ask: the token, and what browsers tell of the pages that make them ask.
+"""Access control: the bearer token, and protection against requests from web pages.
 
-A browser sends requests to services on its own machine for any page that it shows. It names the page in `Origin` (or
-says `Sec-Fetch-Site: cross-site` where it names none), and the name under which it found the service in `Host`: a page
-whose name was bound to 127.0.0.1 afterwards shows there.
+A browser sends requests to services on its own machine on behalf of any page. It names the page's origin in `Origin`
+(or sends `Sec-Fetch-Site: cross-site` without one), and the service's host name in `Host`, which reveals DNS rebinding:
+a page whose name was later bound to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ CORS = {
 
 
 class Doors:
-    """Lets requests through to the application, or answers that they may not ask; answers OPTIONS."""
+    """Middleware that rejects unauthorized requests and handles OPTIONS."""
 
     def __init__(
         self, app: ASGIApp, config: ServeConfig, token: str | None, methods: Mapping[str, str], counters: Counters
     ) -> None:
-        """methods: what may be done with each path, as `Allow` says it."""
+        """methods: the `Allow` header of each path."""
         self._app = app
         self._config = config
         self._token = token
@@ -46,7 +46,7 @@ class Doors:
         self._own_names = token is None and is_loopback(config.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         headers, path = Headers(scope=scope), scope["path"]
         try:
             allowed = self._check(headers, path, scope["method"])
@@ -55,23 +55,23 @@ class Doors:
             await refusal_answer(refusal)(scope, receive, send)
             return
 
-        async def to_the_page(message: Message) -> None:
+        async def send_with_origin(message: Message) -> None:
             if message["type"] == "http.response.start" and allowed is not None:
-                reported = MutableHeaders(scope=message)
-                reported["Access-Control-Allow-Origin"] = allowed
-                reported.add_vary_header("Origin")
+                response_headers = MutableHeaders(scope=message)
+                response_headers["Access-Control-Allow-Origin"] = allowed
+                response_headers.add_vary_header("Origin")
             await send(message)
 
         if scope["method"] == "OPTIONS" and (path in self._methods or path == "*"):
             answer = Response(status_code=204, headers={"Allow": self._methods.get(path, "GET, HEAD, POST, OPTIONS")})
             if allowed is not None:
                 answer.headers.update(CORS)
-            await answer(scope, receive, to_the_page)
+            await answer(scope, receive, send_with_origin)
             return
-        await self._app(scope, receive, to_the_page)
+        await self._app(scope, receive, send_with_origin)
 
     def _check(self, headers: Headers, path: str, method: str) -> str | None:
-        """The page's origin, None where there is no page. Raises Refusal: 401 and 403."""
+        """Return the web page's origin, or None if the request has none. Raises Refusal: 401 and 403."""
         if not path.startswith(GUARDED):
             return None
         origin = self._checked_origin(headers)
@@ -79,12 +79,13 @@ class Doors:
             raise Refusal(
                 403,
                 "origin",
-                f"the service listens on this machine only and is not known as {clean(headers['host'], 100)!r}: ask it "
-                f"as {self._config.host} or localhost, or set token_variable, so that callers show a token",
+                f"the service listens only on this machine and does not accept the host "
+                f"{clean(headers['host'], 100)!r}: address it as {self._config.host} or localhost, or set "
+                "token_variable so that clients send a token",
             )
         if self._token is not None and method != "OPTIONS" and not self._has_token(headers):
-            reported = {"WWW-Authenticate": "Bearer"}
-            raise Refusal(401, "token", "send the token: `Authorization: Bearer TOKEN`", reported)
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "token", "send the token: `Authorization: Bearer TOKEN`", challenge)
         return origin
 
     def _checked_origin(self, headers: Headers) -> str | None:
@@ -96,8 +97,8 @@ class Doors:
             raise Refusal(
                 403,
                 "origin",
-                f"web pages of {clean(foreign[0], 200)!r} may not ask; list their origin in the reward file's "
-                "`origins` if they should",
+                f"requests from web pages of {clean(foreign[0], 200)!r} are not allowed; to allow them, list their "
+                "origin in the reward file's `origins`",
             )
         return origins[0] if origins else None
 
@@ -111,11 +112,11 @@ class Doors:
 
     def _has_token(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        wanted = (self._token or "").encode()
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted)
+        expected = (self._token or "").encode()
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), expected)
 
 
 def refusal_answer(refusal: Refusal) -> Response:
-    """What is answered to a request that is not served."""
+    """Return the error response for a rejected request."""
     text = as_text(error_message(refusal.kind, str(refusal)))
     return Response(text, refusal.status, refusal.headers, "application/json")

@@ -1,6 +1,6 @@
-"""What a service and its readers send each other over a socket pair: a length, a JSON object, a length, bytes.
+"""Messages between a service and its reader processes over a socket pair: a JSON object followed by bytes.
 
-Nothing is ever unpickled. No torch here: readers start at once.
+Pickle is never used. This module does not import torch, so that readers start quickly.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ __all__ = ["BODY_COPIES", "HEAD", "MAGIC", "MOST_HEAD", "OWN_MEMORY", "PIXEL_BYT
 
 MAGIC = b"DGPR"
 HEAD = struct.Struct("<4sIQ")
-"""The magic word, bytes of the JSON and bytes of what follows it."""
+"""The magic word, the size of the JSON and the size of the payload after it, in bytes."""
 MOST_HEAD = 2**20
-"""Most bytes of the JSON: reasons, notes and sizes. Whatever may be longer follows it."""
+"""Largest JSON in bytes: reasons, notes and sizes. Anything larger goes into the payload."""
 
 OWN_MEMORY = 2**31
-"""Bytes of addresses that a reader may have besides what it reads: most of them are its libraries' and its threads'."""
+"""Address space in bytes that a reader gets besides its input, mostly for its libraries and threads."""
 BODY_COPIES = 8
-"""Times that a body may lie in its memory: as it came, as text, of which a single rare character may make four bytes a
-character, and in pieces."""
+"""Number of copies of a body that fit into a reader's memory: the raw body, its text (up to four bytes per character)
+and its parts."""
 PIXEL_BYTES = 48
-"""Bytes for each pixel of a file: 16 bits of four channels and what mixes them with white are the most."""
+"""Memory per pixel of a file in bytes: at most four 16-bit channels, and blending them with white."""
 
 
 def packed(head: dict[str, Any], length: int = 0) -> bytes:
-    """The beginning of a message, with `length` bytes to follow. Raises ValueError if its JSON is too long."""
+    """Serialize the head of a message with a payload of `length` bytes. Raises ValueError if the JSON is too large."""
     text = json.dumps(head).encode()
     if len(text) > MOST_HEAD:
-        raise ValueError("the JSON of a message is too long")
+        raise ValueError("the JSON of a message is too large")
     return HEAD.pack(MAGIC, len(text), length) + text
 
 
 def unpacked(data: bytes | bytearray) -> dict[str, Any]:
-    """The JSON of a message. Raises EOFError for what is none: whoever sent it is not to be talked to any more."""
+    """Parse the JSON of a message. Raises EOFError if it is invalid, so that the connection is closed."""
     try:
         head = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise EOFError(f"not a message: {error}") from None
     if not isinstance(head, dict):
-        raise EOFError("not a message: its JSON is no object")
+        raise EOFError("not a message: its JSON is not an object")
     return head

@@ -1,4 +1,4 @@
-"""The body of a request as it comes in: never beyond a limit, a time or the memory there is; and prompts to check."""
+"""Reading request bodies within limits on size, time and memory, and parsing the prompts of check requests."""
 
 from __future__ import annotations
 
@@ -21,34 +21,36 @@ from dgpo_schemas.text import clean
 __all__ = ["Limit", "read_body", "read_prompts", "reserve_tensors"]
 
 STEP = 2**20
-"""Bytes that are reserved at a time for a body that does not say how long it is."""
+"""Bytes that are reserved at a time for a body without Content-Length."""
 COPIES = 2
-"""Times that a body lies in memory when its last byte has come: in pieces and whole."""
+"""Copies of a body in memory once its last byte has arrived: the buffer and the final bytes."""
 LENGTH = 8
-"""Bytes at the beginning of safetensors that hold the length of their header."""
+"""Bytes at the start of safetensors that hold the length of the header."""
 BRACKETS, BRACKETS_A_PROMPT = 100_000, 16
-"""Lists and objects in the JSON of a request, and of each of max_prompts if that is more. The interpreter's lock is
-held while they are made, and collecting garbage looks through each."""
+"""Most lists and objects in the JSON of a request, and per prompt of max_prompts if that allows more. Creating them
+holds the GIL, and garbage collection visits each."""
 
 
 class Limit:
-    """Bytes of a body, with the setting that says so."""
+    """A limit on the size of a body in bytes, and its text in messages, which names the option."""
 
     def __init__(self, count: int, words: str) -> None:
         self.count = count
         self.words = words
 
     def refusal(self) -> Refusal:
-        """For a larger one."""
+        """Return the error for a larger body."""
         return Refusal(413, "size", f"the body is larger than {self.words}")
 
 
 async def read_body(request: Request, share: Share, limit: Limit, seconds: float) -> bytes:
-    """The whole body. Raises Refusal: 413 and 503 for one that is too large, 415 for a compressed one, 408 for one that
-    does not come in so many seconds."""
+    """Read the whole body.
+
+    Raises Refusal: 413 or 503 if it is too large, 415 if it is compressed, 408 if it takes longer than `seconds`.
+    """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise Refusal(415, "type", f"Content-Encoding {encoding} is not accepted; send the body as it is")
+        raise Refusal(415, "type", f"Content-Encoding {encoding} is not supported; send the body without it")
     length = request.headers.get("content-length")
     reserved = 0
     if length is not None:
@@ -69,21 +71,22 @@ async def read_body(request: Request, share: Share, limit: Limit, seconds: float
     except TimeoutError:
         if not timer.expired():
             raise
-        message = f"the body did not come within {seconds:g} s (connections.body_seconds)"
+        message = f"the body was not received within {seconds:g} s (connections.body_seconds)"
         raise Refusal(408, "timeout", message) from None
     return bytes(body)
 
 
 def reserve_tensors(body: bytes, share: Share, limits: ServiceLimits) -> None:
-    """Room for the tensors that are going to be made of safetensors: once as they are and once as the batch. Bytes
-    become floats of four times their size. Raises Refusal, also for a header that is too long to be
-    read, or holds too much."""
+    """Reserve memory for the tensors of a safetensors body, for themselves and for the batch.
+
+    U8 tensors become float32, four times their size. Raises Refusal, also for a header that is too large.
+    """
     length = int.from_bytes(body[:LENGTH], "little")
     if limits.max_json_kib * 1024 < length <= len(body) - LENGTH:
         raise Refusal(
             413,
             "size",
-            f"the JSON before the tensors is larger than {limits.max_json_kib} KiB (limits.max_json_kib)",
+            f"the safetensors header is larger than {limits.max_json_kib} KiB (limits.max_json_kib)",
         )
     _check_brackets(body[LENGTH : LENGTH + min(length, limits.max_json_kib * 1024)], limits)
     growth = 4 if b'"U8"' in body[LENGTH : LENGTH + limits.max_json_kib * 1024] else 1
@@ -91,7 +94,8 @@ def reserve_tensors(body: bytes, share: Share, limits: ServiceLimits) -> None:
 
 
 def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
-    """The prompts of a check. Raises Refusal: 400 for what is no JSON, 422 for what is no check, 413 for too many."""
+    """Parse the prompts of a check request. Raises Refusal: 400 for invalid JSON, 422 for an invalid request, 413 for
+    too many prompts."""
     _check_brackets(body, limits)
     try:
         data = json.loads(body)
@@ -104,7 +108,8 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
         raise Refusal(
             413,
             "size",
-            f"{len(given):,} prompts are more than {limits.max_prompts:,} (limits.max_prompts); send them in parts",
+            f"{len(given):,} prompts; at most {limits.max_prompts:,} are allowed (limits.max_prompts); split them over "
+            "several requests",
         )
     if is_deeper(data):
         raise Refusal(422, "request", f"the body is nested deeper than {DEEPEST} levels")
@@ -123,5 +128,7 @@ def read_prompts(body: bytes, limits: ServiceLimits) -> list[Prompt]:
 def _check_brackets(text: bytes, limits: ServiceLimits) -> None:
     most, count = max(BRACKETS, BRACKETS_A_PROMPT * limits.max_prompts), text.count(b"[") + text.count(b"{")
     if count > most:
-        message = f"the JSON holds {count:,} lists and objects; {most:,} are read; send fewer prompts at a time"
+        message = (
+            f"the JSON holds {count:,} lists and objects; at most {most:,} are allowed; send fewer prompts per request"
+        )
         raise Refusal(413, "size", message)

@@ -1,4 +1,4 @@
-"""The listening socket: callers that have gone before they are let in cost next to nothing."""
+"""The listening socket, which cheaply drops connections that were closed before they are accepted."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 __all__ = ["Listening"]
 
 GONE_AT_ONCE = 64
-"""Callers that have gone which are left out before the event loop goes on."""
+"""Most closed connections that are dropped before control returns to the event loop."""
 
 
 class Listening(socket.socket):
-    """Accepts connections that are still there. A transport, a parser and a task for each of those that came and went
-    would make others wait, or be turned away because the queue is full."""
+    """Accepts only connections that are still open.
+
+    Creating a transport, a parser and a task for each closed one would delay other clients, or overflow the backlog.
+    """
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next one. Raises BlockingIOError if there is none now."""
+        """Accept the next open connection. Raises BlockingIOError if there is none now."""
         for _ in range(GONE_AT_ONCE):
-            made, address = super().accept()
-            if not made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                return made, address
-            made.close()
-        raise BlockingIOError("callers that have gone only; the socket stays readable if there are more")
+            connection, address = super().accept()
+            if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return connection, address
+            connection.close()
+        raise BlockingIOError("only closed connections; the socket stays readable if there are more")

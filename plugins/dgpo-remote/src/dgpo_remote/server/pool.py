@@ -1,4 +1,4 @@
-"""All connections of a service together: how many there are, whose turn it is, and who has waited too long."""
+"""All connections of a service: limits on their number, fair scheduling and timeouts."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from dgpo_schemas.serve import ConnectionsSection
 __all__ = ["Clock", "Phase", "Pool"]
 
 TURN = 0.002
-"""Seconds that all connections together may spend on chunks of bodies before the event loop goes on."""
+"""Seconds that all connections together may spend on body chunks per iteration of the event loop."""
 UNREAD = 256 * 2**20
-"""Bytes of answers that callers have not taken, over all connections."""
+"""Most bytes of responses that clients have not read, over all connections."""
 
 
 class Phase(Enum):
     """What a connection waits for."""
 
     HEAD = "head"
-    """A whole head: from the beginning, and from the first byte after an answer."""
+    """A complete request head: from the start of the connection, and from the first byte after a response."""
     BODY = "body"
-    """The rest of a request that is under way."""
+    """The rest of the request's body."""
     WORK = "work"
-    """Our answer: the request is whole."""
+    """The service's response to a complete request."""
     IDLE = "idle"
     """Another request."""
     LINGER = "linger"
-    """The caller's end; what it sends is dropped."""
+    """The client's close. Data from it is dropped."""
     CLOSED = "closed"
 
 
 class Connected(Protocol):
-    """A connection, as the pool knows it. since: when `phase` began."""
+    """The interface of a connection that the pool uses. since: when `phase` began."""
 
     phase: Phase
     since: float
 
     def unread_bytes(self) -> int:
-        """Bytes of answers that the caller has not taken."""
+        """Return the bytes of responses that the client has not read."""
 
     def sweep(self, now: float) -> None:
-        """End it if it has waited too long."""
+        """Close the connection if a timeout has passed."""
 
     def go_on(self) -> None:
-        """Read on, now that it is its turn."""
+        """Resume reading chunks."""
 
     def take_next(self) -> None:
-        """Take up the request that came before its turn."""
+        """Process a pipelined request."""
 
     def abort(self) -> None:
-        """End it at once."""
+        """Close the connection immediately."""
 
 
 WITHOUT_REQUEST = (Phase.HEAD, Phase.IDLE, Phase.LINGER)
@@ -62,7 +62,7 @@ Clock = time.monotonic
 
 
 class Pool:
-    """All connections of a service: makes room for new ones and ends those whose time is over."""
+    """All connections of a service: admits new ones, schedules their work and enforces timeouts."""
 
     def __init__(self, section: ConnectionsSection, most: int, counters: Counters) -> None:
         self.section = section
@@ -75,19 +75,21 @@ class Pool:
         self._in_turn = False
 
     def has_time(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether there is time in this round of the loop for one more chunk."""
+        """Whether there is time for another chunk in this iteration of the event loop."""
         if not self._in_turn:
             self._in_turn, self._turn_ends = True, Clock() + TURN
             loop.call_soon(self._next_turn, loop)
         return Clock() < self._turn_ends
 
     def wait_for_turn(self, connection: Connected) -> None:
-        """Let a connection go on reading chunks in a later round, after those that wait already."""
+        """Queue a connection to resume reading chunks in a later iteration."""
         self._queue.append(connection)
 
     def wait_for_answer(self, connection: Connected, loop: asyncio.AbstractEventLoop) -> None:
-        """Let a connection take up a request that came before its turn: one in a round of the loop, of all connections,
-        for whoever sends hundreds at once must not be before those who ask once."""
+        """Queue a connection to process a pipelined request.
+
+        One such request is processed per iteration, so that a client that pipelines hundreds does not delay others.
+        """
         self._early.append(connection)
         if len(self._early) == 1:
             loop.call_soon(self._take_early, loop)
@@ -104,8 +106,11 @@ class Pool:
             self._queue.popleft().go_on()
 
     def admit(self, connection: Connected) -> bool:
-        """Take one in. Where there are as many as there may be, the one that has waited longest without a whole request
-        makes room; False if there is none."""
+        """Admit a connection.
+
+        At the limit, the connection that has waited longest without a complete request is closed. Returns False if
+        there is none.
+        """
         full = len(self.connections) >= self.most
         self.connections.add(connection)
         if not full:
@@ -118,25 +123,25 @@ class Pool:
         return True
 
     def sweep(self) -> None:
-        """End what has waited too long. To be called several times a second."""
+        """Enforce timeouts and the limit on unread responses. Called several times per second."""
         now = Clock()
         for connection in list(self.connections):
             connection.sweep(now)
-        unread = {connection: connection.unread_bytes() for connection in self.connections}
-        for connection in sorted(unread, key=lambda one: -unread[one]):
-            if sum(unread.values()) <= UNREAD:
+        unread_bytes = {connection: connection.unread_bytes() for connection in self.connections}
+        for connection in sorted(unread_bytes, key=lambda one: -unread_bytes[one]):
+            if sum(unread_bytes.values()) <= UNREAD:
                 break
-            del unread[connection]
+            del unread_bytes[connection]
             self.counters.refuse("answer")
             connection.abort()
 
     def close(self) -> None:
-        """Close those that wait for nothing of ours; answers that are on their way may still be taken."""
+        """Close connections without a complete request. Unread responses can still be read."""
         for connection in list(self.connections):
             if connection.phase in WITHOUT_REQUEST and not connection.unread_bytes():
                 connection.abort()
 
     def abort(self) -> None:
-        """End all, and what is done for them."""
+        """Close all connections and cancel their requests."""
         for connection in list(self.connections):
             connection.abort()

@@ -1,9 +1,8 @@
 """A reader process: `python -m dgpo_remote.server.reader_main FD PARENT MEMORY`, started by `readers`.
 
-It takes bodies of requests apart and decodes the images in them, one question after the other, until the other end
-of its socket closes. What it reads comes from strangers: it may be killed at any moment and leaves nothing behind,
-takes no more memory than it is given, writes no files, and is killed by its own timer where something takes too long,
-whatever C code is at work. No torch here: it starts at once.
+It parses request bodies and decodes the images in them, one request at a time, until its socket closes. Its input is
+untrusted: it can be killed at any moment, has a memory limit, writes no files, and is killed by its own CPU timer if
+something takes too long, even inside C code. It does not import torch, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ from dgpo_schemas.text import clean, error_text
 __all__ = ["main"]
 
 WATCH = 0.5
-"""Seconds between two looks at whether the service still lives."""
+"""Seconds between two checks of whether the service is alive."""
 NICE = 5
-"""Scoring goes before reading where there are too few cores for both."""
+"""Niceness: scoring has priority over reading."""
 MOST_SCANS = 500
-"""Scans of a JPEG: programs write ten or so, and every one goes over all of its pixels."""
+"""Most scans of a JPEG: encoders write about ten, and decoding each one visits all pixels."""
 REASON = 1000
-"""Characters of a reason."""
+"""Most characters of a reason."""
 
 
 def main(arguments: list[str]) -> int:
-    """Read until there is nobody to read for; the exit status."""
-    number, parent, memory = map(int, arguments)
+    """Handle requests until the service closes the socket. Returns the exit status."""
+    descriptor, parent, memory = map(int, arguments)
     _confine(memory)
     threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
-    os.set_inheritable(number, False)
-    link = Link(socket.socket(fileno=number))
-    readable_formats()  # imports Pillow's readers
+    os.set_inheritable(descriptor, False)
+    link = Link(socket.socket(fileno=descriptor))
+    readable_formats()  # imports Pillow's decoders
     with contextlib.suppress(EOFError):
         link.send({"say": "hello"})
         while True:
@@ -57,8 +56,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _confine(memory: int) -> None:
-    """Set what must not be passed, whatever is read."""
-    for ending in (signal.SIGINT, signal.SIGTERM):  # they are the service's, which finishes what is under way
+    """Set the process's limits."""
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the service handles them and lets requests finish
         signal.signal(ending, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
@@ -66,22 +65,22 @@ def _confine(memory: int) -> None:
     with contextlib.suppress(OSError):
         os.nice(NICE)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # a machine whose memory is gone takes a reader's first
+        file.write("1000")  # the out-of-memory killer should choose a reader first
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS, memory)):
-        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already; macOS keeps none of memory
+        with contextlib.suppress(ValueError, OSError):  # a lower limit may be set already; macOS has no memory limit
             resource.setrlimit(kind, (most, most))
     with contextlib.suppress(ImportError):
         from PIL import AvifImagePlugin
 
-        AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # each has images of its own in memory
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # each thread holds its own images
 
 
 def _allow(memory: int) -> None:
-    """Bytes of memory from now on, besides what every reader has."""
+    """Set the memory limit to `memory` bytes besides `OWN_MEMORY`."""
     with contextlib.suppress(ValueError, OSError):
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = OWN_MEMORY + memory
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+        limit = OWN_MEMORY + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 def _watch(parent: int) -> None:
@@ -92,7 +91,7 @@ def _watch(parent: int) -> None:
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """So many seconds of this process's CPUs: then SIGPROF ends it, which no code in C puts off."""
+    """Limit the CPU time in seconds. After that SIGPROF kills the process, even inside C code."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
@@ -101,7 +100,7 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 class Link:
-    """This end of the socket. Raises EOFError when the other one is gone."""
+    """The reader's end of the socket. Raises EOFError when the other end is closed."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -116,7 +115,7 @@ class Link:
             raise EOFError(str(error)) from error
 
     def receive(self) -> tuple[dict[str, Any], bytearray]:
-        """Wait for one."""
+        """Wait for a message."""
         magic, short, long = HEAD.unpack(self._read(HEAD.size))
         if magic != MAGIC:
             raise EOFError("not a message")
@@ -131,31 +130,31 @@ class Link:
             except OSError as error:
                 raise EOFError(str(error)) from error
             if count == 0:
-                raise EOFError("the service has closed its end")
+                raise EOFError("the service closed the connection")
             got += count
         view.release()
         return data
 
 
 class Reader:
-    """One request, or a turn of it: what is in it, then what the service asks of each image."""
+    """Handles one turn of a request: parses its body, then answers the service's questions about each image."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def serve(self, asked: dict[str, Any], body: bytearray) -> None:
-        """Answer until the service says that it is done with the request."""
-        self._asked = asked
+    def serve(self, request: dict[str, Any], body: bytearray) -> None:
+        """Answer questions about a request until the service sends `stop`."""
+        self._request = request
         self._held = 2 * len(body)
         _allow(BODY_COPIES * len(body))
         try:
-            with _within(asked["body_seconds"]):
-                upload, lines = self._taken_apart(body)
+            with _within(request["body_seconds"]):
+                upload, lines = self._parse(body)
         except Refusal as error:
             self._link.send({"say": "refused", "status": error.status, "kind": error.kind, "message": str(error)})
             return
         except MemoryError:
-            message = "the body needs more memory to be read than a reader may take"
+            message = "reading the body needs more memory than a reader may use"
             self._link.send({"say": "refused", "status": 413, "kind": "size", "message": message})
             return
         body.clear()
@@ -168,18 +167,18 @@ class Reader:
                 return
             self._safely(question, upload)
 
-    def _taken_apart(self, body: bytearray) -> tuple[Upload, bytes]:
-        most = self._asked["max_samples"]
-        if self._asked["kind"] == "form":
-            upload = read_form(bytes(body), self._asked["type"], most)
-        elif self._asked["kind"] == "files":
+    def _parse(self, body: bytearray) -> tuple[Upload, bytes]:
+        most = self._request["max_samples"]
+        if self._request["kind"] == "form":
+            upload = read_form(bytes(body), self._request["type"], most)
+        elif self._request["kind"] == "files":
             upload = read_files(body, most)
         else:
             upload = read_json_samples(body, most)
         return upload, upload.lines()
 
     def _safely(self, question: dict[str, Any], upload: Upload) -> None:
-        """Answer what is asked of an image, or say why it cannot be answered."""
+        """Answer a question about an image, or send the reason why that is not possible."""
         image = upload.images[question["at"]]
         status, kind = 400, "request"
         _allow(self._held + PIXEL_BYTES * question["most"])
@@ -190,7 +189,7 @@ class Reader:
                     head, rest = self._measured(data), memoryview(b"")
                 else:
                     head, rest = _pixels(data, question["most"])
-                    image.content = b""  # it is asked for once
+                    image.content = b""  # pixels are requested only once
             self._link.send(head, rest)
             return
         except EOFError:
@@ -204,27 +203,27 @@ class Reader:
         except (NotInstalled, ValueError) as error:
             reason = str(error)
         except MemoryError:
-            status, kind, reason = 413, "size", "it needs more memory to be read than a reader may take"
-        except Exception as error:  # what nobody has thought of
+            status, kind, reason = 413, "size", "reading it needs more memory than a reader may use"
+        except Exception as error:  # decoders may raise anything
             reason = f"cannot be read: {error_text(error)}"
         self._link.send({"say": "lost", "status": status, "kind": kind, "message": clean(reason, REASON)})
 
     def _measured(self, data: bytes) -> dict[str, Any]:
-        """Frames, height and width. Raises Refusal and what `measure` raises."""
+        """Return the frames, height and width. Raises Refusal, and what `measure` raises."""
         if (scans := _scans(data)) > MOST_SCANS:
-            raise Refusal(413, "size", f"it is a JPEG of {scans:,} scans, of which {MOST_SCANS} are read at most")
-        size = frames, height, width = measure(data, self._asked["max_frames"])
-        if frames > (most := self._asked["max_frames"]):
+            raise Refusal(413, "size", f"it is a JPEG of {scans:,} scans; at most {MOST_SCANS} are allowed")
+        size = frames, height, width = measure(data, self._request["max_frames"])
+        if frames > (most := self._request["max_frames"]):
             raise Refusal(413, "size", f"more than {most} frames (limits.max_frames)")
-        if max(height, width) > (most := self._asked["max_side"]):
+        if max(height, width) > (most := self._request["max_side"]):
             raise Refusal(413, "size", f"{width}x{height} pixels: a side is longer than {most} (limits.max_side)")
         if min(size) <= 0:
-            raise Refusal(422, "request", f"{frames} frames of {width}x{height} pixels show nothing")
+            raise Refusal(422, "request", f"it is empty: {frames} frames of {width}x{height} pixels")
         return {"say": "size", "size": size}
 
 
 def _pixels(data: bytes, most: int) -> tuple[dict[str, Any], memoryview]:
-    """Pixels as they travel: [.., H, W, 3], in memory in this order."""
+    """Return the message with an image's pixels: [H, W, 3] or [F, H, W, 3], contiguous."""
     found = read_pixels(data, most)
     values = np.ascontiguousarray(found.values)
     notes = [clean(note, REASON) for note in found.notes][:20]
@@ -233,20 +232,20 @@ def _pixels(data: bytes, most: int) -> tuple[dict[str, Any], memoryview]:
 
 
 def _scans(data: bytes) -> int:
-    """Scans of the first image of a JPEG file; 0 of any other, and of one that clearly has few."""
+    """Count the scans of the first image of a JPEG file. Returns 0 for other files, and if there are clearly few."""
     if not data.startswith(b"\xff\xd8\xff") or data.count(b"\xff\xda") <= MOST_SCANS:
         return 0
     at, scans = 2, 0
     while 0 <= at < len(data) - 3:
         marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0xD9:  # nonsense, or the end: a phone's video may follow
+        if data[at] != 0xFF or marker == 0xD9:  # invalid data, or the end of the image: a phone's video may follow
             break
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:
             at += 1 if marker == 0xFF else 2
         else:
             scans += marker == 0xDA
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        at = data.find(b"\xff", at)  # a scan's data: 255 is followed by 0 in it, or by a restart marker
+        at = data.find(b"\xff", at)  # in a scan's data, 255 is followed by 0 or by a restart marker
     return scans
 
 

@@ -1,4 +1,4 @@
-"""One reader process, seen from the service: started, talked to without blocking, and killed, whatever it is doing."""
+"""The service's side of one reader process: start, non-blocking messages and termination."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ __all__ = ["ReaderProcess"]
 MODULE = "dgpo_remote.server.reader_main"
 KEPT = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "VIRTUAL_ENV", "CONDA_PREFIX")
 KEPT_PREFIXES = ("PYTHON", "LC_", "LD_", "DYLD_", "COVERAGE_")
-"""Variables that a reader gets: what its interpreter is found and works with. Tokens and passwords are no business of a
-process that reads what strangers send."""
+"""Environment variables that a reader inherits, for its interpreter. A process that reads untrusted input must not get
+tokens and passwords."""
 SMALL = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 LAST_WORDS = 4096
-"""Bytes of its stderr that are looked at when it has died."""
+"""Bytes of its stderr that are read after it has died."""
 
 
 class ReaderProcess:
-    """A process that was spawned. Raises EOFError wherever it is gone, or talks nonsense."""
+    """A reader process. Methods raise EOFError if it is gone or sends an invalid message."""
 
     def __init__(self, memory: int) -> None:
-        """Start the interpreter, with so many bytes of memory. Raises OSError if it cannot be."""
-        here, there = socket.socketpair()
+        """Start the interpreter with a memory limit in bytes. Raises OSError if it cannot be started."""
+        local, remote = socket.socketpair()
         self._errors, errors = os.pipe()
         os.set_blocking(self._errors, False)
-        os.set_blocking(errors, False)  # nobody empties the pipe: what does not fit is dropped
+        os.set_blocking(errors, False)  # the pipe is not read continuously: what does not fit is dropped
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-m", MODULE, *map(str, (there.fileno(), os.getpid(), memory))],
+                [sys.executable, "-P", "-W", "ignore", "-m", MODULE, *map(str, (remote.fileno(), os.getpid(), memory))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=_environment(),
-                pass_fds=[there.fileno()],
+                pass_fds=[remote.fileno()],
                 process_group=0,
             )
         except BaseException:
-            here.close()
+            local.close()
             os.close(self._errors)
             raise
         finally:
-            there.close()
+            remote.close()
             os.close(errors)
-        here.setblocking(False)
-        self._socket = here
+        local.setblocking(False)
+        self._socket = local
         self._greeted = False
         self.killed = False
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Process ID."""
         return self._process.pid
 
     def ended(self) -> bool:
-        """Whether it is gone. Reaps it."""
+        """Whether the process has exited. Reaps it."""
         return self._process.poll() is not None
 
     async def greet(self) -> None:
-        """Wait until it is there."""
+        """Wait until the process is ready."""
         if not self._greeted:
             head, _ = await self.receive(0)
             if head != {"say": "hello"}:
@@ -85,7 +85,7 @@ class ReaderProcess:
             raise EOFError(str(error)) from error
 
     async def receive(self, most: int) -> tuple[dict[str, Any], bytearray]:
-        """Wait for a message, with at most so many bytes behind its JSON."""
+        """Wait for a message with a payload of at most `most` bytes."""
         magic, short, long = HEAD.unpack(await self._read(HEAD.size))
         if magic != MAGIC or short > MOST_HEAD or long > most:
             raise EOFError("not a message")
@@ -106,16 +106,16 @@ class ReaderProcess:
         return data
 
     async def fate(self) -> int | None:
-        """What it ended with, once it has: a status, or a signal as a negative number; None if it has to be killed."""
-        for _ in range(20):  # its end of the socket closes a moment before it can be reaped
+        """Return the exit status, or the negative signal number. Returns None if the process is still running."""
+        for _ in range(20):  # its socket closes shortly before it can be reaped
             if (code := self._process.poll()) is not None:
                 return code
             await asyncio.sleep(0.01)
         return None
 
     def last_words(self) -> str:
-        """The last line of its stderr, to be shown."""
-        if self.killed:  # the pipe's number may be another file's by now
+        """Return the last line of its stderr, safe to print."""
+        if self.killed:  # the pipe's descriptor may have been reused
             return ""
         with contextlib.suppress(OSError):
             lines = os.read(self._errors, 16 * LAST_WORDS)[-LAST_WORDS:].decode("utf-8", "replace").split("\n")
@@ -123,13 +123,13 @@ class ReaderProcess:
         return ""
 
     def kill(self) -> None:
-        """At once, with whatever it has started; `ended` tells when it is gone."""
+        """Kill the process and its children. `ended` tells when it is gone."""
         if self.killed:
             return
         self.killed = True
         self._socket.close()
         os.close(self._errors)
-        if self._process.poll() is None:  # else its number may be another's by now
+        if self._process.poll() is None:  # otherwise its process ID may have been reused
             with contextlib.suppress(OSError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 

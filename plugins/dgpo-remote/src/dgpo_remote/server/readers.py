@@ -1,7 +1,7 @@
-"""Readers: processes that take bodies of requests apart and decode their images, and that can be killed.
+"""Readers: processes that parse request bodies and decode their images, and that can be killed.
 
-Nothing that a stranger sends is parsed or decoded in the service itself, except tensors: no body holds its interpreter,
-its event loop or a lock. A request has one reader at a time and gives it back after a turn if others wait.
+The service itself parses and decodes nothing that clients send, except tensors, so no body can block its interpreter or
+event loop. A request uses one reader at a time and yields it after a turn if other requests wait.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ __all__ = ["Readers", "Reading"]
 log = logging.getLogger(__name__)
 
 CLOSING = 1.0
-"""Seconds within which killed processes are expected to be gone."""
+"""Seconds to wait for killed processes to exit."""
 COURTESY, MOST_TURNS = 2, 10
-"""How many later requests go first for each turn that a request has had, and the turns up to which that grows."""
+"""How many later requests go first per turn that a request has had, and the number of turns that count."""
 HEAVY = 32 * 2**20
-"""Bytes of a body after which a reader is replaced: memory that is full of small holes is not given back."""
+"""Size of a body in bytes above which its reader is replaced afterwards: fragmented memory is not returned."""
 STARTING = 60.0
-"""Seconds that an interpreter may take to start."""
+"""Start timeout of a reader in seconds."""
 
 
 class Readers:
-    """`count` processes, started by `start`, and again whenever one dies. For one event loop; `close` ends them."""
+    """A pool of `count` reader processes, restarted whenever one dies. For one event loop; `close` kills them."""
 
     def __init__(self, count: int, limits: ServiceLimits) -> None:
         self._memory = memory(limits)
         self._idle: deque[ReaderProcess | None] = deque([None] * count)
         self._waiting: list[tuple[int, asyncio.Future[ReaderProcess | None]]] = []
-        self._asked = 0
+        self._requests = 0
         self._all: set[ReaderProcess] = set()
         self._closed = False
 
     def start(self) -> None:
-        """Start them, so that the first request need not wait for one."""
+        """Start the processes, so that the first request does not wait for one."""
         self._idle = deque(one or self._started() for one in self._idle)
 
     async def read(
@@ -58,12 +58,13 @@ class Readers:
         limits: ServiceLimits,
         reserve: Callable[[int], None] = lambda _: None,
     ) -> Reading:
-        """The images of a body and their prompts. Cancelled, it kills the reader that is at work.
+        """Read the images of a body and their prompts. Cancellation kills the reader in use.
 
-        content_type: the header, with a form's boundary; reserve: told how many bytes of memory the images will take,
-        before any is unpacked; raises Refusal if there is no room. Raises Refusal for a body that cannot be taken
-        apart, more samples or pixels than a request may hold, and, with the reason of the first one, where none of its
-        images can be read. One image among others that cannot be is in `Reading.lost`.
+        content_type: the header, with a form's boundary; reserve: called with the bytes of memory that the images need
+        before they are decoded; raises Refusal if there is too little.
+
+        Raises Refusal for a malformed body, for too many samples or pixels, and if none of the images can be read, with
+        the reason of the first. If only some cannot be read, `Reading.lost` has the reasons.
         """
         job = Job(kind, content_type, body, limits, reserve)
         while not job.done:
@@ -72,7 +73,7 @@ class Readers:
                 if reader is None or reader.ended():
                     reader = self._start()
                 await self._turn(job, reader)
-            except BaseException:  # a Refusal ends a turn as it should
+            except BaseException:  # a Refusal leaves the reader usable
                 if reader is not None and not job.at_rest:
                     reader.kill()
                 raise
@@ -83,7 +84,7 @@ class Readers:
     async def _turn(self, job: Job, reader: ReaderProcess) -> None:
         job.at_rest = False
         try:
-            await self._greeted(reader)
+            await self._greet(reader)
             await job.turn(reader, lambda: bool(self._waiting))
             if len(job.body) > HEAVY:
                 reader.kill()
@@ -91,40 +92,42 @@ class Readers:
             reader.kill()
             log.warning("a reader was lost: %s", error)
 
-    async def _greeted(self, reader: ReaderProcess) -> None:
+    async def _greet(self, reader: ReaderProcess) -> None:
         try:
             async with asyncio.timeout(STARTING):
                 await reader.greet()
         except (EOFError, TimeoutError):
-            said = reader.last_words()
+            output = reader.last_words()
             reader.kill()
-            log.error("a process that reads images does not start: %s", said or "it says nothing")
+            log.error("a reader process did not start: %s", output or "no output")
             raise _no_reader() from None
 
     # -- turns ------------------------------------------------------------------------------------------------------
 
     async def _take(self, turns: int) -> ReaderProcess | None:
-        """A place among the readers, with its process if there is one. In the order of asking, but whoever has had
-        turns lets as many others go first, up to a number, so that nobody waits for ever."""
+        """Wait for a slot of the pool, and return its process if there is one.
+
+        Requests are served in order, but one that has had turns lets a bounded number of later ones go first.
+        """
         if self._closed:
             raise _ending()
         if self._idle and not self._waiting:
             return self._idle.popleft()
         turn: asyncio.Future[ReaderProcess | None] = asyncio.get_running_loop().create_future()
-        self._asked += 1
-        place = self._asked + COURTESY * min(turns, MOST_TURNS)
+        self._requests += 1
+        place = self._requests + COURTESY * min(turns, MOST_TURNS)
         bisect.insort(self._waiting, (place, turn), key=lambda waiting: waiting[0])
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._give(turn.result())  # it was given at the moment at which nobody wanted it any more
+                self._give(turn.result())  # it was assigned at the moment of cancellation
             raise
         finally:
             self._waiting = [waiting for waiting in self._waiting if waiting[1] is not turn]
 
     def _give(self, reader: ReaderProcess | None) -> None:
-        """Back, to whoever has waited longest; one that died is started again."""
+        """Return a slot to the pool, for the first waiting request. A process that died is restarted."""
         if reader is None or reader.killed or reader.ended():
             if reader is not None:
                 reader.kill()
@@ -137,30 +140,30 @@ class Readers:
         self._idle.append(reader)
 
     def _started(self) -> ReaderProcess | None:
-        """A new process; None if there can be none now: it is tried again when it is needed."""
+        """Start a process. Returns None if that fails; it is tried again when the slot is used."""
         self._all = {one for one in self._all if not (one.killed and one.ended())}
         if self._closed:
             return None
         try:
-            made = ReaderProcess(self._memory)
+            process = ReaderProcess(self._memory)
         except OSError as error:
-            log.error("a process that reads images cannot be started: %s", error)
+            log.error("a reader process cannot be started: %s", error)
             return None
-        self._all.add(made)
-        return made
+        self._all.add(process)
+        return process
 
     def _start(self) -> ReaderProcess:
-        made = self._started()
-        if made is None:
+        process = self._started()
+        if process is None:
             raise _ending() if self._closed else _no_reader()
-        return made
+        return process
 
     def processes(self) -> list[int]:
-        """Numbers of the processes that live."""
+        """Return the process IDs of the running processes."""
         return [one.pid for one in self._all if not one.killed and not one.ended()]
 
     def close(self) -> None:
-        """Kill all of them. May be called from any thread once the loop has ended, and twice."""
+        """Kill all processes. Idempotent; may be called from any thread after the event loop has ended."""
         self._closed = True
         for one in self._all:
             one.kill()
@@ -171,7 +174,7 @@ class Readers:
 
 
 def memory(limits: ServiceLimits) -> int:
-    """Bytes that a reader may take at most: itself, a body in several forms, and one file's pixels in several steps."""
+    """Return a reader's memory limit in bytes: itself, copies of a body, and the decoding of one file."""
     pixels = min(limits.max_megapixels * 1_000_000, MAX_PIXELS)
     return OWN_MEMORY + BODY_COPIES * limits.max_body_mib * 2**20 + PIXEL_BYTES * pixels
 
@@ -181,5 +184,4 @@ def _ending() -> Refusal:
 
 
 def _no_reader() -> Refusal:
-    return Refusal(503, "busy", "there is no process to read images with; the service's log says why",
-                   {"Retry-After": "5"})  # fmt: skip
+    return Refusal(503, "busy", "no reader process is available; see the service's log", {"Retry-After": "5"})

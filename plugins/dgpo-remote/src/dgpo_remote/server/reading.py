@@ -1,4 +1,4 @@
-"""One request's images on their way through readers: what is known of them so far, and what is asked next."""
+"""The state of one request's images while reader processes measure and decode them."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from dgpo_schemas.text import clean
 __all__ = ["BodyKind", "Job", "Reading", "Unlucky"]
 
 LOADED = 6.0
-"""How many times its seconds of CPU time an image may take by the clock, on a machine that others use too."""
+"""Ratio of the wall-clock timeout to the CPU time limit, for busy machines."""
 PATIENCE = 5.0
-"""Seconds of the clock besides."""
+"""Additional wall-clock seconds."""
 SECONDS_FOR = 2**24
-"""Pixels of a file that are to be read in `image_seconds`; more of them have more time."""
+"""Pixels of a file that must be read within `image_seconds`; larger files get proportionally more time."""
 BODY_SECONDS = 5.0
 MIB_SECONDS = 0.06
-"""CPU seconds in which a body must be taken apart, and more for each of its MiB: many times what it takes."""
+"""CPU time limit in seconds for parsing a body, and additional seconds per MiB: many times the usual time."""
 ATTEMPTS = 3
-"""Readers that are tried on a body one after the other, where they die before they have said anything of it."""
+"""Readers that are tried on a body if they die before they respond."""
 TURN = 0.1
-"""Seconds a request may go on before it yields to one that waits; at least twice what it takes to be taken up again."""
+"""Seconds before a request yields to a waiting one; at least twice the time to parse its body again."""
 BodyKind = Literal["json", "form", "files"]
-"""How images lie in a body; `files` are those of a request with tensors, as `uploads.files_body` puts them."""
+"""Format of the body; `files` holds the files of a request with tensors, in the format of `uploads.files_body`."""
 DTYPES = {"uint8": np.uint8, "uint16": np.uint16}
 BYTES_A_PIXEL = 18
-"""Of an image in the service: three channels of up to 16 bits, and of float32."""
+"""Memory per pixel of an image in the service in bytes: three channels of up to 16 bits, and of float32."""
 
 
 class Unlucky(Exception):
-    """The reader died, or has to."""
+    """The reader died, or must be killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a body holds. `pixels` has None where an image cannot be read; `lost` says why, by the image's place."""
+    """The content of a body. pixels: None for an image that cannot be read; lost: why, by the image's index."""
 
     prompts: list[Prompt]
     pixels: list[Pixels | None]
@@ -58,7 +58,7 @@ class Reading:
 
 @dataclass(eq=False)
 class Job:
-    """A request, from its body to its pixels."""
+    """The state of a request from its body to its pixels."""
 
     kind: BodyKind
     content_type: str
@@ -67,7 +67,7 @@ class Job:
     reserve: Callable[[int], None]
     done: bool = False
     at_rest: bool = True
-    """Whether the reader waits for a new request: a turn begins and ends so, unless it goes wrong."""
+    """Whether the reader is ready for a new request, as before and after each turn that does not fail."""
     turns: int = 0
     attempts: int = 0
     names: list[str] = field(default_factory=list)
@@ -78,23 +78,23 @@ class Job:
     lost: dict[int, Refusal] = field(default_factory=dict)
 
     def reading(self) -> Reading:
-        """When it is done. Raises Refusal, that of the first image, if there are some and none could be read."""
+        """Return the result of a finished job. Raises the first image's Refusal if no image could be read."""
         count = len(self.names)
         if count and len(self.lost) == count:
             first = self.lost[0]
-            more = f" (and the other {count - 1} cannot be read either)" if count > 1 else ""
+            more = f" (the other {count - 1} cannot be read either)" if count > 1 else ""
             raise Refusal(first.status, first.kind, f"{self.names[0]}: {first}{more}")
         assert self.prompts is not None
         return Reading(self.prompts, [self.pixels.get(i) for i in range(count)], self.lost)
 
     async def turn(self, reader: ReaderProcess, others_wait: Callable[[], bool]) -> None:
-        """Go on until it is done, or others wait. Raises Refusal, and Unlucky if the reader is not to be used again."""
+        """Continue until the job is done or must yield. Raises Refusal, and Unlucky if the reader must be killed."""
         began = time.monotonic()
         self.turns += 1
-        await self._take_apart(reader)
-        must = max(TURN, 2 * (time.monotonic() - began))
+        await self._parse(reader)
+        minimum = max(TURN, 2 * (time.monotonic() - began))
         while (task := await self._next(reader)) is not None:
-            if others_wait() and time.monotonic() - began > must:
+            if others_wait() and time.monotonic() - began > minimum:
                 break
             await self._ask(reader, *task)
         else:
@@ -102,7 +102,7 @@ class Job:
         await self._stop(reader)
 
     async def _next(self, reader: ReaderProcess) -> tuple[str, int] | None:
-        """What is to be asked next: first the sizes of all, then their pixels. Raises Refusal if they are too many."""
+        """Return the next question: first the sizes of all images, then their pixels. Raises Refusal for too many."""
         places = range(len(self.names))
         unknown = next((i for i in places if i not in self.sizes and i not in self.lost), None)
         if unknown is not None:
@@ -113,57 +113,55 @@ class Job:
             except Refusal:
                 await self._stop(reader)
                 raise
-        pending = next((i for i in places if i not in self.pixels and i not in self.lost), None)
-        return None if pending is None else ("read", pending)
+        unread = next((i for i in places if i not in self.pixels and i not in self.lost), None)
+        return None if unread is None else ("read", unread)
 
     def _reserve(self) -> None:
         most = self.limits.max_megapixels
         pixels = {i: math.prod(size) for i, size in self.sizes.items()}
         for i, count in list(pixels.items()):
             if count > most * 1_000_000:
-                reason = f"it holds {count:,} pixels, more than {most} million (limits.max_megapixels)"
+                reason = f"it has {count:,} pixels, more than {most} million (limits.max_megapixels)"
                 self.lost[i] = Refusal(413, "size", reason)
                 del self.sizes[i], pixels[i]
         if (together := sum(pixels.values())) > most * 1_000_000:
             raise Refusal(
                 413,
                 "size",
-                f"the images hold more than {most} million pixels together (limits.max_megapixels): {together:,}; "
-                "send fewer of them in one request",
+                f"the images have more than {most} million pixels together (limits.max_megapixels): {together:,}; "
+                "send fewer per request",
             )
         self.reserve(BYTES_A_PIXEL * together)
         self.reserved = True
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    async def _take_apart(self, reader: ReaderProcess) -> None:
+    async def _parse(self, reader: ReaderProcess) -> None:
         limits, seconds = self.limits, BODY_SECONDS + MIB_SECONDS * len(self.body) / 2**20
-        order = {
+        request = {
             "kind": self.kind, "type": self.content_type, "body_seconds": seconds,
             "max_samples": limits.max_samples, "max_frames": limits.max_frames, "max_side": limits.max_side,
         }  # fmt: skip
         self.attempts += 1
         try:
             async with asyncio.timeout(LOADED * seconds + PATIENCE):
-                await reader.send(order, self.body)
+                await reader.send(request, self.body)
                 head, lines = await reader.receive(4 * MOST_TEXT)
             if head["say"] == "refused":
                 self.at_rest = True
                 raise _refusal(head)
             if self.prompts is None:
-                await self._understand(head, lines)
+                await self._set_prompts(head, lines)
         except (EOFError, TimeoutError, KeyError, TypeError, ValueError, RecursionError) as error:
             why, too_long = await _why(reader, error, f"more than {seconds:.0f} s")
             if too_long:
-                raise Refusal(
-                    413, "size", f"the body takes {why} to be taken apart; send fewer images in one"
-                ) from None
+                raise Refusal(413, "size", f"parsing the body takes {why}; send fewer images per request") from None
             if self.attempts >= ATTEMPTS:
                 raise Refusal(400, "request", f"the body cannot be read: {why}") from None
             raise Unlucky(why) from None
 
-    async def _understand(self, head: dict[str, Any], lines: bytearray) -> None:
-        """Names and prompts, of which there may be many: others have their turn in between."""
+    async def _set_prompts(self, head: dict[str, Any], lines: bytearray) -> None:
+        """Parse the names and prompts, and yield to the event loop in between, as there may be many."""
         texts = bytes(lines).split(b"\n")
         names = json.loads(texts[0])
         prompts: list[Any] = []
@@ -201,7 +199,7 @@ class Job:
             self.attempts = 0
         except (EOFError, TimeoutError, KeyError, TypeError, ValueError) as error:
             why, too_long = await _why(reader, error, f"more than {seconds:.3g} s (limits.image_seconds)")
-            reason = f"it takes {why} to be read" if too_long else f"the process that read it was lost: {why}"
+            reason = f"reading it takes {why}" if too_long else f"its reader process was lost: {why}"
             self.lost[at] = Refusal(413 if too_long else 400, "size" if too_long else "request", reason)
             raise Unlucky(f"{self.names[at]}: {reason}") from None
 
@@ -215,14 +213,14 @@ class Job:
 
 
 def _refusal(head: dict[str, Any]) -> Refusal:
-    """What a reader says of a body or an image."""
+    """Convert a reader's message to a Refusal."""
     too_large = head["kind"] == "size"
     status = 413 if too_large else 422 if head["status"] == 422 else 400
     return Refusal(status, "size" if too_large else "request", clean(str(head["message"])))
 
 
 def _received(head: dict[str, Any], rest: bytearray, most: int) -> Pixels:
-    """Pixels as they came. Raises ValueError and KeyError for what does not fit together."""
+    """Convert a reader's message to pixels. Raises ValueError and KeyError if it is inconsistent."""
     shape = tuple(map(int, head["shape"]))
     if len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1 or math.prod(shape[:-1]) > most:
         raise ValueError(f"pixels of the shape {shape}")
@@ -234,18 +232,18 @@ def _received(head: dict[str, Any], rest: bytearray, most: int) -> Pixels:
 
 
 async def _why(reader: ReaderProcess, error: Exception, limit: str) -> tuple[str, bool]:
-    """Why a reader was lost, in words, and whether it took too long."""
+    """Return why a reader was lost, and whether it took too long."""
     if isinstance(error, TimeoutError):
         return limit, True
     if not isinstance(error, EOFError):
-        return f"{type(error).__name__} in what it said", False
+        return f"{type(error).__name__} in its message", False
     code = await reader.fate()
     if code == -signal.SIGPROF:
         return limit, True
     if code is None:
-        return "it does not answer any more", False
+        return "it stopped responding", False
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"it was ended by {name}", False
-    said = reader.last_words()
-    return f"it ended with status {code}" + (f": {said}" if said else ""), False
+        return f"it was killed by {name}", False
+    output = reader.last_words()
+    return f"it exited with status {code}" + (f": {output}" if output else ""), False

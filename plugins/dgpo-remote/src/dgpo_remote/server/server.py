@@ -1,4 +1,4 @@
-"""Running the service: the port, the signals, and an end at which nothing is lost."""
+"""Running the service: the socket, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ __all__ = ["Server", "bind", "run"]
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-"""Callers that wait to be let in, if the system allows as many; further ones try again after a second. Those who have
-gone meanwhile count too."""
+"""Length of the queue of connections to accept, if the system allows it, including those closed meanwhile. Further
+clients retry after a second."""
 FLUSH = 0.3
-"""Seconds that answers are given to be taken when the service ends."""
+"""Seconds for clients to read their responses when the service stops."""
 GRACE = 1.7
-"""Seconds beyond drain_seconds after which the process ends, whatever it is at."""
+"""Seconds beyond drain_seconds after which the process exits unconditionally."""
 
 
 def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> None:
@@ -58,7 +58,7 @@ def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> 
     device = choose_device(config.device, "device")
     listening = bind(config.host, config.port)
     if config.threads is not None:
-        torch.set_num_threads(config.threads)  # of the threads that are started from now on, too
+        torch.set_num_threads(config.threads)  # also for threads that are started later
     server = Server(config, load(config, registry, device), token, listening, say)
     server.on_ready = _settle
     try:
@@ -70,16 +70,17 @@ def run(config: ServeConfig, registry: Registry, say: Callable[[str], None]) -> 
 
 
 def _settle() -> None:
-    """What other threads do must not keep the event loop waiting. What is in memory now stays there: looking through
-    all of it whenever a request brings many objects would stop everything for a tenth of a second. So would collecting
-    what a thousand requests have left behind at one go."""
+    """Tune the interpreter so that other threads and garbage collection do not delay the event loop.
+
+    A full collection would stop everything for 0.1 s: existing objects are frozen, and new ones collected more often.
+    """
     gc.freeze()
     gc.set_threshold(5_000, 10, 100)
     sys.setswitchinterval(0.001)
 
 
 def load(config: ServeConfig, registry: Registry, device: torch.device) -> Callable[[], AnyReward]:
-    """Builds the reward when it is called."""
+    """Return a function that builds the reward."""
 
     def build() -> AnyReward:
         reward = config.reward
@@ -90,36 +91,37 @@ def load(config: ServeConfig, registry: Registry, device: torch.device) -> Calla
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises UserError, naming the port or the host, if it cannot be had."""
+    """Return a listening socket. Raises UserError, naming the port or the host, if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(f"host: {host} is no address of this machine: {getattr(error, 'strerror', error)}") from error
-    made = Listening(family, kind, protocol)
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"host: {host} is not an address of this machine: {reason}") from error
+    listening = Listening(family, kind, protocol)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(BACKLOG)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError as error:
-        made.close()
+        listening.close()
         raise UserError(_why_not_bound(host, port, error)) from error
-    return made
+    return listening
 
 
 def _why_not_bound(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port: {port} on {host} is in use by another program; choose another, such as --set port={port + 1}"
     if error.errno == errno.EACCES:
-        return f"port: {port} may not be used by this user; choose one from 1024 upwards"
+        return f"port: no permission to use {port}; choose a port from 1024 upwards"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"host: {host} is no address of this machine"
-    return f"port: cannot listen at {host}:{port}: {error.strerror}"
+        return f"host: {host} is not an address of this machine"
+    return f"port: cannot listen on {host}:{port}: {error.strerror}"
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which drains when it is asked to end: not ready, no new work, then the end of what is under way."""
+    """A uvicorn server with graceful shutdown: it stops accepting work and finishes the requests in progress."""
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class Server(uvicorn.Server):
         self._say = say
         self._said_ready = False
         self._drain_until = 0.0
-        self._report_problem = -math.inf
+        self._last_problem = -math.inf
         self.on_ready: Callable[[], object] = lambda: None
         super().__init__(
             uvicorn.Config(
@@ -158,7 +160,7 @@ class Server(uvicorn.Server):
         return Connection(self.service.app, self.service.pool, config, server_state, _loop)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Load the reward and serve until the end."""
+        """Load the reward and serve until a signal stops the service."""
         self._say(f"loading {self._serve_config.reward.use}; listening at {self.url}")
         self.batcher.start()
         self.service.readers.start()
@@ -170,20 +172,20 @@ class Server(uvicorn.Server):
             self.batcher.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does, and no traceback for what the loop meets, such as a lack of descriptors."""
+        """Start as uvicorn does, but log errors of the event loop, such as a lack of descriptors, without traceback."""
         asyncio.get_running_loop().set_exception_handler(self._trouble)
         await super().startup(sockets)
-        self._listening.listen(BACKLOG)  # uvicorn has made it as short as what is accepted at a time
+        self._listening.listen(BACKLOG)  # uvicorn shortened the backlog to `ACCEPTED`
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         now = time.monotonic()
-        if now - self._report_problem >= 1:
-            self._report_problem = now
+        if now - self._last_problem >= 1:
+            self._last_problem = now
             error = context.get("exception")
             log.error("%s%s", context.get("message"), f": {error_text(error)}" if error is not None else "")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """No new connections; answers are given a moment to be taken; then all ends."""
+        """Stop accepting connections, give clients a moment to read their responses, and close everything."""
         for server in self.servers:
             server.close()
         pool, until = self.service.pool, time.monotonic() + FLUSH
@@ -195,8 +197,10 @@ class Server(uvicorn.Server):
             task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: drain; a second Ctrl-C: end at once. uvicorn would also raise the signal again at the end, and the
-        exit status would not be 0."""
+        """Drain on a signal; stop immediately on a second Ctrl-C.
+
+        uvicorn's own handler would raise the signal again at the end, with a nonzero exit status.
+        """
         if self.service.draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
             _end_process(GRACE)
@@ -205,14 +209,14 @@ class Server(uvicorn.Server):
         self.drain()
 
     def drain(self) -> None:
-        """Begin to end."""
+        """Begin the graceful shutdown."""
         if not self.service.draining:
             self.service.draining = True
             self._drain_until = time.monotonic() + self._serve_config.drain_seconds
-            self._say(f"draining: {self.service.inside} requests under way")
+            self._say(f"draining: {self.service.inside} requests in progress")
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: is it time to end?"""
+        """Enforce timeouts, and return whether to stop. Called ten times per second."""
         self.service.pool.sweep()
         if self.batcher.reward is not None and not self._said_ready and not self.service.draining:
             self._said_ready = True
@@ -229,12 +233,11 @@ class Server(uvicorn.Server):
 
 
 def _end_process(seconds: float) -> None:
-    """End this process with status 0 after so many seconds, if it is still there then: a reward's threads, or whatever
-    a library has left to be done at the end, may last for ever."""
+    """Exit with status 0 after `seconds` if the process is still running: threads or exit handlers may hang."""
 
     def wait() -> None:
         time.sleep(seconds)
-        log.warning("something did not end within drain_seconds; it was left behind")
+        log.warning("a thread or an exit handler did not finish within drain_seconds and was abandoned")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()

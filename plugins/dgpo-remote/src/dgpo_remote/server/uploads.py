@@ -1,6 +1,6 @@
-"""The body of a request as images with their prompts: JSON with base64, or multipart/form-data. In a reader process.
+"""Parsing of request bodies with images and prompts: JSON with base64, or multipart/form-data. In a reader process.
 
-Everything that may be wrong with it has its status and its words. No torch here.
+Every error becomes a Refusal with its status and message. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,42 +21,44 @@ __all__ = ["MOST_TEXT", "Image", "Upload", "files_body", "read_files", "read_for
 
 FIELDS = ("image", "prompt", "metadata")
 MOST_TEXT = 16 * 2**20
-"""Bytes of the prompts and metadata of a request."""
+"""Most bytes of the prompts and metadata of a request."""
 MOST_VALUES = 200_000
-"""Values in all metadata of a request: the service reads them again, and answers others meanwhile."""
+"""Most values in all metadata of a request: the service parses them again, beside other requests."""
 MOST_BRACKETS = 2 * MOST_VALUES
-"""Opening brackets of a text in JSON, those within its texts included."""
+"""Most opening brackets of a JSON text, including those inside strings."""
 MOST_DEPTH = 64
-"""Levels of metadata."""
+"""Most levels of metadata."""
 MOST_DIGITS = 400
-"""Digits of a whole number: a number of more than 308 is larger than any float."""
+"""Most digits of an integer: one of more than 308 digits is larger than any float."""
 NAME = 200
-"""Characters of a file's name that are shown."""
+"""Characters of a file name that are shown."""
 
 
 @dataclass(slots=True)
 class Image:
-    """A file that was sent: its name in messages, and its bytes or their base64."""
+    """An uploaded file: its name for messages, and its bytes or their base64."""
 
     name: str
     content: bytes | str
 
     def data(self) -> bytes:
-        """Its bytes. Raises ValueError for what is not base64."""
+        """Return the bytes. Raises ValueError if the content is not base64."""
         return self.content if isinstance(self.content, bytes) else from_base64(self.content)
 
 
 @dataclass(slots=True)
 class Upload:
-    """Images; prompts and metadata: one for each of them, or one for all."""
+    """Uploaded images. prompts, metadata: one per image, or one for all."""
 
     images: list[Image]
     prompts: list[str]
     metadata: list[dict[str, Any]]
 
     def lines(self) -> bytes:
-        """Names, prompts and metadata as JSON, each in a line, in this order. Raises Refusal for what is too long, too
-        deep, or no valid Unicode."""
+        """Serialize the names, then each prompt, then each metadata object as one line of JSON.
+
+        Raises Refusal if they are too large, too deep, or not valid Unicode.
+        """
         _check_size(sum(map(len, self.prompts)))
         for i, text in enumerate(self.prompts):
             if reason := half_character(text):
@@ -69,23 +71,23 @@ class Upload:
             ]
         except UnicodeEncodeError as error:
             half = f"the lone surrogate U+{ord(error.object[error.start]):04X}"
-            raise Refusal(422, "request", f"metadata holds half of a character ({half}); leave it out") from None
+            raise Refusal(422, "request", f"metadata contains an invalid character ({half}); remove it") from None
         _check_size(sum(map(len, lines[1:])))
         return b"\n".join(lines)
 
 
 def _check_size(size: int) -> None:
-    """Raise Refusal for prompts and metadata that are too long."""
+    """Raise Refusal if prompts and metadata are too large."""
     if size > MOST_TEXT:
         raise Refusal(
             413,
             "size",
-            f"prompts and metadata of {size / 2**20:.1f} MiB; a request may hold {MOST_TEXT // 2**20} MiB of them",
+            f"prompts and metadata of {size / 2**20:.1f} MiB; at most {MOST_TEXT // 2**20} MiB are allowed",
         )
 
 
 def _count(metadata: list[dict[str, Any]]) -> None:
-    """Raise Refusal for metadata of too many values or levels."""
+    """Raise Refusal if the metadata have too many values or levels."""
     values, depth, level = 0, 0, list[Any](metadata)
     while level:
         values += len(level)
@@ -108,31 +110,33 @@ def _inside(value: Any) -> Iterator[Any]:
 
 
 def _loads(text: bytes | bytearray | str, what: str) -> Any:
-    """JSON, strictly: no key twice, no number longer than any is. Raises Refusal, before it is taken apart if there are
-    many more brackets than values may be: each would take a hundred bytes of memory."""
+    """Parse JSON strictly: no duplicate keys, no huge integers. Raises Refusal.
+
+    Too many brackets are refused before parsing: each list or object takes about 100 bytes of memory.
+    """
     brackets = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
     if brackets > MOST_BRACKETS:
         raise Refusal(
-            413, "size", f"{what} holds {brackets:,} lists and objects; {MOST_VALUES:,} values of metadata are read"
+            413, "size", f"{what} holds {brackets:,} lists and objects; at most {MOST_VALUES:,} values are allowed"
         )
     try:
-        return json.loads(text, object_pairs_hook=unique_keys, parse_int=_whole)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_int=_integer)
     except UnicodeDecodeError as error:
         raise Refusal(400, "request", f"{what} is not JSON: {error.reason} at byte {error.start}") from None
     except RecursionError:
-        raise Refusal(400, "request", f"{what} is not JSON that can be read: too many levels") from None
+        raise Refusal(400, "request", f"{what} is not JSON: too many levels") from None
     except ValueError as error:
         raise Refusal(400, "request", f"{what} is not JSON: {clean(str(error), 300)}") from None
 
 
-def _whole(digits: str) -> int:
+def _integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits; there may be {MOST_DIGITS}")
+        raise ValueError(f"an integer of {len(digits)} digits; at most {MOST_DIGITS} are allowed")
     return int(digits)
 
 
 def read_json_samples(body: bytes | bytearray, max_samples: int) -> Upload:
-    """`{"samples": [{"image": "base64", "prompt": "...", "metadata": {}}]}`. Raises Refusal."""
+    """Parse `{"samples": [{"image": "base64", "prompt": "...", "metadata": {}}]}`. Raises Refusal."""
     data = _loads(body, "the body")
     if not isinstance(data, dict):
         raise Refusal(422, "request", "the body must be a JSON object")
@@ -149,7 +153,7 @@ def read_json_samples(body: bytes | bytearray, max_samples: int) -> Upload:
 
 
 def _is_sample(sample: Any) -> bool:
-    """What `ScorePictures` says, which takes long to import."""
+    """Whether a sample is valid. Equivalent to `ScoreImages`, which is slow to import."""
     return (
         isinstance(sample, dict)
         and sample.keys() <= set(FIELDS)
@@ -160,7 +164,7 @@ def _is_sample(sample: Any) -> bool:
 
 
 def _explained(data: dict[str, Any]) -> Refusal:
-    """What is wrong with a body, in the words of the schemas."""
+    """Return the error for an invalid body, with the message of the schema."""
     from pydantic import ValidationError
 
     from dgpo_schemas.problems import dotted, explain
@@ -171,29 +175,31 @@ def _explained(data: dict[str, Any]) -> Refusal:
     except ValidationError as error:
         path, message = explain(ScoreImages, data, error)[0]
         return Refusal(422, "request", clean(f"{dotted(path)}: {message}"))
-    return Refusal(422, "request", "the body is not what ScorePictures says")  # the two would have to differ
+    return Refusal(
+        422, "request", "the body does not match ScoreImages"
+    )  # unreachable while `_is_sample` is equivalent
 
 
 def _check_count(count: int, most: int) -> None:
     if count > most:
-        raise Refusal(413, "size", f"{count} samples are more than {most} (limits.max_samples)")
+        raise Refusal(413, "size", f"{count} samples; at most {most} are allowed (limits.max_samples)")
 
 
 # -- files of a request with tensors --------------------------------------------------------------------------------
 
 
 def files_body(files: Sequence[tuple[str, bytes]]) -> bytes:
-    """Named files as one body: a line of JSON with their names and lengths, then their bytes."""
+    """Serialize named files as one body: a line of JSON with their names and lengths, then their bytes."""
     return b"".join((json.dumps([(name, len(data)) for name, data in files]).encode(), b"\n", *(d for _, d in files)))
 
 
 def read_files(body: bytes | bytearray, max_samples: int) -> Upload:
-    """What `files_body` has put together. Raises Refusal."""
+    """Parse the format of `files_body`. Raises Refusal."""
     line, _, rest = body.partition(b"\n")
-    reported = json.loads(line)
-    _check_count(len(reported), max_samples)
+    files = json.loads(line)
+    _check_count(len(files), max_samples)
     images, at = [], 0
-    for name, length in reported:
+    for name, length in files:
         images.append(Image(name, bytes(rest[at : at + length])))
         at += length
     return Upload(images, [""], [{}])
@@ -203,15 +209,15 @@ def read_files(body: bytes | bytearray, max_samples: int) -> Upload:
 
 
 @dataclass(slots=True)
-class Component:
-    """One part of a form, as it is read."""
+class FormPart:
+    """One part of a form."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     data: bytes = b""
     number: int = 0
 
     def read(self) -> tuple[str, str | None, bytes]:
-        """Its field's name, its file's name (None of a text), its bytes. Raises Refusal."""
+        """Return the field name, the file name (None for text) and the bytes. Raises Refusal."""
         from python_multipart.multipart import parse_options_header
 
         disposition = self.headers.get(b"content-disposition", b"")
@@ -219,13 +225,15 @@ class Component:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if kind.strip().lower() != b"form-data" or not name:
             raise _no_form(
-                f'its part {self.number} has no name: Content-Disposition: form-data; name="image"; filename="x.png"'
+                f"part {self.number} has no name; expected "
+                'Content-Disposition: form-data; name="image"; filename="x.png"'
             )
         if self.headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-            raise _no_form(f"{_shown(name)} holds several files in one part; send each as a part: -F image=@x.png")
+            raise _no_form(f"{_shown(name)} holds several files in one part; send one part per file: -F image=@x.png")
         coding = self.headers.get(b"content-transfer-encoding", b"binary").strip().lower()
         if coding not in (b"binary", b"8bit", b"7bit", b"base64"):
-            raise _no_form(f"{_shown(name)}: Content-Transfer-Encoding {clean(repr(coding.decode('latin-1')), 60)}")
+            encoding = clean(repr(coding.decode("latin-1")), 60)
+            raise _no_form(f"{_shown(name)}: unsupported Content-Transfer-Encoding {encoding}")
         data = self.data
         if coding == b"base64":
             try:
@@ -239,22 +247,22 @@ class Component:
 
 
 def read_form(body: bytes, content_type: str, max_samples: int) -> Upload:
-    """Image files with their prompts, as curl sends them. Raises Refusal."""
+    """Parse a form with image files and their prompts, as curl sends it. Raises Refusal."""
     images: list[Image] = []
     texts: dict[str, list[str]] = {"prompt": [], "metadata": []}
     fields = [part.read() for part in _parts(body, content_type, 3 * max_samples + 3)]
     unknown = sorted({name for name, _, _ in fields} - set(FIELDS))
     if unknown:
-        raise Refusal(422, "request", f"unknown field {_shown(unknown[0])}; there are {', '.join(FIELDS)}")
+        raise Refusal(422, "request", f"unknown field {_shown(unknown[0])}; allowed are {', '.join(FIELDS)}")
     if "image" not in {name for name, _, _ in fields}:
-        raise Refusal(422, "request", "there is no `image`: curl -F image=@image.png")
+        raise Refusal(422, "request", "missing field `image`: curl -F image=@image.png")
     for name, file, data in fields:
         if name == "image":
             if file is None:
                 raise Refusal(422, "request", "`image` must be a file: curl -F image=@image.png")
             images.append(Image(f"image {_shown(file)}", data))
         elif file is not None:
-            raise Refusal(422, "request", f"`{name}` must be a text, not a file: curl -F '{name}=<FILE'")
+            raise Refusal(422, "request", f"`{name}` must be text, not a file: curl -F '{name}=<FILE'")
         else:
             texts[name].append(_text(name, data))
     _check_count(len(images), max_samples)
@@ -263,7 +271,7 @@ def read_form(body: bytes, content_type: str, max_samples: int) -> Upload:
             raise Refusal(
                 422,
                 "request",
-                f"{len(given)} times `{name}` for {len(images)} images; give it once, or for each",
+                f"{len(given)} `{name}` fields for {len(images)} images; send one, or one per image",
             )
     metadata = [_loads(text, "`metadata`") for text in texts["metadata"]]
     if not all(isinstance(one, dict) for one in metadata):
@@ -287,8 +295,10 @@ def _no_form(why: str) -> Refusal:
 
 
 def _in_form(body: bytes, boundary: bytes) -> bytes:
-    """A form as the parser wants it: without a preamble, lines that end with CR LF, headers in one line each. MIME
-    allows the first and the last, and programs that put forms together by hand often write LF alone. Raises Refusal."""
+    """Normalize a form for the parser: no preamble, CRLF line endings, unfolded headers.
+
+    MIME allows a preamble and folded headers, and hand-written clients often send only LF. Raises Refusal.
+    """
     mark = b"--" + boundary
     before, found, rest = (b"", mark, body[len(mark) :]) if body.startswith(mark) else body.partition(b"\n" + mark)
     if b"content-disposition:" in before.lower():
@@ -299,36 +309,38 @@ def _in_form(body: bytes, boundary: bytes) -> bytes:
         return body
     end = re.escape(line[1])
     texts = re.split(rb"(?:\A|" + end + rb")" + re.escape(mark) + rb"(--)?[ \t]*(?=" + end + rb"|\Z)", body)
-    made: list[bytes] = []
+    pieces: list[bytes] = []
     for opens, text in zip(texts[1::2], texts[2::2], strict=True):
         if opens is not None:
-            made += [mark, b"--\r\n"]
+            pieces += [mark, b"--\r\n"]
             continue
         head, _, data = text.removeprefix(line[1]).partition(2 * line[1])
         head = re.sub(end + rb"[ \t]+", b" ", head).replace(line[1], b"\r\n")
-        made += [mark, b"\r\n", head, b"\r\n\r\n", data, b"\r\n"]
-    return b"".join(made)
+        pieces += [mark, b"\r\n", head, b"\r\n\r\n", data, b"\r\n"]
+    return b"".join(pieces)
 
 
-def _parts(body: bytes, content_type: str, most: int) -> list[Component]:
-    """Every part of a form. Raises Refusal for a form without its end, and for one that holds more than its parts:
-    what has been sent is never left out."""
+def _parts(body: bytes, content_type: str, most: int) -> list[FormPart]:
+    """Parse all parts of a form.
+
+    Raises Refusal for a form without end, and for data outside its parts: nothing that was sent is ignored.
+    """
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import MultipartParser, parse_options_header
 
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= 200:
-        raise _no_form("its Content-Type names no boundary; curl -F, and what else sends forms, writes it by itself")
+        raise _no_form("its Content-Type has no boundary; clients such as curl -F set it automatically")
     body = _in_form(body, boundary)
-    parts: list[Component] = []
+    parts: list[FormPart] = []
     pieces: list[bytes] = []
     name, value, ended = b"", b"", False
 
     def begin() -> None:
         if len(parts) == most:
             raise Refusal(413, "size", f"a form of more than {most} parts (limits.max_samples)")
-        parts.append(Component(number=len(parts) + 1))
+        parts.append(FormPart(number=len(parts) + 1))
         pieces.clear()
 
     def on_name(data: bytes, start: int, end: int) -> None:
@@ -365,10 +377,10 @@ def _parts(body: bytes, content_type: str, most: int) -> list[Component]:
         raise _no_form(clean(str(error), 300)) from None
     shown = clean(repr("--" + boundary.decode("latin-1") + "--"), NAME)
     if not ended:
-        raise _no_form(f"its last boundary, {shown}, is missing: the body is cut off, or was put together by hand")
+        raise _no_form(f"its last boundary, {shown}, is missing: the body is truncated or malformed")
     line = rb"(?:\A|\n)--" + re.escape(boundary)
     delimiters = re.findall(line + rb"(?:--)?[ \t]*(?=\r\n|\Z)", body)
-    # The parser takes `--boundary--` for the end, whatever stands behind it in its line.
+    # The parser takes `--boundary--` for the end even if more follows on the line.
     if len(delimiters) != len(parts) + 1 or re.search(line + rb"--(?![ \t]*(?:\r\n|\Z))", body):
-        raise _no_form(f"its boundary stands where none is expected; there is more behind {shown}")
+        raise _no_form(f"unexpected boundary, or data after {shown}")
     return parts

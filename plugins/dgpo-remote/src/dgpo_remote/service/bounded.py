@@ -1,5 +1,4 @@
-"""Requests that take no longer than asked for: httpx bounds the time between two pieces of an answer; here all pieces
-together are bounded, headers included."""
+"""A total timeout per HTTP request, headers included: httpx bounds only the time between two chunks of a response."""
 
 from __future__ import annotations
 
@@ -15,44 +14,46 @@ import httpcore
 __all__ = ["Network", "bounded"]
 
 SLICE = 0.5
-"""Seconds between two looks at whether somebody wants to know."""
+"""Seconds between two calls of `on_wait` while waiting."""
 PIECE = 2**16
-"""Bytes that are sent between two looks at the clock."""
+"""Bytes sent between two checks of the deadline."""
 
 
 class _Limit(threading.local):
-    """What the requests of this thread are bound to."""
+    """The deadline of this thread's requests."""
 
     deadline: float | None = None
-    look: Callable[[], None] | None = None
+    on_wait: Callable[[], None] | None = None
 
 
 _LIMIT = _Limit()
 
 
 @contextmanager
-def bounded(seconds: float, look: Callable[[], None] | None = None) -> Iterator[None]:
-    """Bound all requests that this thread makes meanwhile. `look` is called now and then while it waits for an answer;
-    what it raises ends the request."""
-    _LIMIT.deadline, _LIMIT.look = time.monotonic() + seconds, look
+def bounded(seconds: float, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Limit the total time of all requests that this thread makes inside the context.
+
+    `on_wait` is called periodically while the thread waits for a response; an exception from it ends the request.
+    """
+    _LIMIT.deadline, _LIMIT.on_wait = time.monotonic() + seconds, on_wait
     try:
         yield
     finally:
-        _LIMIT.deadline = _LIMIT.look = None
+        _LIMIT.deadline = _LIMIT.on_wait = None
 
 
 def _left(timeout: float | None, error: type[Exception]) -> float | None:
-    """Seconds that one piece may take. Raises `error` when the time is over."""
+    """Return the timeout for one chunk in seconds. Raises `error` after the deadline."""
     if _LIMIT.deadline is None:
         return timeout
     left = _LIMIT.deadline - time.monotonic()
     if left <= 0:
-        raise error("the time is over")
+        raise error("deadline exceeded")
     return left if timeout is None else min(timeout, left)
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose pieces are bound to the thread's limit."""
+    """A network stream that respects the thread's deadline."""
 
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
@@ -67,8 +68,8 @@ class _Stream(httpcore.NetworkStream):
             except httpcore.ReadTimeout:
                 if last:
                     raise
-                if _LIMIT.look is not None:
-                    _LIMIT.look()
+                if _LIMIT.on_wait is not None:
+                    _LIMIT.on_wait()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         view = memoryview(buffer)
@@ -89,7 +90,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 class Network(httpcore.SyncBackend):
-    """Connections whose requests are bound by `bounded`."""
+    """A network backend whose connections respect `bounded`."""
 
     def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore.NetworkStream:
         return _Stream(super().connect_tcp(*arguments, **options))

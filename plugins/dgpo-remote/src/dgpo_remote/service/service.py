@@ -1,4 +1,4 @@
-"""A reward behind HTTP: one or several servers started with `dgpo serve`, asked in turn and again when they fail."""
+"""A reward behind HTTP: one or several `dgpo serve` servers, with load balancing and retries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dgpo_core.system.stopping import check_signals
 from dgpo_core.training.memory import OutOfMemory
 from dgpo_core.training.scores import plain
 from dgpo_core.types import Prompt, Scores
-from dgpo_remote.failures import Busy, Down, Nonsense, Refused, RewardRaised, Stranger
+from dgpo_remote.failures import Busy, Down, InvalidResponse, NotAService, Refused, RewardRaised
 from dgpo_remote.messages.blobs import OtherProtocol, check_protocol
 from dgpo_remote.messages.prompts import stretches
 from dgpo_remote.reward import RemoteReward
@@ -39,13 +39,13 @@ __all__ = ["ServiceReward", "connect"]
 log = logging.getLogger(__name__)
 
 START = 30.0
-"""Seconds that servers are given to be there when a run starts; one that says it is loading has its whole timeout."""
+"""Seconds to wait for servers when a run starts; a server that is still loading gets its whole timeout."""
 PROBE = 5.0
-"""Seconds for the answer to whether a server is ready."""
+"""Timeout in seconds for readiness and description requests."""
 FIRST_WAIT = 0.5
-"""Seconds for which a server is left alone after its first failure."""
+"""Backoff in seconds after a server's first failure."""
 MOST_PROMPTS = 1000
-"""Prompts of a request, where a server does not say what it takes."""
+"""Prompts per request if the server does not report a limit."""
 
 
 def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
@@ -55,7 +55,7 @@ def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyRewar
 
 
 class Address:
-    """One server, asked by HTTP (`servers.End`)."""
+    """The HTTP connection to one server (`servers.End`)."""
 
     def __init__(self, url: str, client: Client, timeout: float) -> None:
         self.url = url
@@ -64,22 +64,22 @@ class Address:
         self._timeout = timeout
 
     def ask(self, path: str, body: bytes | None = None) -> bytes:
-        """An answer in safetensors."""
+        """Send a safetensors body or none, and return the safetensors response."""
         headers = {"Accept": SAFETENSORS} if body is None else {"Content-Type": SAFETENSORS, "Accept": SAFETENSORS}
         return self._client.ask(
             _method(body), f"{self.url}{path}", timeout=self._timeout, content=body, headers=headers
         )
 
     def ask_json(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        """An answer in JSON."""
+        """Send a JSON body or none, and return the JSON response."""
         return self._client.ask_json(_method(body), f"{self.url}{path}", timeout=self._timeout, content=body)
 
     def probe(self, path: str) -> dict[str, Any]:
-        """The same of one from whom little is asked."""
+        """Send a GET request with a short timeout, and return the JSON response."""
         return self._client.ask_json("GET", f"{self.url}{path}", timeout=min(PROBE, self._timeout))
 
     def close(self) -> None:
-        """Nothing: its connections are those of the client."""
+        """Do nothing: the connections belong to the client."""
 
 
 def _method(body: bytes | None) -> str:
@@ -87,24 +87,27 @@ def _method(body: bytes | None) -> str:
 
 
 class ServiceReward(RemoteReward):
-    """Asks servers."""
+    """A reward that HTTP servers score."""
 
     def __init__(self, block: RewardBlock, section: ServiceSection, *, device: torch.device, where: str) -> None:
-        """Meet the servers. Raises UserError if none is there, or if one is no such service, serves another reward or
-        other options, or wants another token."""
+        """Connect to the servers.
+
+        Raises UserError if none responds, or if one is not a reward service, serves another reward or other options, or
+        rejects the token.
+        """
         self._block = block
         self._place = where
         where = f"{where}.service"
         urls = [_checked_url(url, where) for url in section.urls]
         connections = len(urls) * section.concurrency
-        self._client = Client(self._place, section.token_variable, connections + 1, urls, self._look)
+        self._client = Client(self._place, section.token_variable, connections + 1, urls, self._on_wait)
         ends = [Address(url, self._client, section.timeout) for url in urls]
         servers = Servers(ends, section.concurrency, where, first_wait=FIRST_WAIT)
         super().__init__(block, servers, device=device, where=where, timeout=section.timeout, retries=section.retries)
-        self._fit: set[str] = set()  # media of which is known that the servers read them, by digest
+        self._fit: set[str] = set()  # digests of media that are within the servers' limits
         self._known: RewardDescription | None = None
         try:
-            self._adopt(self._meet(), concurrency=connections)
+            self._adopt(self._connect_all(), concurrency=connections)
         except BaseException:
             self._client.close()
             raise
@@ -114,8 +117,10 @@ class ServiceReward(RemoteReward):
         return None if self._known is None else self._known.limits
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Let the reward check them. Raises UserError, also if the reward or its servers fail at it, and for media that
-        the servers would not read."""
+        """Let the remote reward check the prompts.
+
+        Raises UserError, also if the reward or its servers fail, and for media beyond the servers' limits.
+        """
         limits = self._limits
         for medium in {m.digest: m for p in prompts for m in p.media if m.digest not in self._fit}.values():
             if limits is not None and (medium.path or medium.content is not None):
@@ -123,14 +128,14 @@ class ServiceReward(RemoteReward):
                 if max(sides) > limits.max_side or frames > limits.max_frames:
                     what = f"a side of {max(sides)} pixels" if frames <= limits.max_frames else "too many frames"
                     raise UserError(
-                        f"media: {name_of(medium)}: has {what}; the servers of {self._where} take {limits.max_side} "
-                        f"pixels (limits.max_side) and {limits.max_frames} frames (limits.max_frames)"
+                        f"media: {name_of(medium)}: has {what}; the servers of {self._where} accept up to "
+                        f"{limits.max_side} pixels (limits.max_side) and {limits.max_frames} frames (limits.max_frames)"
                     )
             self._fit.add(medium.digest)
         super().check_prompts(prompts)
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """As `RemoteReward`, in requests of as many prompts as the servers take."""
+        """As `RemoteReward.score`, split into requests of at most `limits.max_prompts` prompts."""
         prompts = list(prompts)
         return self._score(media, prompts, self._parts(prompts) if len(media) == len(prompts) else ())
 
@@ -139,19 +144,19 @@ class ServiceReward(RemoteReward):
         return list(stretches(prompts, min(limits.max_prompts, MOST_PROMPTS) if limits else MOST_PROMPTS))
 
     def close(self) -> None:
-        """Close the connections; whoever waits for a server does so no longer."""
+        """Close the connections and wake up all waiting threads."""
         super().close()
         self._client.close()
 
-    def _meet_again(self, server: Server) -> None:
-        """One that was out must first be ready and still serve the same."""
+    def _reconnect(self, server: Server) -> None:
+        """Check that a failed server is ready and still serves the same reward."""
         _address(server).probe("/ready")
         self._describe(server)
 
-    # -- meeting the servers ----------------------------------------------------------------------------------------
+    # -- connecting -------------------------------------------------------------------------------------------------
 
-    def _meet(self) -> RewardDescription:
-        """What the servers serve; those that are not there are left alone for now, if another one is."""
+    def _connect_all(self) -> RewardDescription:
+        """Return the description of the servers' reward. Unavailable ones are retried later if another responds."""
         began = time.monotonic()
         wait = 0.1
         while True:
@@ -164,31 +169,29 @@ class ServiceReward(RemoteReward):
                     server.out, server.why = True, str(error)
                     loading = loading or isinstance(error, Busy)
                 except (Refused, RewardRaised, OutOfMemory) as error:
-                    raise UserError(f"{self._where}.urls: {server.name} answers: {error}") from error
+                    raise UserError(f"{self._where}.urls: {server.name} responds: {error}") from error
             if self._known is not None:
                 break
             patience = max(START, self._timeout) if loading else START
             if time.monotonic() + wait > began + patience:
-                self._nobody_is_there()
+                self._raise_no_server()
             self._pause(wait, began + patience)
             wait = min(2 * wait, 5.0)
         if self._servers.waiting.over():
-            there = ", ".join(server.name for server in self._servers.all if not server.out)
-            log.warning("%s: %s is there", self._where, there)
+            available = ", ".join(server.name for server in self._servers.all if not server.out)
+            log.warning("%s: %s is available", self._where, available)
         for server in self._servers.all:
             if server.out:
-                log.warning(
-                    "%s: %s does not answer and is left alone for now: %s", self._where, server.name, server.why
-                )
+                log.warning("%s: %s does not respond and is retried later: %s", self._where, server.name, server.why)
         return self._known
 
     def _pause(self, wait: float, deadline: float) -> None:
-        """Wait between two rounds, and say so."""
+        """Wait between two connection attempts, with log messages."""
         names = "; ".join(f"{server.name} ({server.why})" for server in self._servers.all)
 
         def line(waited: float) -> str:
             left = seconds(max(0.0, deadline - time.monotonic()))
-            return f"{self._where}: waiting for {names}; {so_far(waited)}up to {left} more; then the run is given up"
+            return f"{self._where}: waiting for {names}; {so_far(waited)}up to {left} more; then the run stops"
 
         until = time.monotonic() + wait
         while (pause := until - time.monotonic()) > 0:
@@ -196,20 +199,20 @@ class ServiceReward(RemoteReward):
             self._servers.waiting.on_message(line)
             time.sleep(min(LOOK, pause))
 
-    def _nobody_is_there(self) -> NoReturn:
+    def _raise_no_server(self) -> NoReturn:
         lines = "\n".join(f"  {s.name}: {s.why}" for s in self._servers.all)
-        raise UserError(f"{self._where}.urls: no server answers; start one with `dgpo serve`:\n{lines}")
+        raise UserError(f"{self._where}.urls: no server responds; start one with `dgpo serve`:\n{lines}")
 
     def _describe(self, server: Server) -> RewardDescription:
-        """What a server says of itself. Raises UserError if it is not what the block asks for."""
+        """Request a server's description. Raises UserError if it does not match the run file."""
         where, url = f"{self._where}.urls", server.name
         try:
             data = _address(server).probe("/v1/reward")
-        except Nonsense as error:
-            raise UserError(f"{where}: {url} is no dgpo reward service: it {error}") from error
-        except Stranger as error:
-            raise UserError(f"{where}: {url} is no dgpo reward service: it answers with {error}") from error
-        if isinstance(data.get("limits"), dict):  # a newer service may have more of them
+        except InvalidResponse as error:
+            raise UserError(f"{where}: {url} is not a dgpo reward service: it {error}") from error
+        except NotAService as error:
+            raise UserError(f"{where}: {url} is not a dgpo reward service: it responds with {error}") from error
+        if isinstance(data.get("limits"), dict):  # a newer service may report more limits
             known = ServiceLimits.model_fields
             data = data | {"limits": {name: value for name, value in data["limits"].items() if name in known}}
         try:
@@ -219,7 +222,7 @@ class ServiceReward(RemoteReward):
             version = clean(str(data.get("dgpo", "of unknown version")), 40)
             raise UserError(f"{where}: {url} (dgpo {version}) {error}") from error
         except ValidationError as error:
-            raise UserError(f"{where}: {url} is no dgpo reward service: its description is not one") from error
+            raise UserError(f"{where}: {url} is not a dgpo reward service: its description is invalid") from error
         if found.use != self._block.use:
             raise UserError(
                 f"{where}: {url} serves {clean(found.use, 100)}, but `use` of {self._place} is {self._block.use}"
@@ -249,7 +252,7 @@ def _sameness(description: RewardDescription) -> tuple[Any, ...]:
 
 
 def _differences(wanted: Any, served: Any, key: str = "options") -> list[tuple[str, Any, Any]]:
-    """(key, wanted, served) of every option that was given and is another one there."""
+    """Return (key, requested value, served value) for every given option that differs on the server."""
     if isinstance(wanted, Mapping) and isinstance(served, Mapping):
         return [
             found
@@ -260,7 +263,7 @@ def _differences(wanted: Any, served: Any, key: str = "options") -> list[tuple[s
 
 
 def _checked_url(url: str, where: str) -> str:
-    """The address without a slash at its end. Raises UserError if it is none."""
+    """Return the URL without a trailing slash. Raises UserError if it is invalid."""
     try:
         service_address(url)
     except ValueError as error:
@@ -268,5 +271,5 @@ def _checked_url(url: str, where: str) -> str:
     try:
         httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise UserError(f"{where}.urls: {shown_address(url)!r} is no address; write it like {EXAMPLE}") from error
+        raise UserError(f"{where}.urls: {shown_address(url)!r} is not a valid URL; write it like {EXAMPLE}") from error
     return url.rstrip("/")

@@ -1,9 +1,9 @@
-"""Messages over a socket between a run and its worker process: the carrier that stands where a service has HTTP.
+"""Messages over a socket between a run and its worker process: the transport that replaces HTTP.
 
-A frame is a magic word, the length and the bytes. That of a question has a number and its path besides, and that of its
-answer the same number and a status, so that an answer which comes late, or twice, is never taken for another
-question's. The greeting has neither: versions of this protocol that do not understand each other can still tell so.
-Nothing is ever unpickled: the bytes are those that a service would be sent and would answer (`messages`).
+A frame is a magic word, the payload's length and the payload. A request frame also has a number and a path, and its
+response the same number and a status, so that a late or duplicate response is never taken for another request's. The
+greeting has neither, so that incompatible protocol versions can still detect each other. Pickle is never used: the
+payloads are those of a service (`messages`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ HEAD = struct.Struct("<4sQ")
 MAGIC = b"DGPO"
 NUMBERED = b"DGPN"
 NUMBER = struct.Struct("<Q16s")
-"""What follows the head of a frame with a number: that, and a path or a status."""
+"""Follows the head of a numbered frame: the number, and a path or a status."""
 LONGEST = 8 * 2**30
-"""Most bytes of a frame: a longer one is not sent, and not believed. The memory is taken before it is read."""
+"""Largest payload in bytes that is sent or accepted. Its memory is allocated before it is read."""
 SLICE = 0.5
-"""Seconds between two looks at whether the other side still lives."""
+"""Seconds between two checks of whether the other process is alive."""
 
 
 class Channel:
     """One end of a socket pair. Raises EOFError when the other end is gone and TimeoutError at the deadline.
 
-    Deadlines are times of `time.monotonic`; None waits as long as `alive` says that somebody may answer.
+    Deadlines are times of `time.monotonic`; None waits as long as `alive` returns True.
     """
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
 
     def send(self, blob: bytes, *, number: int = 0, about: str = "", deadline: float | None = None) -> None:
-        """Send a frame, with the number of a question (from 1) and its path or the status of its answer, or without
-        (0)."""
+        """Send a frame.
+
+        number: that of the request, from 1, or 0 for a frame without number; about: a request's path or a response's
+        status.
+        """
         head = HEAD.pack(NUMBERED if number else MAGIC, len(blob))
         head += NUMBER.pack(number, about.encode()) if number else b""
         remaining = _remaining(deadline)
@@ -49,14 +52,16 @@ class Channel:
             self._socket.sendall(blob)
         except TimeoutError:
             raise
-        except OSError as error:  # a broken pipe, a reset, or an end that was closed from another thread
+        except OSError as error:  # a broken pipe, a reset, or a socket that another thread closed
             raise EOFError(str(error)) from error
 
     def receive(
         self, *, deadline: float | None = None, alive: Callable[[], bool] = lambda: True
     ) -> tuple[int, str, bytes]:
-        """Wait for a frame: its number, 0 if it has none, what it is about, and its bytes. `alive` is asked now and
-        then: a child of the other side may keep its end open."""
+        """Wait for a frame. Returns its number (0 if it has none), its path or status, and its payload.
+
+        `alive` is polled because a child of the other process may keep the socket open.
+        """
         magic, length = HEAD.unpack(self._read(HEAD.size, deadline, alive))
         if magic not in (MAGIC, NUMBERED) or length > LONGEST:
             raise EOFError("the other side does not speak this protocol")
@@ -69,7 +74,7 @@ class Channel:
         try:
             data = bytearray(length)
         except MemoryError:
-            raise EOFError(f"the other side announces {length} bytes, for which there is no memory") from None
+            raise EOFError(f"not enough memory for a message of {length} bytes") from None
         view, got = memoryview(data), 0
         while got < length:
             self._wait(deadline, alive)
@@ -78,13 +83,13 @@ class Channel:
             except OSError as error:
                 raise EOFError(str(error)) from error
             if count == 0:
-                raise EOFError("the other side has closed its end")
+                raise EOFError("the other side closed the connection")
             got += count
         view.release()
         return bytes(data)
 
     def _wait(self, deadline: float | None, alive: Callable[[], bool]) -> None:
-        """Until there is something to read."""
+        """Wait until there is data to read."""
         self._socket.settimeout(None)
         poll = select.poll()
         try:
@@ -100,7 +105,7 @@ class Channel:
                 raise EOFError("the other side has ended")
 
     def close(self) -> None:
-        """Let go of the socket, waking up a thread that waits at it."""
+        """Close the socket and wake up a thread that waits for it."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -1,4 +1,4 @@
-"""Why an interpreter cannot run a worker, and what to do about it. Asked only when something has gone wrong."""
+"""Diagnosis of an interpreter that cannot run a worker. Used only after a failure."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ OLDEST = [3, 11]
 
 
 def why_it_did_not_start(python: str, error: Exception) -> str:
-    """In words, from the error of starting it."""
+    """Return why the interpreter could not be started, from the error of starting it."""
     number = getattr(error, "errno", None)
     if os.path.isdir(python):
         return f"{python} is a directory; name the interpreter in it, such as {os.path.join(python, 'bin', 'python')}"
     if number == errno.ENOENT:
-        return f"there is no interpreter {python}; name one that has dgpo and the reward's plugin installed"
+        return f"no such interpreter: {python}; name one that has dgpo and the reward's plugin installed"
     if number == errno.EACCES:
         return f"{python} is not executable; name a Python interpreter"
     if number == errno.ENOEXEC:
-        return f"{python} is no program; name a Python interpreter"
+        return f"{python} is not a program; name a Python interpreter"
     return f"{python} cannot be started: {error}"
 
 
 def why_it_did_not_greet(
     python: str, variables: Mapping[str, str], lines: Sequence[str], waited: float | None = None
 ) -> str:
-    """In words, of a program that started but did not become a worker: it is asked what it is. `waited`: the seconds
-    of worker.start_timeout, if they have passed."""
-    said = [line for line in lines if line.strip()]
-    last = f": {said[-1]}" if said else ""
+    """Return why a program that started did not become a worker, after probing it.
+
+    lines: its output; waited: seconds of worker.start_timeout, if it timed out.
+    """
+    output = [line for line in lines if line.strip()]
+    last = f": {output[-1]}" if output else ""
     try:
         done = subprocess.run(
             [python, "-c", PROBE], capture_output=True, text=True, timeout=PATIENCE, env=dict(variables), check=False,
@@ -49,9 +51,9 @@ def why_it_did_not_greet(
         found = json.loads(done.stdout.splitlines()[-1])
         version, has_dgpo, has_worker = found["python"], found["dgpo"], found["worker"]
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, KeyError, TypeError):
-        return f"{python} is no Python interpreter{last}"
+        return f"{python} is not a Python interpreter{last}"
     if version < OLDEST:
-        return f"{python} is Python {version[0]}.{version[1]}; workers need Python 3.11 or newer with dgpo installed"
+        return f"{python} is Python {version[0]}.{version[1]}; workers require Python 3.11 or newer with dgpo installed"
     if not has_dgpo:
         return f"{python} lacks dgpo; install it and the reward's plugin there: {python} -m pip install dgpo-remote ..."
     if not has_worker:

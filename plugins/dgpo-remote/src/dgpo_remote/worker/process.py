@@ -1,4 +1,4 @@
-"""One worker process: started, asked, and ended, whatever state it is in."""
+"""The client side of one worker process: start, requests and termination."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.system.openmp import KNOWN
 from dgpo_core.system.supervising import LAUNCHER_VARIABLES, Child, fate
 from dgpo_core.training.memory import OutOfMemory
-from dgpo_remote.failures import Down, as_object, raise_own, reported_error
+from dgpo_remote.failures import Down, as_object, raise_reward_error, reported_error
 from dgpo_remote.worker.channel import LONGEST, Channel
 from dgpo_remote.worker.interpreter import why_it_did_not_greet, why_it_did_not_start
 from dgpo_schemas.service import WORKERS, RewardDescription
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 MODULE = "dgpo_remote.worker.worker_main"
 GRACE = 5.0
-"""Seconds that an idle worker is given to end by itself."""
-WELL = "200"
-"""Status of an answer; another one is that of an `ErrorAnswer`."""
+"""Seconds that an idle worker gets to exit by itself."""
+OK = "200"
+"""Status of a success; any other status comes with an `ErrorAnswer`."""
 OF_THE_INTERPRETER = ("PYTHONPATH", "PYTHONHOME")
-"""Variables that lead an interpreter to the packages of another one."""
+"""Variables that would make another interpreter import this interpreter's packages."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """How to start a worker, and what it is to load."""
+    """How to start a worker, and the reward that it loads."""
 
     where: str
     python: str
@@ -56,16 +56,18 @@ class WorkerSpec:
 
     @cached_property
     def variables(self) -> dict[str, str]:
-        """The environment of the process."""
-        left = LAUNCHER_VARIABLES if _is_ours(self.python) else (*LAUNCHER_VARIABLES, *OF_THE_INTERPRETER)
-        if any(name in self.environment for name in KNOWN):  # it says how to wait: the run's way is no business of its
-            left = (*left, *KNOWN)
-        own = {name: value for name, value in os.environ.items() if name not in left}
-        return own | dict(self.environment)
+        """The environment variables of the process."""
+        removed: tuple[str, ...] = LAUNCHER_VARIABLES
+        if not _is_this_interpreter(self.python):
+            removed = (*removed, *OF_THE_INTERPRETER)
+        if any(name in self.environment for name in KNOWN):  # it sets its own OpenMP wait policy
+            removed = (*removed, *KNOWN)
+        inherited = {name: value for name, value in os.environ.items() if name not in removed}
+        return inherited | dict(self.environment)
 
     def orders(self) -> dict[str, Any]:
-        """What the process is told first."""
-        # An index counts the cards that the run sees; the worker may be shown others.
+        """Return the body of the process's first request, /load."""
+        # A device index refers to the GPUs that the run sees; the worker may see others.
         device = self.device.type if "CUDA_VISIBLE_DEVICES" in self.environment else str(self.device)
         deterministic: bool | str = torch.are_deterministic_algorithms_enabled()
         if deterministic and torch.is_deterministic_algorithms_warn_only_enabled():
@@ -82,59 +84,58 @@ class WorkerSpec:
 
 
 class WorkerProcess:
-    """A process that was spawned; `greet` waits until its reward is loaded. One request at a time."""
+    """A worker process. `greet` waits until its reward is loaded. It handles one request at a time."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        """Start the interpreter. Raises UserError if there is none."""
+        """Start the interpreter. Raises UserError if it cannot be started."""
         self.spec = spec
-        here, there = socket.socketpair()
+        local, remote = socket.socketpair()
         arguments = [spec.python, "-u", "-P", "-X", "faulthandler", "-m", MODULE]
         try:
             self._child = Child(
-                [*arguments, str(there.fileno()), str(os.getpid())],
+                [*arguments, str(remote.fileno()), str(os.getpid())],
                 environment=spec.variables,
-                pass_fds=[there.fileno()],
-                output=self._reported,  # prints of the reward go where its errors go
+                pass_fds=[remote.fileno()],
+                output=self._log_output,  # stdout of the reward joins its stderr
             )
         except (OSError, ValueError) as error:
-            here.close()
+            local.close()
             raise UserError(f"{spec.where}.worker.python: {why_it_did_not_start(spec.python, error)}") from error
         finally:
-            there.close()
-        self._channel = Channel(here)
-        self._asked = 0  # questions so far; the number of the last one
-        self._strayed = False  # it has answered one of them late or twice
+            remote.close()
+        self._channel = Channel(local)
+        self._requests = 0  # requests so far, and the number of the last one
+        self._warned = False  # whether a late or duplicate response was logged
 
-    def _reported(self, line: str) -> None:
+    def _log_output(self, line: str) -> None:
         log.debug("%s: worker: %s", self.spec.where, clean(line, 1000, lines=True))
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Process ID."""
         return self._child.pid
 
     @property
     def ended(self) -> bool:
-        """Whether it was killed, which it is whenever it was lost."""
+        """Whether the process was killed, which also happens whenever it is lost."""
         return self._child.killed
 
     def greet(self) -> RewardDescription:
-        """Wait until the reward is loaded. Raises UserError for whatever keeps it from being so."""
+        """Wait until the reward is loaded, and return its description. Raises UserError for every failure."""
         spec, deadline = self.spec, time.monotonic() + self.spec.start_timeout
         hello = self._hello(deadline)
         if hello.get("protocol") != WORKERS:
-            theirs, spoken = (clean(str(hello.get(key)), 40) for key in ("dgpo", "protocol"))
+            version, protocol = (clean(str(hello.get(key)), 40) for key in ("dgpo", "protocol"))
             raise UserError(
-                f"{spec.where}.worker.python: {spec.python} has dgpo {theirs}, whose workers speak "
-                f"version {spoken} of the protocol; this run speaks version {WORKERS}: install the "
-                "same version of dgpo in both environments"
+                f"{spec.where}.worker.python: {spec.python} has dgpo {version}, whose workers use protocol version "
+                f"{protocol}; this run uses version {WORKERS}: install the same version of dgpo in both environments"
             )
         try:
             status, answer = self._exchange("/load", json.dumps(spec.orders()).encode(), deadline, "start_timeout")
         except Down as error:
             self.kill()
-            raise UserError(f"{spec.where}: the worker that was to load {spec.use} {error}") from error
-        if status != WELL:
+            raise UserError(f"{spec.where}: the worker for {spec.use} {error}") from error
+        if status != OK:
             self.kill()
             raise UserError(self._refusal(*_error(answer)))
         try:
@@ -142,8 +143,8 @@ class WorkerProcess:
         except ValidationError as error:
             self.kill()
             raise UserError(
-                f"{spec.where}: the worker that was to load {spec.use} answered with something that is no "
-                f"description of it: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+                f"{spec.where}: the worker for {spec.use} sent an invalid description of it: "
+                f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
             ) from error
 
     def _hello(self, deadline: float) -> dict[str, Any]:
@@ -173,68 +174,71 @@ class WorkerProcess:
         return f"{spec.where}: the worker could not load {spec.use}: {message}{self._last_words()}"
 
     def ask(self, path: str, body: bytes) -> bytes:
-        """An answer. Raises Down, and RewardRaised and OutOfMemory with the reward's own message."""
+        """Send a request and return the response's payload.
+
+        Raises Down, and RewardRaised and OutOfMemory with the reward's own message.
+        """
         if len(body) > LONGEST:
-            raise OutOfMemory(f"a batch of {len(body) / 2**30:.1f} GiB is more than {LONGEST >> 30} GiB")
+            raise OutOfMemory(f"a batch of {len(body) / 2**30:.1f} GiB is larger than {LONGEST >> 30} GiB")
         status, answer = self._exchange(path, body, time.monotonic() + self.spec.timeout, "timeout")
-        if status == WELL:
+        if status == OK:
             return answer
         kind, message = _error(answer)
-        raise_own(kind, message)
+        raise_reward_error(kind, message)
         self.kill()
-        raise Down(f"answered with an error of the kind {kind}: {message}")
+        raise Down(f"responded with an error of kind {kind}: {message}")
 
     def _exchange(self, path: str, body: bytes, deadline: float, patience: str) -> tuple[str, bytes]:
-        """(status, answer). Raises Down. `patience` is the setting that the deadline comes from."""
+        """Send a request and return (status, payload). Raises Down. patience: the option that sets the deadline."""
         try:
             return self._answer(path, body, deadline)
         except TimeoutError:
             self.kill()
             allowed = getattr(self.spec, patience)
-            words = f"gave no answer within {allowed:g} s (worker.{patience}) and was killed{self._last_words()}"
-            raise Down(words) from None
+            message = f"did not respond within {allowed:g} s (worker.{patience}) and was killed{self._last_words()}"
+            raise Down(message) from None
         except EOFError:
-            raise Down(self._fate()) from None
-        except BaseException:  # it answers nonsense, or was stopped in the middle of a frame
+            raise Down(self._how_it_ended()) from None
+        except BaseException:  # an invalid response, or an interruption in the middle of a frame
             self.kill()
             raise
 
     def _answer(self, path: str, body: bytes, deadline: float) -> tuple[str, bytes]:
-        """What the process says to this question, and to no other: answers to earlier ones are dropped."""
-        self._asked += 1
-        self._channel.send(body, number=self._asked, about=path, deadline=deadline)
+        """Send a request and wait for its response. Responses to earlier requests are dropped."""
+        self._requests += 1
+        self._channel.send(body, number=self._requests, about=path, deadline=deadline)
         while True:
             number, status, answer = self._channel.receive(deadline=deadline, alive=self._alive)
-            if number == self._asked:
+            if number == self._requests:
                 return status, answer
-            if not 0 < number < self._asked:
-                raise Down(f"answered nonsense: it has answered question {number} and was asked {self._asked}")
-            if not self._strayed:
-                self._strayed = True
+            if not 0 < number < self._requests:
+                raise Down(f"sent an invalid response: for request {number}, expected {self._requests}")
+            if not self._warned:
+                self._warned = True
                 log.warning(
-                    "%s: the worker answers late or twice; what it says to earlier batches is dropped",
+                    "%s: the worker sent a late or duplicate response; responses to earlier batches are dropped",
                     self.spec.where,
                 )
 
     def _alive(self) -> bool:
         return self._child.poll() is None
 
-    def _fate(self) -> str:
-        """How the process ended, in words."""
+    def _how_it_ended(self) -> str:
+        """Describe how the process ended."""
         try:
             code = self._child.wait(GRACE)
-        except TimeoutError:  # it closed its socket and lives on
+        except TimeoutError:  # it closed its socket but did not exit
             code = None
         self.kill()
         return f"{'closed its connection' if code is None else fate(code)}{self._last_words()}"
 
     def _last_words(self) -> str:
-        """The end of a message; nothing if nothing was printed."""
+        """Return the last lines of the process's output, as the end of a message; empty if there are none."""
         lines = [clean(line, 1000, lines=True) for line in self._child.last_lines(8)]
-        return "; its last words:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+        return "; its last output:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
 
     def stop(self) -> None:
-        """End it: gently if it is idle and listens, else by force."""
+        """Stop the process: with a request if it is idle and responds, otherwise with SIGKILL."""
         try:
             deadline = time.monotonic() + GRACE
             self._answer("/stop", b"", deadline)
@@ -244,20 +248,22 @@ class WorkerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End it and all that it started, and let go of everything. May be called twice, and from any thread."""
+        """Kill the process and its children, and close the channel. Idempotent and thread-safe."""
         self._child.kill()
         self._channel.close()
 
 
 def _error(answer: bytes) -> tuple[str, str]:
-    """(kind, message) of an answer that tells of an error, whatever the process has written there."""
+    """Return (kind, message) of an error response, even if it is malformed."""
     kind, message = reported_error(answer) or ("unknown", "")
-    return kind, message or "it does not say why"
+    return kind, message or "no reason given"
 
 
-def _is_ours(python: str) -> bool:
-    """Whether it is the interpreter that runs this, under whatever name. All environments link to one program, so
-    the directory counts."""
+def _is_this_interpreter(python: str) -> bool:
+    """Whether the path is this process's interpreter, under any name.
+
+    Virtual environments link to the same program, so the directory is compared too.
+    """
 
     def place(path: str) -> tuple[str, str]:
         return os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.realpath(path)
@@ -266,5 +272,5 @@ def _is_ours(python: str) -> bool:
 
 
 def resolve(python: str | None) -> str:
-    """The interpreter of a worker section: a path (with ~ for the home directory) or a name on PATH."""
+    """Return the interpreter of a worker section: a path (~ is the home directory), or a name on PATH."""
     return sys.executable if python is None else str(Path(python).expanduser())

@@ -1,7 +1,7 @@
 """A worker process: `python -m dgpo_remote.worker.worker_main FD PARENT`, started by `process`.
 
-It says which protocol it speaks before it imports anything heavy, loads the reward that it is told, and then answers
-one request after the other until the other end of its socket closes. What the reward prints goes where errors go.
+It sends its protocol version before it imports anything heavy, loads the requested reward, and then handles one request
+at a time until the socket closes. The reward's stdout goes to stderr.
 """
 
 from __future__ import annotations
@@ -27,46 +27,48 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 WATCH = 1.0
-"""Seconds between two looks at whether the run still lives."""
+"""Seconds between two checks of whether the run is alive."""
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until there is nobody to serve; the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C belongs to the run, which ends us in its time
+    """Handle requests until the run closes the socket. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles the terminal's Ctrl-C and stops this process
     spin_briefly()
-    number, parent = int(arguments[0]), int(arguments[1])
-    os.set_inheritable(number, False)
-    end_with_parent(parent, _end, WATCH)  # even if the reward is at work
-    channel = Channel(socket.socket(fileno=number))
+    descriptor, parent = int(arguments[0]), int(arguments[1])
+    os.set_inheritable(descriptor, False)
+    end_with_parent(parent, _end, WATCH)  # even while the reward is running
+    channel = Channel(socket.socket(fileno=descriptor))
     channel.send(json.dumps({"protocol": WORKERS, "dgpo": __version__}).encode())
     host = Host()
     with contextlib.suppress(EOFError):
         while not host.stopped:
-            asked, path, body = channel.receive()
+            number, path, body = channel.receive()
             status, answer = host.answer(path, body)
-            channel.send(answer, number=asked, about=status)
+            channel.send(answer, number=number, about=status)
         return 0
     _end()
     return 0
 
 
 def _end() -> None:
-    """At once, with every process that the reward has started."""
+    """Exit immediately and kill every process that the reward has started."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 
 class Host:
-    """The reward, and answers to what is asked of it."""
+    """Holds the reward and handles requests to it."""
 
     def __init__(self) -> None:
         self.reward: AnyReward | None = None
         self.stopped = False
 
     def answer(self, path: str, body: bytes) -> tuple[str, bytes]:
-        """(status, answer): of the reward, or its error, whatever it is. Some libraries exit where others raise, and
-        Ctrl-C is none of ours."""
+        """Handle a request and return (status, payload).
+
+        Every exception becomes an error response, including SystemExit, which some libraries raise.
+        """
         from dgpo_core.plugins.isolation import no_exit
         from dgpo_core.training.memory import free
         from dgpo_remote.answering import as_text, error_message, refusal_of
@@ -75,15 +77,15 @@ class Host:
             with no_exit():
                 return "200", self._load(json.loads(body)) if path == "/load" else self._answer(path, body)
         except BaseException as error:
-            with contextlib.suppress(BaseException):  # one whose text cannot be had
+            with contextlib.suppress(BaseException):  # the exception's `__str__` may raise
                 traceback.print_exc()
             refusal = refusal_of(error)
-        if refusal.kind == "memory":  # outside of the `except`, which keeps the batch's tensors alive
+        if refusal.kind == "memory":  # outside of `except`, whose traceback keeps the batch's tensors alive
             free()
         return str(refusal.status), as_text(error_message(refusal.kind, str(refusal), lines=True)).encode()
 
     def _load(self, start: dict[str, Any]) -> bytes:
-        """Build the reward. Returns its description."""
+        """Build the reward and return its description."""
         _adopt_settings(start["settings"])
         from dgpo_core.plugins.process_state import ProcessState
         from dgpo_core.plugins.registry import get_registry
@@ -91,7 +93,7 @@ class Host:
         from dgpo_remote.answering import as_text, describe
         from dgpo_schemas.base import UseBlock
 
-        self.process_state = ProcessState()  # as in the run's own process: the scores are the same bits
+        self.process_state = ProcessState()  # as for a local reward, so that the scores are bit-identical
         block = UseBlock(use=start["use"], options=start["options"])
         registry = get_registry()
         prepare_hub()
@@ -101,7 +103,7 @@ class Host:
         return as_text(describe(block.use, reward)).encode()
 
     def _answer(self, path: str, body: bytes) -> bytes:
-        """One request, one answer."""
+        """Handle a request to the loaded reward and return the payload."""
         from dgpo_core.training.scores import check_scores
         from dgpo_remote.answering import as_text, checked, scored
         from dgpo_remote.messages.blobs import Blob
@@ -121,13 +123,13 @@ class Host:
                 self.stopped = True
                 self.reward.close()
                 return b""
-        asked = read_score_request(Blob(body))
-        scores = scored(self.reward, asked.media, asked.prompts, asked.keys, self.process_state)
-        return score_answer(check_scores(scores, len(asked.prompts)))
+        request = read_score_request(Blob(body))
+        scores = scored(self.reward, request.media, request.prompts, request.keys, self.process_state)
+        return score_answer(check_scores(scores, len(request.prompts)))
 
 
 def _adopt_settings(settings: dict[str, Any]) -> None:
-    """Compute as the run computes: threads and reduced precision decide about the last bits."""
+    """Copy the run's torch settings: thread count and reduced precision affect the last bits of results."""
     import torch
 
     if settings["threads"] is not None:
@@ -141,18 +143,18 @@ def _adopt_settings(settings: dict[str, Any]) -> None:
 
 
 def _device(name: str) -> Any:
-    """The run's device, or the one that the process's own CUDA_VISIBLE_DEVICES leaves. Raises UserError."""
+    """Return the run's device, or the CPU if this process's CUDA_VISIBLE_DEVICES hides all GPUs. Raises UserError."""
     import torch
 
     from dgpo_core.errors import UserError
 
-    wanted = torch.device(name)
-    if wanted.type != "cuda" or torch.cuda.is_available():
-        return wanted
+    device = torch.device(name)
+    if device.type != "cuda" or torch.cuda.is_available():
+        return device
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return torch.device("cpu")
     raise UserError(
-        f"the run computes on {name}, but torch {torch.__version__} in the worker sees no CUDA device; set "
+        f"the run uses {name}, but torch {torch.__version__} in the worker sees no CUDA device; set "
         'environment: {CUDA_VISIBLE_DEVICES: ""} to score on the CPU'
     )
 

@@ -1,18 +1,17 @@
-"""A reward in worker processes: supervised, restarted, and asked again for what got lost."""
+"""A reward in worker processes, which are supervised and restarted, with retries of lost requests."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dgpo_core.errors import UserError
-from dgpo_remote.failures import Down, Nonsense, as_object
+from dgpo_remote.failures import Down, InvalidResponse, as_object
 from dgpo_remote.reward import RemoteReward
 from dgpo_remote.servers import End, Server, Servers
 from dgpo_remote.worker.process import WorkerProcess, WorkerSpec, resolve
-from dgpo_schemas.service import RewardDescription
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,7 @@ __all__ = ["WorkerReward", "connect"]
 
 T = TypeVar("T")
 FIRST_WAIT = 0.05
-"""Seconds before a worker is started again after its first failure."""
+"""Seconds before a worker is restarted after its first failure."""
 
 
 def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
@@ -34,12 +33,12 @@ def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyRewar
 
 
 class Worker:
-    """The place of one process (`servers.End`), which is started anew when it is gone."""
+    """A slot for one process (`servers.End`), which is restarted when it is gone."""
 
     name = "the worker"
 
     def __init__(self, spec: WorkerSpec) -> None:
-        """Start it. Raises UserError."""
+        """Start the process. Raises UserError."""
         self.spec = spec
         self.busy = threading.Lock()
         self.process: WorkerProcess | None = WorkerProcess(spec)
@@ -47,7 +46,7 @@ class Worker:
         self._exchange = threading.Lock()
 
     def ask(self, path: str, body: bytes | None = None) -> bytes:
-        """An answer of the process."""
+        """Send a request to the process, which is restarted first if it has ended. Returns the payload."""
         with self.busy:
             process = self.process
             if process is None or process.ended:
@@ -55,10 +54,10 @@ class Worker:
             return process.ask(path, body or b"")
 
     def ask_json(self, path: str, body: bytes | None = None) -> dict[str, Any]:
-        """An answer that is JSON."""
+        """Send a request and return the JSON object of the response."""
         answer = as_object(self.ask(path, body))
         if answer is None:
-            raise Nonsense("answered with something that is no JSON object")
+            raise InvalidResponse("did not respond with a JSON object")
         return answer
 
     def _restart(self) -> WorkerProcess:
@@ -83,14 +82,14 @@ class Worker:
             raise
 
     def drop(self) -> None:
-        """Have it started anew before it is asked again."""
+        """Kill the process, so that it is restarted before the next request."""
         with self._exchange:
             process = self.process
         if process is not None:
             process.kill()
 
     def close(self) -> None:
-        """End the process: gently, unless it is at work, for then nobody is left who wants its answer."""
+        """Stop the process, or kill it if it is handling a request."""
         with self._exchange:
             self._closed = True
             process, self.process = self.process, None
@@ -106,9 +105,9 @@ class Worker:
 
 
 class WorkerReward(RemoteReward):
-    """Asks `count` processes, as many at a time."""
+    """A reward that `count` worker processes score in parallel."""
 
-    gave_up = "the worker was lost {times} times with this batch; the last {error}"
+    gave_up = "the worker was lost {times} times with this batch; the last one {error}"
 
     def __init__(self, block: RewardBlock, section: WorkerSection, *, device: torch.device, where: str) -> None:
         """Start the processes and wait until their rewards are loaded. Raises UserError."""
@@ -126,7 +125,7 @@ class WorkerReward(RemoteReward):
         try:
             for _ in range(section.count):
                 workers.append(Worker(spec))
-            found = _greeted(workers)
+            descriptions = [worker.process.greet() for worker in workers if worker.process is not None]
         except BaseException:
             for worker in workers:
                 if worker.process is not None:
@@ -134,19 +133,14 @@ class WorkerReward(RemoteReward):
             raise
         servers = Servers(workers, 1, where, first_wait=FIRST_WAIT, restarted=True)
         super().__init__(block, servers, device=device, where=where, timeout=section.timeout, retries=section.retries)
-        self._patience = math.inf  # those at work for others will be free
-        self._adopt(found[0], concurrency=section.count)
+        self._patience = math.inf  # a busy worker becomes free within its timeout
+        self._adopt(descriptions[0], concurrency=section.count)
 
     def _from(self, server: Server, send: Callable[[End], T]) -> T:
-        """As any server's; a process that answers nonsense is given up, as one that ended."""
+        """Send a request to one worker. A process that sends an invalid response is killed, as one that crashed."""
         try:
             return super()._from(server, send)
-        except Nonsense:
+        except InvalidResponse:
             assert isinstance(server.end, Worker)
             server.end.drop()
             raise
-
-
-def _greeted(workers: Sequence[Worker]) -> list[RewardDescription]:
-    """What they are like, once all have loaded their rewards."""
-    return [worker.process.greet() for worker in workers if worker.process is not None]
