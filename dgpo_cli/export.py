@@ -94,9 +94,11 @@ def _write(opened: Target, output: Path, format: str | None) -> None:
 
 def _check_meta_model(run: Path, format: str) -> None:
     """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
+    from dgpo_core.config.migration.earlier import check_run
     from dgpo_core.config.pipeline import load_run_config
     from dgpo_core.plugins.registry import get_registry
 
+    check_run(run)
     registry = get_registry()
     section = load_run_config(run / "config.yaml", registry=registry).backbone
     if section.train == "full":
