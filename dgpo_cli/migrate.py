@@ -55,18 +55,14 @@ def migrate(
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    changed = [one for one in found if one.changes]
+    for one in () if check else changed if output is None else found:
+        write_bytes(output or one.file.resolve(), one.content)  # a symbolic link stays: its target is written
     for one in found:
         for change in one.changes:
             typer.echo(change)
-    changed = [one for one in found if one.changes]
-    if not check:
-        for one in found if output is not None else changed:
-            # A symbolic link stays one: the file that it leads to is written.
-            write_bytes(output or one.file.resolve(), one.content)
-    for one in found:
-        typer.echo(
-            one.summary + ("" if check else " replaced" if one.changes else "") + (f" in {output}" if output else "")
-        )
+        done = "" if check or not one.changes else " replaced"
+        typer.echo(one.summary + done + (f" in {output}" if output else ""))
     if check and changed:
         raise typer.Exit(1)
 
@@ -86,7 +82,7 @@ class _Migrated:
 
 def _migrated(file: Path, *, in_place: bool) -> _Migrated:
     """The new content of a file. Raises ConfigError for one that cannot be read or rewritten."""
-    from dgpo_core.config.migration.earlier import is_config_of_run
+    from dgpo_core.config.migration.earlier import check_run, is_config_of_run, refusal
     from dgpo_core.config.migration.rewriting import rewrite
     from dgpo_core.config.reading import kind_of
     from dgpo_core.errors import UserError
@@ -95,15 +91,11 @@ def _migrated(file: Path, *, in_place: bool) -> _Migrated:
     from dgpo_schemas.sealing import without_seal
 
     if file.is_dir():
-        raise UserError(
-            f"{file}: is a directory; name a file, such as {file / 'config.yaml'} of a run with -o run.yaml"
-        )
-    if in_place and is_config_of_run(file):
-        raise UserError(
-            f"{file}: belongs to the run in {file.parent} and stays as it is; -o run.yaml writes a run file"
-        )
+        check_run(file)
+        raise UserError(f"{file}: is a directory; name a file")
     text, raw = read_text(file, str(file))
-    if is_config_of_run(file):
-        text = without_seal(text)
     new = rewrite(text, str(file), lambda document: kind_of(document) or "run")
-    return _Migrated(file, encode_like(raw, new.text), new.changes)
+    if in_place and new.changes and is_config_of_run(file):
+        raise refusal(file.parent)
+    content = without_seal(new.text) if new.changes else new.text  # a seal is of the text that it was written with
+    return _Migrated(file, encode_like(raw, content), new.changes)

@@ -10,4 +10,4 @@ __all__ = ["__version__", "hookimpl"]
 
 from dgpo_core.hookspecs import hookimpl
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

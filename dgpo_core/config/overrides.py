@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 
-from dgpo_core.config.migration.refusing import old_setting
 from dgpo_core.config.settings import put
 from dgpo_schemas.decoding import half_character
 from dgpo_schemas.loading import MAX_BYTES, Document, Position, read_value
 from dgpo_schemas.problems import ConfigError, Problem
 
-__all__ = ["apply_overrides", "old_names_of"]
+__all__ = ["apply_overrides"]
 
 
 def apply_overrides(document: Document, overrides: Sequence[str], *, flag: str = "--set", under: str = "") -> Document:
@@ -35,20 +34,6 @@ def apply_overrides(document: Document, overrides: Sequence[str], *, flag: str =
     if problems:
         raise ConfigError(problems)
     return changed
-
-
-def old_names_of(overrides: Sequence[str], document: Document, kind: str) -> list[Problem]:
-    """The names of an earlier version in `KEY=VALUE` settings for a file of a kind; what cannot be read is left out."""
-    found: list[Problem] = []
-    for number, override in enumerate(overrides):
-        key, _, text = override.partition("=")
-        position = Position(f"--set {override}", MAX_BYTES + number)
-        try:
-            value, _ = read_value(text, position.text)
-        except ValueError:
-            value = None
-        found += old_setting(document, kind, key.strip(), value, position)
-    return found
 
 
 def _set(document: Document, override: str, position: Position) -> None:

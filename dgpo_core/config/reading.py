@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.config.migration.refusing import refuse
-from dgpo_core.config.overrides import old_names_of
 from dgpo_schemas.loading import Document, load_yaml
 from dgpo_schemas.problems import ConfigError, Problem
 
@@ -34,7 +33,7 @@ def read(path: str | Path, kind: str, overrides: Sequence[str] = ()) -> Document
         what, command, _ = KINDS[found]
         message = f"this is {what}, which `{command}` reads; here {KINDS[kind][0]} is expected"
         raise ConfigError([Problem(document.source, "", message)])
-    refuse(document, kind, old_names_of(overrides, document, kind))
+    refuse(document, kind, overrides)
     return document
 
 

@@ -41,6 +41,10 @@ class Edits:
         found = re.compile("[\r\n]").search(self.text, position)
         return len(self.text) if found is None else found.start()
 
+    def next_line(self, end: int) -> int:
+        """Where the line behind a line that ends at `end` begins."""
+        return end + (2 if self.text[end : end + 2] == "\r\n" else 1)
+
     def comments(self, start: int, end: int) -> list[str]:
         """The comments that begin in text[start:end]."""
         return [self.text[at : self.line_end(at)] for at in self.comment_starts if start <= at < end]
