@@ -45,6 +45,16 @@ class Program(Commands):
             return super().invoke(ctx)
         except OSError as error:
             raise _SystemFailure(error) from error
+        except Exception as error:
+            if _is_old_option(error):
+                raise UserError("--view is now --model (old is ema_fast, slow is ema)") from None
+            raise
+
+
+def _is_old_option(error: Exception) -> bool:
+    """Whether a command was given --view, which `sample`, `evaluate` and `export` had in dgpo 0.1."""
+    command = getattr(getattr(error, "ctx", None), "info_name", None)
+    return getattr(error, "option_name", None) == "--view" and command in ("sample", "evaluate", "export")
 
 
 app = typer.Typer(

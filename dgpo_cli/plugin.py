@@ -18,6 +18,9 @@ def dgpo_commands() -> Sequence[Command]:
         Command("evaluate", "Score a run or a base model on prompts.", "dgpo_cli.evaluate:evaluate", 30),
         Command("export", "Write a run's adapter for use without dgpo.", "dgpo_cli.export:export", 80),
         Command("validate", "Check a run file without loading models.", "dgpo_cli.validate:validate", 100),
+        Command(
+            "migrate", "Rewrite files of dgpo 0.1 with the names of this version.", "dgpo_cli.migrate:migrate", 105
+        ),
         Command("plugins", "Show, check and write plugins.", order=130),
         Command(
             "plugins list", "List every component that a run file may use.", "dgpo_cli.plugins:list_components", 10

@@ -41,7 +41,7 @@ def load_run_config(
     in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
     Raises ConfigError with every problem, in the file's order.
     """
-    document = read(path, "run")
+    document = read(path, "run", overrides)
     if preset is not None:
         assert registry is not None, "presets belong to plugins"
         document = with_preset(document, preset, registry)
@@ -61,7 +61,7 @@ def run_config_of(document: Document, registry: Registry | None = None) -> RunCo
 
 def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
     """Read a reward file for `dgpo serve`, checked like a run file."""
-    return resolve(ServeConfig, SERVED, apply_overrides(read(path, "service"), overrides), registry)
+    return resolve(ServeConfig, SERVED, apply_overrides(read(path, "service", overrides), overrides), registry)
 
 
 def reward_block_of(document: Document, registry: Registry) -> RewardBlock:

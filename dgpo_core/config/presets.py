@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgpo_core.config.migration.refusing import refuse
 from dgpo_core.config.settings import apply_settings
 from dgpo_core.errors import UserError
 from dgpo_core.system.spelling import option
@@ -37,6 +38,7 @@ def with_preset(document: Document, preset: str, registry: Registry) -> Document
     Raises UserError for a name that is not known, and ConfigError for what the file does wrong.
     """
     layer = load_yaml(_file(document, preset, registry))
+    refuse(layer, "run")
     return apply_settings(document, list(_leaves(layer, layer.data, ())))
 
 

@@ -3,14 +3,15 @@ key by key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dgpo_core.config.migration.refusing import refuse
 from dgpo_schemas.loading import Document, load_yaml
 from dgpo_schemas.problems import ConfigError, Problem
 
-__all__ = ["read"]
+__all__ = ["kind_of", "read"]
 
 KINDS = {
     "run": ("a run file", "dgpo train", ("run", "backbone", "prompts", "rewards")),
@@ -20,17 +21,25 @@ KINDS = {
 """What files are called, the command that reads them, and keys that are of this kind alone."""
 
 
-def read(path: str | Path, kind: str) -> Document:
-    """The file. Raises ConfigError like `load_yaml`, and for one that has no key of its kind, but keys of another."""
+def read(path: str | Path, kind: str, overrides: Sequence[str] = ()) -> Document:
+    """Read a file of a kind, to which settings of the command line will be applied.
+
+    Raises ConfigError as `load_yaml` does, for a file of another kind, and for names of an earlier version of dgpo in
+    the file and in the settings (`refuse`); UserError for the config.yaml of a run that an earlier version wrote.
+    """
     document = load_yaml(path)
-    wanted, _, _ = KINDS[kind]
-    if _is(kind, document.data):
-        return document
-    for other, (what, command, _) in KINDS.items():
-        if _is(other, document.data):
-            message = f"this is {what}, which `{command}` reads; here {wanted} is expected"
-            raise ConfigError([Problem(document.source, "", message)])
+    found = kind_of(document) or kind
+    if found != kind and not _is(kind, document.data):
+        what, command, _ = KINDS[found]
+        message = f"this is {what}, which `{command}` reads; here {KINDS[kind][0]} is expected"
+        raise ConfigError([Problem(document.source, "", message)])
+    refuse(document, kind, overrides)
     return document
+
+
+def kind_of(document: Document) -> str | None:
+    """The kind of a file, a key of `KINDS`; None if it has no key that belongs to one kind alone, as a preset may."""
+    return next((kind for kind in KINDS if _is(kind, document.data)), None)
 
 
 def _is(kind: str, data: Mapping[str, Any]) -> bool:

@@ -57,11 +57,11 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint; tensors are on the CPU. clock: None in format version 1."""
+    """A loaded checkpoint; tensors are on the CPU."""
 
     path: Path
     manifest: CheckpointManifest
-    clock: CheckpointClock | None
+    clock: CheckpointClock
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
@@ -129,7 +129,7 @@ class Checkpoints:
         """Have a checkpoint vouch for the line of timings.jsonl that is written after it, for it tells what saving
         cost."""
         path = self.directory / f"{iteration:06d}"
-        if (path / CLOCK).exists():  # not in format version 1
+        if (path / CLOCK).exists():  # unless the checkpoint was pruned or damaged since
             write_text(path / CLOCK, _clock_text(iteration, clock))
 
     def prune(self, best: tuple[int, float] | None, spare: int | None) -> None:
@@ -202,7 +202,7 @@ class Checkpoints:
         return f" (only {shown}; one is called after its iteration, such as 000010)" if found else ""
 
 
-def whole_manifests(directory: Path) -> Iterator[tuple[CheckpointManifest, CheckpointClock | None]]:
+def whole_manifests(directory: Path) -> Iterator[tuple[CheckpointManifest, CheckpointClock]]:
     """What the checkpoints say, the newest first; damaged ones are passed over. Tensors are not read."""
     for path in reversed(Checkpoints(directory).paths()):
         try:
@@ -237,15 +237,13 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMIZER])
 
 
-def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | None]:
-    """What a checkpoint says besides tensors, verified; no clock in format version 1. Raises UserError like `load`."""
+def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock]:
+    """What a checkpoint says besides tensors, verified. Raises UserError like `load`."""
     file = path / MANIFEST
     try:
         manifest = read_manifest(read_file(file).decode(), str(file))
-        clock = None
-        if manifest.format_version >= FORMAT_VERSION:
-            file = path / CLOCK
-            clock = read_clock(read_file(file).decode(), str(file))
+        file = path / CLOCK
+        clock = read_clock(read_file(file).decode(), str(file))
     except DamagedError as error:
         raise _DamagedError(str(error)) from error
     except FileNotFoundError as error:
@@ -261,7 +259,7 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock | Non
             f"{path}: holds the state after iteration {manifest.iteration}, not {int(path.name)}: it was renamed; its "
             f"name is {manifest.iteration:06d}"
         )
-    if clock is not None and clock.iteration != manifest.iteration:
+    if clock.iteration != manifest.iteration:
         raise _DamagedError(f"{path / CLOCK}: of iteration {clock.iteration}, the manifest is of {manifest.iteration}")
     return manifest, clock
 

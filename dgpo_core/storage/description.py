@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dgpo_core.config.locations import located, moved_along, started_in
+from dgpo_core.config.migration.earlier import check_run
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.data.prompts import counts, digest
 from dgpo_core.errors import UserError
@@ -72,6 +73,7 @@ def read_config(path: Path, registry: Registry | None = None) -> RunConfig:
         raise UserError(f"{path}: there is no such run directory")
     if not file.is_file():
         raise UserError(f"{path}: not a run directory (it has no {CONFIG})")
+    check_run(path)
     reason = changed_config(path)
     if reason is not None:
         raise UserError(reason)

@@ -76,14 +76,12 @@ def _content(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {why(error)}") from error
 
 
-def vouched(manifest: CheckpointManifest, time: CheckpointClock | None) -> Entries:
-    """What a checkpoint vouches for: log to its beginning. Nothing in format version 1."""
-    if manifest.logs is None or time is None:
-        return {}
+def vouched(manifest: CheckpointManifest, time: CheckpointClock) -> Entries:
+    """What a checkpoint vouches for: log to its beginning."""
     return {**{name: manifest.logs[name] for name in DETERMINISTIC if name in manifest.logs}, TIMINGS: time.timings}
 
 
-def damages(directory: Path, saved: Sequence[tuple[CheckpointManifest, CheckpointClock | None]]) -> list[Damage]:
+def damages(directory: Path, saved: Sequence[tuple[CheckpointManifest, CheckpointClock]]) -> list[Damage]:
     """Logs that do not begin as the first of the checkpoints `saved` says; the others help to say from which line
     on."""
     found = []

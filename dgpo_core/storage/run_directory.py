@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.config.changes import Change, changes, last_measured_otherwise, recorded, reported
 from dgpo_core.config.locations import located, started_in
+from dgpo_core.config.migration.earlier import check_run
 from dgpo_core.errors import UserError
 from dgpo_core.storage import logs
 from dgpo_core.storage.checkpoint import Checkpoints, whole_manifests
@@ -96,6 +97,7 @@ class RunDirectory(RunStore):
         before its first checkpoint (see `set_aside`). Raises UserError.
         """
         check_kinds(self.path)
+        check_run(self.path)
         if resume and not self.config_path.exists():
             if self.checkpoints.paths():
                 raise UserError(
@@ -138,6 +140,7 @@ class RunDirectory(RunStore):
 
     def open(self, config: RunConfig, registry: Registry, *, resume: bool | None) -> tuple[bool, Checkpoint | None]:
         """Whether the run goes on (if `resume` is None: if it can), and from what. Raises UserError like `claim`."""
+        check_run(self.path)
         found = self.resumable() if resume is None else resume
         self.claim(config, resume=found, make=False, registry=registry, over=resume is None)
         return found, self.checkpoints.newest() if found else None
@@ -360,10 +363,9 @@ class RunDirectory(RunStore):
         whole = logs.vouched(manifest, clock)
         logs.rewind(self.path, manifest.iteration, {n: entry for n, entry in whole.items() if n not in damaged})
         notes = [f"{damage}; accepted" for damage in found]
-        timed = self.sound("timings.jsonl") if clock is None else []
         changed = self.changes(manifest.iteration)
         memory = {
-            "seconds": sum(record["seconds"] for record in timed) if clock is None else clock.trained_seconds,
+            "seconds": clock.trained_seconds,
             "evaluations": self.sound("evaluations.jsonl"),
             "otherwise": last_measured_otherwise(changed),
             "monitors_changed": last_measured_otherwise(changed, monitors=True),

@@ -10,7 +10,7 @@ from typing import Any
 
 from dgpo_schemas.text import clean, lone_surrogate
 
-__all__ = ["EncodingError", "decode", "half_character", "read_bytes", "unique_keys"]
+__all__ = ["EncodingError", "decode", "encode_like", "half_character", "read_bytes", "unique_keys"]
 
 SHOWN = 40
 """Characters of a line that a message shows."""
@@ -92,6 +92,12 @@ def decode(raw: bytes) -> str:
         return raw[len(mark) :].decode("utf-8")
     except UnicodeDecodeError as error:
         raise _not_utf8(raw[len(mark) :], error) from None
+
+
+def encode_like(raw: bytes, text: str) -> bytes:
+    """A text in the encoding of these bytes, with their byte order mark; `encode_like(raw, decode(raw))` is `raw`."""
+    mark, name = next(((mark, name) for mark, name in MARKS if raw.startswith(mark)), (b"", "UTF-8"))
+    return mark + text.encode(name)
 
 
 def _wide(raw: bytes, name: str) -> str:

@@ -19,7 +19,7 @@ from dgpo_schemas.odd import in_file, in_plain_text
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
 from dgpo_schemas.yaml_text import MAX_DEPTH, MAX_VALUES, TAG, compose, line_of, one_problem
 
-__all__ = ["Document", "Position", "load_yaml", "read_value", "validate"]
+__all__ = ["Document", "Position", "load_yaml", "parse_yaml", "read_text", "read_value", "validate", "without_tabs"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -70,9 +70,12 @@ def load_yaml(path: str | Path) -> Document:
     or not plain YAML, and for keys that stand twice.
     """
     source = str(path)
-    text = _read(Path(path), source)
-    if text.lstrip().startswith("{") and "\t" in text and _is_json(text):
-        text = text.replace("\t", " ")  # PyYAML knows tabs within lines only; JSON has none in its texts
+    return parse_yaml(read_text(Path(path), source)[0], source)
+
+
+def parse_yaml(text: str, source: str) -> Document:
+    """The mapping in the text of a file. Raises ConfigError like `load_yaml`."""
+    text = without_tabs(text)
     root = compose(text, source)
     if root is None or (root.tag == f"{TAG}null" and root.value == ""):
         raise one_problem(source, "the file is empty; see `dgpo validate --help` for what belongs in it")
@@ -87,15 +90,22 @@ def load_yaml(path: str | Path) -> Document:
     return Document(source, data, builder.positions)
 
 
-def _read(path: Path, source: str) -> str:
+def read_text(path: Path, source: str) -> tuple[str, bytes]:
+    """The text of a file, and its bytes. Raises ConfigError like `load_yaml`; `source` is the place that it names."""
     try:
         raw = read_bytes(path, MAX_BYTES, "file")
         if len(raw) > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES // 1024} KiB: that is no run file")
-        return decode(raw)
+        return decode(raw), raw
     except ValueError as error:
         line = error.line if isinstance(error, EncodingError) else 0
         raise one_problem(f"{source}:{line}" if line else source, str(error)) from None
+
+
+def without_tabs(text: str) -> str:
+    """JSON with a space for each tab, which PyYAML knows within lines only; JSON has none in its texts."""
+    json_with_tabs = text.lstrip().startswith("{") and "\t" in text and _is_json(text)
+    return text.replace("\t", " ") if json_with_tabs else text
 
 
 def _is_json(text: str) -> bool:

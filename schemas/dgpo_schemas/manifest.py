@@ -24,9 +24,8 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseModel)
 
-FORMAT_VERSION = 2
-UNSEALED = 1
-"""The version before: no digest of itself, nothing of the logs, no clock. It is read, not written."""
+FORMAT_VERSION = 3
+"""Versions 1 and 2 are those of dgpo 0.1, with other names of tensors and files."""
 
 SHA256 = r"^[0-9a-f]{64}$"
 
@@ -50,13 +49,11 @@ class CheckpointManifest(StrictModel):
     best_iteration: int | None = Field(description="Iteration of the best evaluation so far.")
     best_score: float | None = Field(description="Score of the best evaluation so far.")
     counters: dict[str, int] = Field(description="Counts that a resume goes on with.")
-    logs: dict[str, FileEntry] | None = Field(
-        default=None, description="metrics.jsonl and evaluations.jsonl as they were then; null in version 1."
-    )
+    logs: dict[str, FileEntry] = Field(description="metrics.jsonl and evaluations.jsonl as they were then.")
     sha256: str | None = Field(
         default=None,
         pattern=SHA256,
-        description="SHA-256 of everything else here as JSON with sorted keys and no blanks; null in version 1.",
+        description="SHA-256 of everything else here as JSON with sorted keys and no blanks.",
     )
 
 
@@ -83,17 +80,12 @@ def read_manifest(text: str, source: str) -> CheckpointManifest:
     is not JSON or not what its digest says."""
     data = _object(text, source)
     version = data.get("format_version")
-    if version not in (UNSEALED, FORMAT_VERSION) or isinstance(version, bool):
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"{source}: checkpoint format version {version!r} is unknown; this dgpo reads versions {UNSEALED} and "
-            f"{FORMAT_VERSION}"
+            f"{source}: checkpoint format version {version!r} is unknown; this dgpo reads version {FORMAT_VERSION}"
         )
-    if version == FORMAT_VERSION or "sha256" in data:
-        _check_seal(data, source)
-    found = _valid(CheckpointManifest, data, source)
-    if version == FORMAT_VERSION and found.logs is None:
-        raise DamagedError(f"{source}: does not tell of the logs")
-    return found
+    _check_seal(data, source)
+    return _valid(CheckpointManifest, data, source)
 
 
 def read_clock(text: str, source: str) -> CheckpointClock:

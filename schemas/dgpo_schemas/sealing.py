@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-__all__ = ["SEAL", "Seal", "content_digest", "seal_of", "sealed", "sealed_text", "text_seal"]
+__all__ = ["SEAL", "Seal", "content_digest", "seal_of", "sealed", "sealed_text", "text_seal", "without_seal"]
 
 SEAL = "sha256"
 """The key that holds an object's digest of everything else in it."""
@@ -53,3 +53,8 @@ def text_seal(raw: bytes) -> Seal:
     if first is None:
         return "none"
     return "whole" if first[1].decode() == hashlib.sha256(raw[first.end() :]).hexdigest() else "broken"
+
+
+def without_seal(text: str) -> str:
+    """A text without the comment that `sealed_text` has put above it."""
+    return re.sub(_FIRST.pattern.decode(), "", text, count=1) if _FIRST.match(text.encode(errors="replace")) else text

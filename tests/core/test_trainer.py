@@ -189,7 +189,7 @@ def test_another_format_version_is_not_guessed_at(make_config: Make, registry: R
     config = make_config()
     Trainer(config, registry).train()
     manifest = run_path(config) / "checkpoints/000004/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 99'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 99'))
     with pytest.raises(UserError, match="99"):
         Trainer(config, registry).train(resume=True)
 

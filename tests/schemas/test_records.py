@@ -76,7 +76,7 @@ def manifest(**changes: Any) -> str:
             "format_version": FORMAT_VERSION,
             "iteration": 3,
             "updates": 6,
-            "dgpo_version": "0.1.0",
+            "dgpo_version": "0.2.0",
             "files": {"weights.safetensors": {"sha256": "0" * 64, "bytes": 12}},
             "timesteps": {"t_min": 0.5},
             "best_iteration": None,
@@ -98,8 +98,8 @@ def test_a_manifest_is_read() -> None:
     ("text", "expected"),
     [
         (
-            manifest(format_version=3),
-            "m.json: checkpoint format version 3 is unknown; this dgpo reads versions 1 and 2",
+            manifest(format_version=2),
+            "m.json: checkpoint format version 2 is unknown; this dgpo reads version 3",
         ),
         (manifest(format_version=True), "m.json: checkpoint format version True is unknown"),
         (manifest(format_version=None), "m.json: checkpoint format version None is unknown"),
@@ -108,7 +108,7 @@ def test_a_manifest_is_read() -> None:
         ("[]", "m.json: must be an object, not a list"),
         (manifest(iteration=-1), "m.json: iteration: must be at least 0, not -1"),
         (manifest(extra=1), "m.json: extra: unknown key"),
-        (manifest(logs=None), "m.json: does not tell of the logs"),
+        (manifest(logs=None), "m.json: logs: must be a section of keys and values, not null"),
         (manifest().replace('"updates": 6', '"updates": 7'), "m.json: its content differs from what was saved"),
         (
             manifest(files={"w": {"sha256": "zz", "bytes": 1}}),

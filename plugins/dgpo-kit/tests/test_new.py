@@ -61,7 +61,7 @@ def test_a_backbone_over_dgpo_diffusers(dgpo: Run, tmp_path: Path) -> None:
     done = dgpo("plugins", "new", "backbone", "my-flux", "--over", "diffusers", "--output", tmp_path)
     assert (done.code, done.err) == (0, "")
     directory = tmp_path / "dgpo-my-flux"
-    assert '"dgpo-diffusers>=0.1"' in (directory / "pyproject.toml").read_text()
+    assert '"dgpo-diffusers>=0.2"' in (directory / "pyproject.toml").read_text()
     assert "(DiffusersBackbone)" in (directory / "src/dgpo_my_flux/backbone.py").read_text()
     assert "check my-flux --checkpoint tiny" in (directory / "README.md").read_text()
     assert done.out.splitlines()[-4:] == [

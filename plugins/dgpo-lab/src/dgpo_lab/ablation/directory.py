@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from dgpo_core.config.changes import differing_keys
+from dgpo_core.config.migration.earlier import check_ablation
 from dgpo_core.errors import UserError
 from dgpo_core.storage.description import config_text
 from dgpo_core.storage.run_directory import RunDirectory, read_outcome
@@ -162,6 +163,7 @@ def read_plan(path: Path) -> Plan:
     """The plan of an ablation's directory. Raises UserError if it is none."""
     if not path.is_dir():
         raise UserError(f"{path}: no such ablation directory")
+    check_ablation(path)
     try:
         return _plan_of(read_json(path / PLAN), path)
     except FileNotFoundError:

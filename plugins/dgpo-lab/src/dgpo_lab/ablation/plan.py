@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgpo_core.config.migration.refusing import refuse
 from dgpo_core.config.pipeline import run_config_of
 from dgpo_core.config.reading import read
 from dgpo_core.config.settings import apply_settings
@@ -228,6 +229,7 @@ def _base(ablation: AblationConfig, document: Document) -> Document:
     """The base run file with `set` and what the ablation sets itself."""
     try:
         base = load_yaml(ablation.base)
+        refuse(base, "run")
     except ConfigError as error:
         where = document.position(("base",)).text
         raise ConfigError([Problem(where, "base", str(problem)) for problem in error.problems]) from None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dgpo_core.config.migration.earlier import check_run
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.storage.checkpoint import whole_manifests
@@ -172,6 +173,7 @@ def read_run(path: Path, registry: Registry) -> RunData:
         raise UserError(f"{path}: no such run directory")
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: not a run directory (it has no config.yaml)")
+    check_run(path)
     config = load_run_config(path / "config.yaml")
     problems = _changed(path)
     metrics = _read_log(path, "metrics.jsonl", lambda line: _numbers(line, METRICS), problems)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.paths import at_home
+from dgpo_core.config.migration.earlier import check_run
+from dgpo_core.config.migration.refusing import refuse
 from dgpo_core.config.overrides import apply_overrides
 from dgpo_core.config.pipeline import reward_block_of
+from dgpo_core.config.reading import kind_of
 from dgpo_core.errors import UserError
 from dgpo_core.storage.description import changed_config
 from dgpo_schemas.loading import Document, Position, load_yaml
@@ -65,10 +68,13 @@ def _document(name: str, registry: Registry, label: str | None) -> Document:
         raise UserError(f"{name}: neither a reward nor a run directory (it has no config.yaml)")
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{name}: is a file; the reward comes first: dgpo score REWARD {name}")
+    if directory:
+        check_run(path)
     reason = changed_config(path) if directory else None
     if reason is not None:
         raise UserError(reason)
     document = load_yaml(path / "config.yaml" if directory else path)
+    refuse(document, kind_of(document) or "run")
     if "rewards" in document.data:
         return _of_run(document, label)
     if label is not None:
