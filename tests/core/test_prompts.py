@@ -86,7 +86,7 @@ def test_files(tmp_path: Path) -> None:
 def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    with pytest.raises(UserError, match=rf"{path}:2: `prompt` must be a text that is not empty"):
+    with pytest.raises(UserError, match=rf"{path}:2: `prompt` must be a non-empty string"):
         load_file(path)
 
 

@@ -34,7 +34,7 @@ FILE: dict[str, tuple[str | bytes, str]] = {
     ),
     "UTF-16 without its mark": (
         TEXT.encode("utf-16-le"),
-        "run.yaml: seems to be UTF-16LE without a byte order mark, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8 "
+        "run.yaml: appears to be UTF-16LE without a byte order mark, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8 "
         "FILE > NEW",
     ),
     "empty": ("", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
@@ -59,9 +59,9 @@ FILE: dict[str, tuple[str | bytes, str]] = {
 
 EDITS = {
     "a key twice": ("  steps: 3\n", "  steps: 3\n  steps: 4\n",
-        "run.yaml:6: rollout.steps: stands here twice, first in line 5"),
+        "run.yaml:6: rollout.steps: duplicate key, first used in line 5"),
     "a section twice": ("rewards:\n", "run: {name: other, iterations: 3}\nrewards:\n",
-        "run.yaml:11: run: stands here twice, first in line 1"),
+        "run.yaml:11: run: duplicate key, first used in line 1"),
     "a misspelled key": ("steps: 3", "stpes: 3",
         "run.yaml:5: rollout.stpes: unknown key; did you mean steps?"),
     "a misspelled section": ("rollout:\n", "rolout:\n",
@@ -74,13 +74,13 @@ EDITS = {
         "run.yaml:1: run.name: is missing (Name of the run and of its directory: letters, digits, dot, dash, "
         "underscore)"),
     "a text for a number": ("steps: 3", "steps: many",
-        "run.yaml:5: rollout.steps: must be a whole number, not 'many'"),
+        "run.yaml:5: rollout.steps: must be an integer, not 'many'"),
     "a fraction for a whole number": ("steps: 3", "steps: 2.5",
-        "run.yaml:5: rollout.steps: must be a whole number, not 2.5"),
+        "run.yaml:5: rollout.steps: must be an integer, not 2.5"),
     "a switch for a number": ("steps: 3", "steps: true",
-        "run.yaml:5: rollout.steps: a number is expected, not the switch 'true'"),
+        "run.yaml:5: rollout.steps: must be a number, not the boolean 'true'"),
     "a number for a text": ("checkpoint: toy", "checkpoint: 3.5",
-        "run.yaml:2: backbone.checkpoint: must be a text, not 3.5 (put it in quotes)"),
+        "run.yaml:2: backbone.checkpoint: must be a string, not 3.5 (put it in quotes)"),
     "a number for a switch": ("keep: 9", "best: 3",
         "run.yaml:15: checkpoints.best: must be true or false, not 3"),
     "a number for a section": ("{every: 1, keep: 9}", "9",
@@ -103,7 +103,7 @@ EDITS = {
         "run.yaml:1: run.name: '../toy' is not allowed here: Name of the run and of its directory: letters, digits, "
         "dot, dash, underscore."),
     "a group of one": ("group_size: 4", "group_size: 1",
-        "run.yaml:7: rollout.group_size: a group of 1 has nothing to compare with; the smallest is 2"),
+        "run.yaml:7: rollout.group_size: must be at least 2, got 1"),
     "groups that do not split": ("checkpoints:", "optimizer: {updates: 3}\ncheckpoints:",
         "run.yaml:15: optimizer.updates: 3 does not divide rollout.groups = 4; the nearest that do are 2 and 4"),
     "t_min above t_max": ("t_min: 0.3", "t_min: 0.9, t_max: 0.5",
@@ -113,7 +113,7 @@ EDITS = {
         "run.yaml:13: timesteps.t_min: 1.0 (sigma 1) must be below t_max = 1.0 (sigma 1); 1 is noise and 0 is data"),
     "a time that is none": ("t_min: 0.3", "t_min: shift(2)",
         "run.yaml:13: timesteps.t_min: must be a number from 0 (data) to 1 (noise), or shift(s) with s from 0 to 1, "
-        "such as shift(0.3); the nearest is 1 (here: 'shift(2)')"),
+        "such as shift(0.3); the nearest is 1 (got 'shift(2)')"),
     "no pixels": ("resolution: 8", "resolution: 0",
         "run.yaml:9: rollout.resolution: 0 is no size in pixels; it must be at least 1"),
     "two rewards of one name": ("  - use: brightness\n", "  - use: brightness\n  - use: brightness\n",
@@ -129,9 +129,9 @@ EDITS = {
     "an option of the wrong type": ("  - use: brightness\n", "  - {use: brightness, options: {scale: big}}\n",
         "run.yaml:12: rewards.0.options.scale: must be a number, not 'big'"),
     "options where there are none": ("sampler: flow-euler", "sampler: {use: flow-euler, options: {order: 2}}",
-        "run.yaml:10: rollout.sampler.options.order: unknown key; there are none here"),
+        "run.yaml:10: rollout.sampler.options.order: unknown key; allowed: none"),
     "prompts of two origins": ("train: {use: toy}", "train: {use: toy, file: p.txt}",
-        "run.yaml:3: prompts.train: give exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt source)"),
+        "run.yaml:3: prompts.train: set exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt source)"),
 }  # fmt: skip
 
 

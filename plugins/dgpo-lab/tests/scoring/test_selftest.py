@@ -129,7 +129,7 @@ def test_the_examples_can_be_looked_at(dgpo: Run) -> None:
          "the prompt of each file"),
         (["stub", "a.png", "--prompts", "p.txt"], "--prompts p.txt: has 2 prompts for 1 file; give one line a file, in "
          "their order, or a .jsonl file whose lines name theirs: {{\"file\": ..., \"prompt\": ...}}"),
-        (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file ends in .txt (one prompt a line) or .jsonl "
+        (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file must end in .txt (one prompt per line), .jsonl "
          "(one object a line), or in .json (one list)"),
         (["stub", "a.png", "--prompts", "named.jsonl"], "named.jsonl:2: `file` must name a file, as in other lines"),
         (["stub", "a.png", "--prompts", "twice.jsonl"], "twice.jsonl:2: a.png has another prompt in twice.jsonl:1"),
