@@ -239,7 +239,7 @@ def test_the_output_is_checked_before_the_work(
         (["runs/toy", "--checkpoint", "9"], "runs/toy/checkpoints: no checkpoint '9'; there are newest, best and "
          "iterations 0, 1, 2, 3, 4"),
         (["runs/toy", "--prompts", "p.csv"], "p.csv: a prompt file must end in .txt (one prompt per line), .jsonl (one "
-         "object per line) or .json (one list); convert it with pandas:  pandas.read_csv('p.csv').to_json('p.jsonl', "
+         "object per line) or .json (one list); convert it with pandas: pandas.read_csv('p.csv').to_json('p.jsonl', "
          "orient='records', lines=True)"),
     ],
 )  # fmt: skip

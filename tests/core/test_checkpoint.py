@@ -248,7 +248,7 @@ def test_another_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
     save(checkpoints, 1)
     manifest = save(checkpoints, 2) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
-    with pytest.raises(UserError, match="format version 3 is unknown"):
+    with pytest.raises(UserError, match="unknown checkpoint format version 3"):
         checkpoints.newest()
 
 

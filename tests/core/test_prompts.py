@@ -268,5 +268,5 @@ def test_a_text_that_is_none_is_refused_wherever_it_comes_from(registry: Registr
     assert given("ein grüner Kreis 😀", "--prompt 1") == "ein grüner Kreis 😀"
     with pytest.raises(UserError, match=r"--prompt 2: holds the byte 0xFF at character 3, which is not UTF-8"):
         given("a \udcff", "--prompt 2")
-    with pytest.raises(UserError, match=r"--prompt 2: holds half of a character \(the lone surrogate U\+D83D"):
+    with pytest.raises(UserError, match=r"--prompt 2: contains half of a character \(the lone surrogate U\+D83D"):
         given("a \ud83d", "--prompt 2")

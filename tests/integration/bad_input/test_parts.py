@@ -130,8 +130,8 @@ PROMPTS: dict[str, tuple[str, str | bytes | None, str]] = {
         "p.txt:2: not UTF-8 (byte 4 of the line): 0xE4; in Windows-1252 it reads 'a lämp'; if so, convert it: "
         "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"),
     "another format": ("p.csv", "a,b\n",
-        "p.csv: a prompt file must end in .txt (one prompt per line), .jsonl (one object a line), or in .json (one list); "
-        "pandas writes one: pandas.read_csv('p.csv').to_json('p.jsonl', orient='records', lines=True)"),
+        "p.csv: a prompt file must end in .txt (one prompt per line), .jsonl (one object per line) or .json (one "
+        "list); convert it with pandas: pandas.read_csv('p.csv').to_json('p.jsonl', orient='records', lines=True)"),
 }  # fmt: skip
 
 

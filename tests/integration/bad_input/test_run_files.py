@@ -37,8 +37,8 @@ FILE: dict[str, tuple[str | bytes, str]] = {
         "run.yaml: appears to be UTF-16LE without a byte order mark, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8 "
         "FILE > NEW",
     ),
-    "empty": ("", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
-    "only a comment": ("# run\n", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
+    "empty": ("", "run.yaml: the file is empty; see `dgpo validate --help` for its content"),
+    "only a comment": ("# run\n", "run.yaml: the file is empty; see `dgpo validate --help` for its content"),
     "a list": ("- run\n- backbone\n", "run.yaml:1: must be a mapping of sections (`run: ...`), not a list"),
     "a text": ("run\n", "run.yaml:1: must be a mapping of sections (`run: ...`), not 'run'"),
     "a bracket left open": (
@@ -52,8 +52,8 @@ FILE: dict[str, tuple[str | bytes, str]] = {
     ),
     "a tag that runs code": (
         TEXT.replace("name: toy", "name: !!python/object/apply:os.getcwd []"),
-        "run.yaml:1: run.name: the tag !!python/object/apply:os.getcwd is not allowed; write plain texts, numbers, "
-        "lists and mappings",
+        "run.yaml:1: run.name: the tag !!python/object/apply:os.getcwd is not allowed; use plain strings, "
+        "numbers, lists and mappings",
     ),
 }  # fmt: skip
 
@@ -69,10 +69,10 @@ EDITS = {
     "a key of another section": ("steps: 3", "learning_rate: 1e-4",
         "run.yaml:5: rollout.learning_rate: unknown key; did you mean optimizer.learning_rate?"),
     "a key like nothing": ("keep: 9", "zzz: 9",
-        "run.yaml:15: checkpoints.zzz: unknown key; there are best, every, keep"),
+        "run.yaml:15: checkpoints.zzz: unknown key; allowed: best, every, keep"),
     "a key that is missing": ("name: toy, ", "",
-        "run.yaml:1: run.name: is missing (Name of the run and of its directory: letters, digits, dot, dash, "
-        "underscore)"),
+        "run.yaml:1: run.name: is missing (Name of the run and of its directory: letters, digits, dots, dashes, "
+        "underscores)"),
     "a text for a number": ("steps: 3", "steps: many",
         "run.yaml:5: rollout.steps: must be an integer, not 'many'"),
     "a fraction for a whole number": ("steps: 3", "steps: 2.5",
@@ -101,11 +101,12 @@ EDITS = {
         "run.yaml:1: run.device: must be auto, cpu or cuda, not 'tpu'; did you mean cpu?"),
     "a name that is no directory": ("name: toy", "name: ../toy",
         "run.yaml:1: run.name: '../toy' is not allowed here: Name of the run and of its directory: letters, digits, "
-        "dot, dash, underscore."),
+        "dots, dashes, underscores."),
     "a group of one": ("group_size: 4", "group_size: 1",
-        "run.yaml:7: rollout.group_size: must be at least 2, got 1"),
+        "run.yaml:7: rollout.group_size: must be at least 2, got 1: the samples of a group are compared with each "
+        "other"),
     "groups that do not split": ("checkpoints:", "optimizer: {updates: 3}\ncheckpoints:",
-        "run.yaml:15: optimizer.updates: 3 does not divide rollout.groups = 4; the nearest that do are 2 and 4"),
+        "run.yaml:15: optimizer.updates: 3 does not divide rollout.groups = 4; the nearest divisors are 2 and 4"),
     "t_min above t_max": ("t_min: 0.3", "t_min: 0.9, t_max: 0.5",
         "run.yaml:13: timesteps.t_min: 0.9 (sigma 0.9) must be below t_max = 0.5 (sigma 0.5); 1 is noise and 0 is "
         "data"),
@@ -115,9 +116,10 @@ EDITS = {
         "run.yaml:13: timesteps.t_min: must be a number from 0 (data) to 1 (noise), or shift(s) with s from 0 to 1, "
         "such as shift(0.3); the nearest is 1 (got 'shift(2)')"),
     "no pixels": ("resolution: 8", "resolution: 0",
-        "run.yaml:9: rollout.resolution: 0 is no size in pixels; it must be at least 1"),
+        "run.yaml:9: rollout.resolution: must be at least 1 pixel, got 0"),
     "two rewards of one name": ("  - use: brightness\n", "  - use: brightness\n  - use: brightness\n",
-        "run.yaml:13: rewards.1: two rewards are called 'brightness'; give one of them another `name`"),
+        "run.yaml:13: rewards.1: the name 'brightness' is already used by another reward; give one of them another "
+        "`name`"),
     "an unknown reward": ("use: brightness", "use: brihgtness",
         "run.yaml:12: rewards.0.use: unknown reward 'brihgtness'; did you mean brightness? (installed: {reward})"),
     "an unknown sampler": ("sampler: flow-euler", "sampler: flow-eular",
@@ -131,7 +133,7 @@ EDITS = {
     "options where there are none": ("sampler: flow-euler", "sampler: {use: flow-euler, options: {order: 2}}",
         "run.yaml:10: rollout.sampler.options.order: unknown key; allowed: none"),
     "prompts of two origins": ("train: {use: toy}", "train: {use: toy, file: p.txt}",
-        "run.yaml:3: prompts.train: set exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt source)"),
+        "run.yaml:3: prompts.train: set exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt generator)"),
 }  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def test_files_that_cannot_be_opened(world: World, command: str) -> None:
     looked_into = command in ("sample", "evaluate")  # a directory may be a run for them
     expected = "not a run directory (it has no config.yaml)" if looked_into else "is a directory, not a file"
     refused(world, [command, "directory"], f"directory: {expected}")
-    expected = "there is no such run directory or run file" if looked_into else "there is no such file"
+    expected = "there is no such run directory or run file" if looked_into else "no such file"
     refused(world, [command, "nope.yaml"], f"nope.yaml: {expected}")
 
 
