@@ -1,1 +1,1 @@
-"""Schemas of every file that people write or read. No torch here: the command line answers at once."""
+"""Schemas of all files that users write or read. It does not import torch, to keep the command line fast."""

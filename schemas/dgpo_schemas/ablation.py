@@ -1,7 +1,7 @@
-"""`AblationConfig`: everything an ablation file may say: a base run, what to vary in it, and how to compare.
+"""`AblationConfig`: the schema of an ablation file: a base run, the settings to vary, and how to compare.
 
-Keys of the run file are dotted, as on the command line (`optimizer.learning_rate`, `rewards.0.weight`). What they may
-hold is the run file's own affair: it is checked when the ablation's run files are made, before any of them runs.
+Keys of the run file are dotted, as on the command line (`optimizer.learning_rate`, `rewards.0.weight`). Their values
+are validated when the run files of the ablation are generated, before any of them runs.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ __all__ = ["RESERVED", "AblationConfig", "AxisSection", "EndSection"]
 
 TITLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*\Z")
 RESERVED = {
-    "run.name": "it is the cell's own",
-    "run.output": "it is the cell's own; `output` of the ablation says where",
-    "run.seed": "`seeds` of the ablation says which",
+    "run.name": "it is set for each cell",
+    "run.output": "it is set for each cell; use `output` of the ablation",
+    "run.seed": "use `seeds` of the ablation",
 }
-"""Keys of the run file that an ablation sets itself."""
+"""Keys of the run file that the ablation sets itself, with the reason."""
 
 
 def _seeds(value: Any) -> Any:
-    """A count of seeds as the list 0, 1, ..."""
+    """Expand a count of seeds to the list 0, 1, ..."""
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if value < 1:
         raise ValueError("at least one seed is needed: a count such as 5, or a list such as [0, 1, 2]")
     if value > MAX_SEEDS:
-        raise ValueError(f"{value} seeds are more than {MAX_SEEDS}; for a single seed write [{value}]")
+        raise ValueError(f"must be at most {MAX_SEEDS} seeds; for the single seed {value} write [{value}]")
     return list(range(value))
 
 
@@ -52,49 +52,56 @@ Seeds = Annotated[
 
 
 class AxisSection(StrictModel):
-    """One thing to vary: a key of the run file with `values`, or `variants`, which are named bundles of settings."""
+    """One axis of the ablation: a `key` of the run file with its `values`, or `variants`, which are named sets of
+    settings."""
 
     name: str | None = Field(
-        default=None, max_length=60, description="Name in tables: letters, digits, blank . _ + -; by default the key."
+        default=None,
+        max_length=60,
+        description="Name of the axis in tables: letters, digits, spaces and . _ + -; default: the key.",
     )
     key: str | None = Field(
-        default=None, min_length=1, description="Dotted key of the run file, plugins and their options included."
+        default=None, min_length=1, description="Dotted key of the run file; plugin options are allowed."
     )
-    values: list[Any] | None = Field(default=None, min_length=1, description="What the key is set to, one a variant.")
+    values: list[Any] | None = Field(default=None, min_length=1, description="Values of the key, one per variant.")
     variants: dict[str, dict[str, Any]] | None = Field(
-        default=None, min_length=1, description="Name to settings: dotted keys and their values; {} is the base itself."
+        default=None,
+        min_length=1,
+        description="Name of each variant, with its settings as dotted keys and values; {} is the unchanged base.",
     )
 
     @model_validator(mode="after")
     def _one_form(self) -> AxisSection:
         if self.variants is not None and (self.key is not None or self.values is not None):
-            raise ValueError("give `key` with `values`, or `variants`, not both")
+            raise ValueError("set `key` with `values`, or `variants`, not both")
         if self.variants is None and (self.key is None or self.values is None):
-            raise ValueError("give a `key` with its `values`, or `variants` (named bundles of settings)")
+            raise ValueError("set a `key` with its `values`, or `variants` (named sets of settings)")
         if self.variants is not None and self.name is None:
-            raise ValueError("an axis of `variants` needs a `name`")
+            raise ValueError("an axis with `variants` needs a `name`")
         if not TITLE.match(self.title):
-            raise ValueError(f"{self.title!r} is no name: letters, digits, blank . _ + - only")
+            raise ValueError(f"{self.title!r} is not a valid name; use only letters, digits, spaces and . _ + -")
         for name in self.variants or {}:
             if not TITLE.match(name):
-                raise ValueError(f"the variant {name!r} has no name: letters, digits, blank . _ + - only")
+                raise ValueError(f"{name!r} is not a valid variant name; use only letters, digits, spaces and . _ + -")
         return self
 
     @property
     def title(self) -> str:
-        """Name in tables."""
+        """Name of the axis in tables."""
         return str(self.name or self.key)
 
 
 class EndSection(StrictModel):
-    """When a cell ends: the first of these that is reached, or the base's run.iterations."""
+    """When a cell stops: at the first of these conditions, or at run.iterations of the base."""
 
-    iterations: Int | None = Field(default=None, ge=1, le=10**9, description="Iterations; sets run.iterations.")
-    seconds: Float | None = Field(
-        default=None, gt=0, description="Training seconds, without evaluations and checkpoints."
+    iterations: Int | None = Field(
+        default=None, ge=1, le=10**9, description="Number of iterations; sets run.iterations."
     )
-    samples: Int | None = Field(default=None, ge=1, le=10**15, description="Samples rolled out.")
-    target: Float | None = Field(default=None, description="Held-out score that is enough.")
+    seconds: Float | None = Field(
+        default=None, gt=0, description="Training time in seconds, excluding evaluation and saving."
+    )
+    samples: Int | None = Field(default=None, ge=1, le=10**15, description="Number of generated samples.")
+    target: Float | None = Field(default=None, description="Held-out score to reach.")
 
 
 class AblationConfig(StrictModel):
@@ -103,42 +110,52 @@ class AblationConfig(StrictModel):
     name: str = Field(
         pattern=NAME,
         max_length=100,
-        description="Name of the ablation and of its directory: letters, digits, dot, dash, underscore.",
+        description="Name of the ablation and of its directory: letters, digits, dots, dashes, underscores.",
     )
-    output: PathText = Field(default="runs", min_length=1, description="Directory in which the ablation's own is made.")
-    base: PathText = Field(min_length=1, description="The run file to vary; relative to the working directory.")
+    output: PathText = Field(default="runs", min_length=1, description="Parent directory of the ablation's directory.")
+    base: PathText = Field(
+        min_length=1, description="Path of the base run file, relative to the current working directory."
+    )
     set: dict[str, Any] = Field(
-        default_factory=dict, description="Settings of every variant: dotted keys of the run file and their values."
+        default_factory=dict,
+        description="Settings for every variant, as dotted keys of the run file and their values.",
     )
-    axes: list[AxisSection] = Field(min_length=1, description="What to vary.")
+    axes: list[AxisSection] = Field(min_length=1, description="Settings to vary.")
     crossing: Literal["product", "each"] = Field(
-        default="product", description="Every combination of the axes, or one axis at a time against the base."
+        default="product",
+        description="`product`: every combination of the axes. `each`: vary one axis at a time, with the others as in "
+        "the base.",
     )
     seeds: Seeds = Field(
-        description="Seeds: a list, or a count (0, 1, ...). The same seed draws the same prompts and noise everywhere."
+        description="Seeds: a list, or a count (5 means 0 to 4). Variants with the same seed use the same prompts and "
+        "noise."
     )
-    stop: EndSection = Field(default_factory=EndSection, description="When a cell ends.")
+    stop: EndSection = Field(default_factory=EndSection, description="When a cell stops.")
     target: Float | None = Field(
         default=None,
-        description="Held-out score whose time and samples are compared; by default stop.target. It stops nothing.",
+        description="Held-out score for comparing the time and the samples needed to reach it; default: stop.target. "
+        "It does not stop a run.",
     )
     reward: str | None = Field(
-        default=None, min_length=1, description="Evaluated reward that decides; by default the first."
+        default=None, min_length=1, description="Evaluated reward to compare variants by; default: the first one."
     )
     baseline: str | None = Field(
-        default=None, min_length=1, description="Variant that others are compared with; by default the first."
+        default=None, min_length=1, description="Variant that the others are compared with; default: the first one."
     )
     parallel: Int | None = Field(
-        default=None, ge=1, le=1024, description="Cells at once; by default one a CUDA device, or one on the CPU."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Number of cells to run at once; default: one per CUDA device, or one on the CPU.",
     )
     devices: list[Annotated[Int, Field(ge=0, le=1023)]] | None = Field(
-        default=None, description="CUDA devices, taken in turn; by default all there are, [] for none."
+        default=None, description="CUDA devices to assign to cells in turn; default: all devices; [] uses the CPU."
     )
     threads: Int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="CPU threads of a cell; sets run.threads. By default the processors are shared out.",
+        description="Number of CPU threads per cell; sets run.threads. Default: the CPU cores divided among the cells.",
     )
 
     @field_validator("seeds")
@@ -148,5 +165,5 @@ class AblationConfig(StrictModel):
             raise ValueError("at least one seed is needed: a count such as 5, or a list such as [0, 1, 2]")
         twice = next((seed for i, seed in enumerate(seeds) if seed in seeds[:i]), None)
         if twice is not None:
-            raise ValueError(f"seed {twice} stands here twice")
+            raise ValueError(f"seed {twice} is listed twice")
         return seeds

@@ -1,4 +1,4 @@
-"""Addresses of services and proxies as people write them: what is wrong with one, and how it can be shown."""
+"""Validation and display of service and proxy URLs that users write."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ HOST = re.compile(r"[^\s/?#@\[\]:%\\<>^`{|}\"]+")
 
 
 def shown_address(text: str) -> str:
-    """An address, well-formed or not, that may stand in a message: without the name and password before its last @,
-    and on one line."""
+    """Format a URL, valid or not, for a message: on one line, without the user name and password before its last @."""
     scheme, mark, rest = text.rpartition("://") if text.count("://") == 1 else ("", "", text)
     if "@" in rest:
         rest = rest.rpartition("@")[2]
@@ -28,9 +27,9 @@ def shown_address(text: str) -> str:
 
 
 def service_address(text: str) -> str:
-    """`text`, if it is the address of a service: http or https, a host, and perhaps a port and a path.
+    """Return `text` if it is a valid service URL: http or https, a host, and optionally a port and a path.
 
-    Raises ValueError that says what is wrong and proposes an address that is right.
+    Raises ValueError that states the problem and proposes a valid URL.
     """
     problem = _problem(text)
     if problem is None:
@@ -38,36 +37,37 @@ def service_address(text: str) -> str:
     proposal = _proposal(text)
     if _problem(proposal) is not None or proposal == text:
         proposal = EXAMPLE
-    raise ValueError(f"'{shown_address(text)}' is no address of a service: {problem}; write {shown_address(proposal)}")
+    shown = shown_address(text)
+    raise ValueError(f"'{shown}' is not a valid service URL: {problem}; write {shown_address(proposal)}")
 
 
 def _problem(text: str) -> str | None:
-    """What is wrong, in words."""
+    """Return what is wrong with a URL, or None if it is valid."""
     if not text.strip():
         return "it is empty"
     if any(c.isspace() or not c.isprintable() for c in text):
-        return "it holds white space or a character that cannot be seen"
+        return "it contains white space or an invisible character"
     if not text.startswith(("http://", "https://")):
         return "it must begin with http:// or https://"
     try:
         parts = urlsplit(text)
         host = parts.hostname or ""
     except ValueError:
-        return "its brackets hold no IPv6 address" if "[" in text or "]" in text else "its host is none"
+        return "the brackets do not contain an IPv6 address" if "[" in text or "]" in text else "the host is invalid"
     authority = parts.netloc.rpartition("@")[2]
     if authority.count(":") > 1 and not authority.startswith("["):
-        return "an IPv6 address stands in brackets"
+        return "an IPv6 address must be in brackets"
     if "@" in text and "@" not in parts.netloc:
-        return "a slash, ? or # in a password is written %2F, %3F or %23"
+        return "a slash, ? or # in a password must be written as %2F, %3F or %23"
     if not _is_port(parts):
-        return "a port is a number from 1 to 65535"
+        return "the port must be a number from 1 to 65535"
     if not host:
         return "it has no host"
     if parts.query or parts.fragment or text.endswith(("?", "#")):
-        return "it goes on after the path: no ? and no #"
+        return "it must end with the path, without ? or #"
     if authority.startswith("["):
-        return None if _is_ipv6(host) else "its brackets hold no IPv6 address"
-    return None if _is_host(host) else "its host is none"
+        return None if _is_ipv6(host) else "the brackets do not contain an IPv6 address"
+    return None if _is_host(host) else "the host is invalid"
 
 
 def _is_host(host: str) -> bool:
@@ -86,7 +86,7 @@ def _is_port(parts: SplitResult) -> bool:
 
 
 def _proposal(text: str) -> str:
-    """The address that was perhaps meant."""
+    """Guess the intended URL."""
     text = unicodedata.normalize("NFKC", text)
     text = "".join(c for c in text if c.isprintable() and not c.isspace())
     if re.fullmatch(r"\w*:?/*", text) and not text.isalnum():
@@ -101,7 +101,7 @@ def _proposal(text: str) -> str:
     user, at, place = authority.rpartition("@")
     if place.count(":") > 1 and not place.startswith("["):
         before, _, port = place.rpartition(":")
-        if _is_ipv6(before) and port.isdecimal() and int(port[:9]) >= 1024:  # rather a port than a part of the address
+        if _is_ipv6(before) and port.isdecimal() and int(port[:9]) >= 1024:  # more likely a port than a group
             place = f"[{before}]:{port}"
         elif _is_ipv6(place):
             place = f"[{place}]"

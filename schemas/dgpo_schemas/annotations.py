@@ -1,4 +1,4 @@
-"""Walking through the annotations of models' fields."""
+"""Traversal of the type annotations of model fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["items_of", "models_of", "plain"]
 
 
 def plain(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows and the marks of `Annotated` beside them, through unions but not into
+    """Yield the types that an annotation allows and the metadata of `Annotated`, looking through unions but not into
     containers."""
     origin = get_origin(annotation)
     if origin is Annotated:
@@ -26,10 +26,10 @@ def plain(annotation: Any) -> Iterator[Any]:
 
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that an annotation allows."""
-    return (one for one in plain(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
+    """Yield the pydantic models that an annotation allows."""
+    return (kind for kind in plain(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def items_of(annotation: Any) -> Iterator[Any]:
-    """Annotations of the items, where a list is allowed."""
-    return (get_args(one)[0] for one in plain(annotation) if get_origin(one) is list)
+    """Yield the item annotations of the lists that an annotation allows."""
+    return (get_args(kind)[0] for kind in plain(annotation) if get_origin(kind) is list)

@@ -1,8 +1,8 @@
-"""What a resumed run may change, as the fields of `RunConfig` declare it, and how a change is recorded.
+"""Settings that a resume may change, as declared by the fields of `RunConfig`, and the record of such changes.
 
-Fixed is what makes a run this run: its seed, model, adapter and prompts; how groups are drawn and compared; rewards,
-advantages, objective and training times; the kind of optimizer with its moments (`betas`, `epsilon`, `bits`). With
-another of these the logs would tell of two experiments as if they were one.
+Settings that identify the experiment are fixed: the seed, model, adapter and prompts; how groups are generated and
+compared; rewards, advantages, objective and training timesteps; the optimizer and its moments (`betas`, `epsilon`,
+`bits`). If they changed, one set of logs would describe two experiments.
 """
 
 from __future__ import annotations
@@ -21,35 +21,39 @@ __all__ = ["ITEM", "ChangeRecord", "Effect", "changeable", "declared", "effect_o
 
 Effect = Literal["fixed", "from there on", "any time"]
 ITEM = "N"
-"""Stands for the number of an item of a list in a key."""
+"""Placeholder in a key for the index of a list item."""
 _EFFECTS: dict[Any, Effect] = {FROM_THERE_ON[RESUME]: "from there on", ANYTIME[RESUME]: "any time"}
 
 
 class ChangeRecord(StrictModel):
-    """One of `changes` in run.json: a setting that a resume changed."""
+    """An entry of `changes` in run.json: a setting that a resume changed."""
 
-    iteration: int = Field(ge=0, description="Iterations finished when the run went on with the new value.")
+    iteration: int = Field(ge=0, description="Number of finished iterations when the run resumed with the new value.")
     key: str = Field(min_length=1, description="Dotted key of the setting.")
-    was: Any = Field(description="Value until then; null if the key was not there.")
-    now: Any = Field(description="Value from then on; null if the key is not there.")
-    time: str = Field(description="When the run went on, in UTC, as ISO 8601.")
+    was: Any = Field(description="Old value; null if the key was not set.")
+    now: Any = Field(description="New value; null if the key is not set.")
+    time: str = Field(description="Time of the resume, in UTC, as ISO 8601.")
 
 
 def changeable() -> dict[str, Effect]:
-    """Every setting that a resume may change, a section for all that is in it, to what a change does. Numbers of items
-    are ITEM."""
+    """Return the run settings that a resume may change, with the effect of a change.
+
+    A section stands for all keys in it. Indices of list items are ITEM.
+    """
     return declared(RunConfig)
 
 
 def declared(model: type[BaseModel]) -> dict[str, Effect]:
-    """The same of the settings of any model, such as that of a plugin's options."""
+    """Return the settings of any model, such as a plugin's options, that a resume may change. See `changeable`."""
     return dict(_declared(model, ()))
 
 
 def effect_of(key: str, options: Mapping[str, Effect] | None = None) -> Effect:
-    """What changing the setting with this dotted key on a resume does: the innermost declaration holds.
+    """Return the effect of changing a setting on resume. The innermost declaration applies.
 
-    options: what plugins declare of their options, by dotted keys of the run file.
+    Args:
+        key: Dotted key of the setting.
+        options: Declarations of plugin options, by dotted key of the run file.
     """
     parts, exact = generic(key).split("."), key.split(".")
     known, more = changeable(), options or {}
@@ -58,12 +62,12 @@ def effect_of(key: str, options: Mapping[str, Effect] | None = None) -> Effect:
 
 
 def generic(key: str) -> str:
-    """A dotted key with ITEM for the numbers of items."""
+    """Replace the indices of list items in a dotted key by ITEM."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", ITEM, key)
 
 
 def summary() -> str:
-    """`changeable` in a line or two: keys of one section together."""
+    """Return the keys of `changeable` as short text, grouped by section."""
     sections: dict[str, list[str]] = {}
     for key in changeable():
         section, _, rest = key.partition(".")

@@ -1,5 +1,4 @@
-"""The bytes of a text file that somebody's editor, shell or table program has written, as text; JSON in which no key
-stands twice."""
+"""Decoding of text files from any editor, shell or spreadsheet, and of JSON without duplicate keys."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from dgpo_schemas.text import clean, lone_surrogate
 __all__ = ["EncodingError", "decode", "encode_like", "half_character", "read_bytes", "unique_keys"]
 
 SHOWN = 40
-"""Characters of a line that a message shows."""
+"""Maximum number of characters of a line to show in a message."""
 MARKS = (
     (codecs.BOM_UTF8, "UTF-8"),
-    (codecs.BOM_UTF32_LE, "UTF-32LE"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_LE, "UTF-32LE"),  # before UTF-16LE, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "UTF-32BE"),
     (codecs.BOM_UTF16_LE, "UTF-16LE"),
     (codecs.BOM_UTF16_BE, "UTF-16BE"),
@@ -37,29 +36,31 @@ KINDS = (
     (b"SQLite format", "a database; write it as lines of JSON"),
     (b"\xd0\xcf\x11\xe0", "an old Office document; export it as text"),
 )
-"""First bytes of files that are no text, and what they are. (BZh might begin a text: a digit follows it in bzip2.)"""
+"""Signatures of binary files, with a description. (In a bzip2 file a digit follows BZh, unlike in most texts.)"""
 
 
 class EncodingError(ValueError):
-    """Bytes that are no text that can be read. line: from 1; 0 if it is about the whole file."""
+    """Bytes that cannot be decoded as text. line: line number from 1; 0 if the error concerns the whole file."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         super().__init__(message)
         self.line = line
 
     def at(self, source: object) -> str:
-        """The message with its place."""
+        """Return the message with its position in `source`."""
         return f"{source}:{self.line}: {self}" if self.line else f"{source}: {self}"
 
 
 def read_bytes(path: Path, most: int, what: str) -> bytes:
-    """The bytes of a file, of which one more than `most` are read at most. Raises ValueError in words that follow the
-    file's name; what: what it is called there."""
+    """Read at most `most` + 1 bytes of a file.
+
+    Raises ValueError with a message to put after the file's name; what: noun for the file in that message.
+    """
     try:
         with path.open("rb") as handle:
             return handle.read(most + 1)
     except FileNotFoundError:
-        raise ValueError(f"there is no such {what}") from None
+        raise ValueError(f"no such {what}") from None
     except IsADirectoryError:
         raise ValueError(f"is a directory, not a {what}") from None
     except (OSError, ValueError) as error:
@@ -67,13 +68,13 @@ def read_bytes(path: Path, most: int, what: str) -> bytes:
 
 
 def decode(raw: bytes) -> str:
-    """UTF-8, or UTF-16 or UTF-32 that begin with a byte order mark, without that mark.
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark. The mark is removed.
 
-    Raises EncodingError saying what the bytes seem to be instead, and how to convert them.
+    Raises EncodingError that names the likely encoding or file format, and how to convert it.
     """
     for start, what in KINDS:
         if raw.startswith(start) and (start != b"BZh" or raw[3:4].isdigit()):
-            raise EncodingError(f"is no text: it is {what}")
+            raise EncodingError(f"is not a text file: it is {what}")
     mark, name = next(((mark, name) for mark, name in MARKS if raw.startswith(mark)), (b"", ""))
     if name[:6] in ("UTF-16", "UTF-32"):
         return _wide(raw[len(mark) :], name)
@@ -81,13 +82,13 @@ def decode(raw: bytes) -> str:
         guess = _without_mark(raw[:4096])
         if guess:
             raise EncodingError(
-                f"seems to be {guess} without a byte order mark, not UTF-8; convert it: iconv -f {guess} -t UTF-8 FILE "
-                "> NEW"
+                f"appears to be {guess} without a byte order mark, not UTF-8; convert it: iconv -f {guess} -t UTF-8 "
+                "FILE > NEW"
             )
         place = raw.index(b"\0")
         column = place - raw.rfind(b"\n", 0, place)
         line = raw.count(b"\n", 0, place) + 1
-        raise EncodingError(f"holds a zero byte, which no text does (byte {column} of the line); delete it", line)
+        raise EncodingError(f"contains a null byte (byte {column} of the line); delete it", line)
     try:
         return raw[len(mark) :].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -105,14 +106,14 @@ def _wide(raw: bytes, name: str) -> str:
         text = raw.decode(name)
     except UnicodeDecodeError as error:
         line = raw[: error.start].decode(name, "replace").count("\n") + 1
-        raise EncodingError(f"not {name}, though it begins with its mark ({error.reason})", line) from None
+        raise EncodingError(f"not {name}, despite its byte order mark ({error.reason})", line) from None
     if "\0" in text:
-        raise EncodingError("holds a zero character, which no text does", text.count("\n", 0, text.index("\0")) + 1)
+        raise EncodingError("contains a null character; delete it", text.count("\n", 0, text.index("\0")) + 1)
     return text
 
 
 def _without_mark(raw: bytes) -> str:
-    """What the places of zero bytes say; empty if nothing."""
+    """Guess an encoding from the positions of null bytes; "" if unknown."""
     if len(raw) < 8:
         return ""
     zeros = [raw[i::4].count(0) / max(1, len(raw[i::4])) for i in range(4)]
@@ -134,10 +135,10 @@ def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> EncodingError:
     number = raw.count(b"\n", 0, error.start) + 1
     if error.reason == "unexpected end of data":
         place += "; the file ends in the middle of a character"
-        if len(raw) - error.start > 1:  # a single byte may be the last letter of another encoding too
+        if len(raw) - error.start > 1:  # a single byte may also be the last character in another encoding
             return EncodingError(place, number)
     if re.match(rb"\xed[\xa0-\xbf][\x80-\xbf]", raw[error.start : error.start + 3]):
-        return EncodingError(f"{place}; it begins half of a character (a lone surrogate)", number)
+        return EncodingError(f"{place}; it starts a lone surrogate (half of a character)", number)
     high = sum(byte >= 0x80 for byte in line)
     try:
         read = line.decode("cp1252")
@@ -155,30 +156,30 @@ def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> EncodingError:
 
 
 def half_character(text: str) -> str:
-    """In words, what a text holds that no tokenizer and no file can: half of a character or an undecodable byte; empty
-    for a valid text. The words follow its name, as in "`prompt` holds ..."."""
+    """Describe the first lone surrogate or undecodable byte of a text, as a phrase to put after its name ("`prompt`
+    contains ..."); "" if the text is valid Unicode."""
     if text.isascii():
         return ""
     place = lone_surrogate(text)
     if place is None:
         return ""
     code = ord(text[place])
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds bytes of command lines and file names that are not UTF-8
-        return f"holds the byte 0x{code - 0xDC00:02X} at character {place + 1}, which is not UTF-8"
+    if 0xDC80 <= code <= 0xDCFF:  # Python's encoding of non-UTF-8 bytes in command lines and file names
+        return f"contains the byte 0x{code - 0xDC00:02X} at character {place + 1}, which is not UTF-8"
     return (
-        f"holds half of a character (the lone surrogate U+{code:04X}, character {place + 1}): its other half is "
-        "missing; put in the whole character, or leave it out"
+        f"contains half of a character (the lone surrogate U+{code:04X}, character {place + 1}); write the whole "
+        "character, or remove it"
     )
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, for `object_pairs_hook`. Raises ValueError where a key stands twice: `json` would keep the
-    last of its values without a word."""
+    """Build a JSON object, as an `object_pairs_hook`. Raises ValueError for duplicate keys, of which `json` would
+    silently keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        for key, _ in pairs:  # not by comparing each with each: there may be a million
+        for key, _ in pairs:  # linear, since there may be a million keys
             if key in seen:
-                raise ValueError(f"the key {clean(repr(key), 100)} stands twice in one object")
+                raise ValueError(f"duplicate key {clean(repr(key), 100)} in one object")
             seen.add(key)
     return found

@@ -1,7 +1,7 @@
-"""JSON Schemas of every file that people write or read, for editors and for other languages.
+"""Export of JSON Schemas of all files that users write or read, for editors and other languages.
 
-run.schema.json knows the installed plugins: `use` suggests their names, and `options` are checked by each plugin's own
-model. An editor with YAML support uses it through a first line such as
+run.schema.json includes the installed plugins: `use` suggests their names, and `options` are validated by each plugin's
+model. Editors with YAML support use it if the first line of a file is, for example,
 `# yaml-language-server: $schema=../schemas/json/run.schema.json`.
 """
 
@@ -28,7 +28,7 @@ from dgpo_schemas.service import ServiceMessages
 __all__ = ["PluginOptions", "json_schema", "schema_texts", "stale_schemas", "write_schemas"]
 
 PluginOptions = Mapping[str, Mapping[str, type[BaseModel]]]
-"""Kind of component to name to options model."""
+"""Options models by kind and name of component."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 RECORDS: dict[str, type[BaseModel]] = {
@@ -50,19 +50,19 @@ CHOOSERS = {
     "ServedReward": "reward",
     "TimestepsSection": "timesteps",
 }
-"""Sections of a run file or a reward file that choose a component themselves, and its kind."""
+"""Sections of a run file or reward file that have a `use` key, with the kind of component."""
 PLAIN_CHOICES = {("RolloutSection", "sampler"): "sampler", (None, "weighting"): "weighting"}
-"""Fields (None: of the run file itself) that hold nothing but a choice."""
+"""Fields of type `Use`, as (section, field), with the kind of component. None is the top level of the run file."""
 
 
 LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
 def json_schema(model: type[BaseModel], template: str = "#/$defs/{model}") -> dict[str, Any]:
-    """A model's JSON Schema.
+    """Return a model's JSON Schema.
 
-    pydantic leaves the limits of an optional validated number under its own names (`ge`), which mean nothing in JSON
-    Schema; here they get theirs.
+    pydantic writes the bounds of an optional validated number under its own names (`ge`); they are renamed to those of
+    JSON Schema.
     """
 
     def rename(value: Any) -> Any:
@@ -80,7 +80,8 @@ def json_schema(model: type[BaseModel], template: str = "#/$defs/{model}") -> di
 
 
 def schema_texts(plugins: PluginOptions) -> dict[str, str]:
-    """File names, with `/`, to contents: the same text for the same models, whatever the order of `plugins`."""
+    """Return the content of each schema file by its path, with `/` as separator. It does not depend on the order of
+    `plugins`."""
     schemas = {
         "run.schema.json": _with_plugins(RunConfig, plugins),
         "serve.schema.json": _with_plugins(ServeConfig, plugins),
@@ -94,14 +95,14 @@ def schema_texts(plugins: PluginOptions) -> dict[str, str]:
 
 
 def write_schemas(directory: Path, plugins: PluginOptions) -> list[Path]:
-    """Write every schema under `directory` and remove schemas that no longer exist; returns the files that changed."""
+    """Write all schemas to `directory` and delete obsolete ones. Returns the paths of changed files."""
     changed = []
-    wanted = schema_texts(plugins)
+    expected = schema_texts(plugins)
     for name in stale_schemas(directory, plugins):
         path = directory / name
-        if name in wanted:
+        if name in expected:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(wanted[name], encoding="utf-8")
+            path.write_text(expected[name], encoding="utf-8")
         else:
             path.unlink()
         changed.append(path)
@@ -109,13 +110,13 @@ def write_schemas(directory: Path, plugins: PluginOptions) -> list[Path]:
 
 
 def stale_schemas(directory: Path, plugins: PluginOptions) -> list[str]:
-    """Names of the schemas under `directory` that are missing, differ, or are left over."""
-    wanted = schema_texts(plugins)
+    """Return the names of schemas in `directory` that are missing, outdated or obsolete."""
+    expected = schema_texts(plugins)
     found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*.schema.json")}
     return sorted(
         name
-        for name in wanted.keys() | found.keys()
-        if name not in wanted or name not in found or found[name].read_text(encoding="utf-8") != wanted[name]
+        for name in expected.keys() | found.keys()
+        if name not in expected or name not in found or found[name].read_text(encoding="utf-8") != expected[name]
     )
 
 
@@ -130,7 +131,7 @@ def _sorted(plugins: PluginOptions) -> Iterator[tuple[str, str, type[BaseModel]]
 
 
 def _prompt() -> dict[str, Any]:
-    """A line of a .jsonl file: its own keys, and any further ones as metadata."""
+    """Return the schema of a line of a .jsonl file: the known keys, and any other keys as metadata."""
     schema = json_schema(PromptRecord)
     keys = {name: schema["properties"][name] for name in KEYS}
     keys["prompt"] |= {"minLength": 1}
@@ -144,7 +145,7 @@ def _prompt() -> dict[str, Any]:
 
 
 def _with_plugins(model: type[BaseModel], plugins: PluginOptions) -> dict[str, Any]:
-    """The schema of a file that chooses components, which knows those that are installed."""
+    """Return the schema of a file that selects components, with the options of the installed ones."""
     schema = json_schema(model)
     definitions: dict[str, Any] = {"UseBlock": json_schema(UseBlock)} | schema["$defs"]
     for kind, name, model in _sorted(plugins):
@@ -166,7 +167,7 @@ def _with_plugins(model: type[BaseModel], plugins: PluginOptions) -> dict[str, A
 
 
 def _referred(schema: Any, definitions: dict[str, Any]) -> set[str]:
-    """Names of the definitions that a schema leads to."""
+    """Return the names of the definitions that a schema refers to, directly or indirectly."""
     found: set[str] = set()
     pending = [schema]
     while pending:
@@ -185,20 +186,20 @@ def _referred(schema: Any, definitions: dict[str, Any]) -> set[str]:
 def _add_options(
     definitions: dict[str, Any], plugins: PluginOptions, kind: str, name: str, model: type[BaseModel]
 ) -> None:
-    """The plugin's options as a definition, with everything that they refer to under the plugin's own prefix."""
+    """Add a component's options as a definition; definitions that they refer to get the same prefix."""
     prefix = f"options.{kind}.{name}"
     options = json_schema(model, f"#/$defs/{prefix}.{{model}}")
     for inner, definition in options.pop("$defs", {}).items():
         definitions[f"{prefix}.{inner}"] = definition
     properties = options.get("properties", {})
     for field in properties.keys() & plugins.keys():
-        # By convention an option called after a kind chooses a part of that kind.
+        # By convention, an option named after a kind selects a component of that kind.
         properties[field] = _redirect(properties[field], plugins, field)
     definitions[prefix] = options
 
 
 def _redirect(schema: Any, plugins: PluginOptions, kind: str) -> Any:
-    """The same with every reference to a plain `use` block, and its short form, knowing the kind's components."""
+    """Return the schema with every reference to a `use` block, and its short form, limited to a kind's components."""
     if isinstance(schema, list):
         return [_redirect(item, plugins, kind) for item in schema]
     if not isinstance(schema, dict):
@@ -211,7 +212,8 @@ def _redirect(schema: Any, plugins: PluginOptions, kind: str) -> Any:
 
 
 def _suggest(section: dict[str, Any], plugins: PluginOptions, kind: str) -> None:
-    """Suggest the names of a kind's components (others may be installed elsewhere), and tie options to them."""
+    """Suggest the names of a kind's components, and validate `options` by name. Other names stay valid, since they may
+    be installed on another machine."""
     names = sorted(plugins.get(kind, {}))
     if not names:
         return
@@ -219,7 +221,7 @@ def _suggest(section: dict[str, Any], plugins: PluginOptions, kind: str) -> None
     use["examples"] = names
     section["allOf"] = [
         {
-            # Where `use` has a default, a section without it means the default.
+            # If `use` has a default, a section without `use` selects the default.
             "if": {
                 "properties": {"use": {"const": name}},
                 **({} if use.get("default") == name else {"required": ["use"]}),

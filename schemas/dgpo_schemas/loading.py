@@ -1,5 +1,5 @@
-"""Reading YAML files that people write, so that every mistake in them can be shown with its line. Keys are always
-texts; `yaml_text` has the syntax."""
+"""Loading of YAML files with the position of every key, so that errors can be reported with their line. Keys are always
+strings; `yaml_text` defines the syntax."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a key stands: text for people, and a number that puts problems in the file's order."""
+    """Position of a key: its text for messages, and a number for sorting by position in the file."""
 
     text: str
     order: int
@@ -36,27 +36,27 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's content, and where each of its keys stands."""
+    """Content of a file, with the position of each key."""
 
     source: str
     data: dict[str, Any]
     positions: dict[KeyPath, Position] = field(default_factory=dict)
 
     def position(self, path: KeyPath) -> Position:
-        """Of a key, or of the nearest section around it; the file itself if there is none."""
+        """Return the position of a key, of the innermost section around it, or of the file."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.positions:
                 return self.positions[path[:end]]
         return Position(self.source, 0)
 
     def error(self, mistakes: Sequence[tuple[KeyPath, str]]) -> ConfigError:
-        """The mistakes in the file's order."""
+        """Create a ConfigError with the mistakes in file order."""
         ordered = sorted(mistakes, key=lambda mistake: self.position(mistake[0]).order)
         return ConfigError([Problem(self.position(path).text, dotted(path), message) for path, message in ordered])
 
 
 def validate(model: type[M], document: Document) -> M:
-    """The document as a model. Raises ConfigError with every mistake, in the file's order."""
+    """Validate the document as a model. Raises ConfigError with all mistakes in file order."""
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
@@ -64,10 +64,10 @@ def validate(model: type[M], document: Document) -> M:
 
 
 def load_yaml(path: str | Path) -> Document:
-    """Read a mapping.
+    """Read a YAML file that contains a mapping.
 
-    Raises ConfigError for a file that is missing, a directory, unreadable, too large, not UTF-8, empty, not a mapping
-    or not plain YAML, and for keys that stand twice.
+    Raises ConfigError if the file is missing, a directory, unreadable, too large, not UTF-8, empty, not a mapping or
+    not plain YAML, and for duplicate keys.
     """
     source = str(path)
     return parse_yaml(read_text(Path(path), source)[0], source)
@@ -78,13 +78,13 @@ def parse_yaml(text: str, source: str) -> Document:
     text = without_tabs(text)
     root = compose(text, source)
     if root is None or (root.tag == f"{TAG}null" and root.value == ""):
-        raise one_problem(source, "the file is empty; see `dgpo validate --help` for what belongs in it")
+        raise one_problem(source, "the file is empty; see `dgpo validate --help` for its content")
     builder = _Builder(source)
     data = builder.build(root, ())
     if builder.problems:
         raise ConfigError(builder.problems)
     if not isinstance(data, dict):
-        hint = in_file(text) or ("; a space must follow each colon" if isinstance(data, str) and ":" in data else "")
+        hint = in_file(text) or ("; put a space after each colon" if isinstance(data, str) and ":" in data else "")
         message = f"must be a mapping of sections (`run: ...`), not {show(data)}{hint}"
         raise one_problem(f"{source}:{line_of(root)}", message)
     return Document(source, data, builder.positions)
@@ -95,7 +95,7 @@ def read_text(path: Path, source: str) -> tuple[str, bytes]:
     try:
         raw = read_bytes(path, MAX_BYTES, "file")
         if len(raw) > MAX_BYTES:
-            raise ValueError(f"is larger than {MAX_BYTES // 1024} KiB: that is no run file")
+            raise ValueError(f"is larger than {MAX_BYTES // 1024} KiB, the limit for a YAML file")
         return decode(raw), raw
     except ValueError as error:
         line = error.line if isinstance(error, EncodingError) else 0
@@ -117,8 +117,8 @@ def _is_json(text: str) -> bool:
 
 
 def read_value(text: str, where: str) -> tuple[Any, list[KeyPath]]:
-    """A value by itself, such as that of a setting, and the paths within it, () and so on. Raises ConfigError, whose
-    place is `where`."""
+    """Parse a single value, such as that of `--set`. Returns it with the key paths of all values in it, starting with
+    (). Raises ConfigError with `where` as position."""
     try:
         root = compose(text, where)
         builder = _Builder(where)
@@ -126,13 +126,13 @@ def read_value(text: str, where: str) -> tuple[Any, list[KeyPath]]:
         if builder.problems:
             raise ConfigError(builder.problems)
     except ConfigError as error:
-        # The line within a setting's value says nothing.
+        # A line number within a single value is not useful.
         raise ConfigError([Problem(where, p.key, p.message) for p in error.problems]) from None
     return value, [(), *builder.positions]
 
 
 class _Builder:
-    """Nodes to plain data, with the position of every key."""
+    """Converts nodes to plain data and records the position of every key."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -142,14 +142,14 @@ class _Builder:
         self._open: list[yaml.Node] = []
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
-        """The value of a node. Aliases are built anew, so that each place has its own positions."""
+        """Convert a node. Aliases are converted anew at each use, so that each use has its own positions."""
         self._values += 1
         if self._values > MAX_VALUES:
-            raise one_problem(self.source, f"has more than {MAX_VALUES} values once its aliases are followed")
+            raise one_problem(self.source, f"has more than {MAX_VALUES} values after expanding aliases")
         if any(node is outer for outer in self._open):
-            raise one_problem(f"{self.source}:{line_of(node)}", "an alias refers to what it is a part of")
+            raise one_problem(f"{self.source}:{line_of(node)}", "an alias refers to a node that contains it")
         if len(self._open) > MAX_DEPTH:
-            message = f"nested deeper than {MAX_DEPTH} levels once its aliases are followed"
+            message = f"nested deeper than {MAX_DEPTH} levels after expanding aliases"
             raise one_problem(f"{self.source}:{line_of(node)}", message)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
@@ -176,34 +176,34 @@ class _Builder:
                 merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 continue
             if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "":
-                self._problem(key_node, path, "a key must be a text that is not empty")
+                self._problem(key_node, path, "a key must be a non-empty string")
                 continue
             key, line = self._text(key_node, path, "the key "), line_of(key_node)
             if key in lines:
-                self._problem(key_node, (*path, key), f"stands here twice, first in line {lines[key]}")
+                self._problem(key_node, (*path, key), f"duplicate key, first used in line {lines[key]}")
                 continue
             lines[key] = line
             self.positions[*path, key] = Position(f"{self.source}:{line}", line)
             data[key] = self.build(value_node, (*path, key))
         for other in merged:
             if not isinstance(other, yaml.MappingNode):
-                self._problem(other, path, "`<<` merges mappings only")
+                self._problem(other, path, "`<<` can merge only mappings")
                 continue
-            own, self.positions = self.positions, {}
+            positions, self.positions = self.positions, {}
             for key, value in self.build(other, path).items():
                 data.setdefault(key, value)
-            merged_positions, self.positions = self.positions, own
-            for known, position in merged_positions.items():  # a key's own place wins over the merged one's
+            merged_positions, self.positions = self.positions, positions
+            for known, position in merged_positions.items():  # explicit keys take precedence over merged ones
                 self.positions.setdefault(known, position)
         return data
 
     def _text(self, node: yaml.ScalarNode, path: KeyPath, what: str = "") -> str:
-        """The text of a node. JSON's escapes for two halves of a character are one."""
+        """Return the text of a node. A surrogate pair written as two JSON escapes is joined."""
         text = str(node.value)
         if half_character(text):
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             text = str(node.value) if "\ufffd" in text else text
-        reason = half_character(text) or ("holds a zero character, which no text here does" if "\0" in text else "")
+        reason = half_character(text) or ("contains a null character; delete it" if "\0" in text else "")
         if not reason and node.style is None:
             reason = in_plain_text(text, key=bool(what))
         if reason:
@@ -221,21 +221,21 @@ class _Builder:
                 return {"true": True, "false": False}[text.lower()]
             if kind == "int":
                 whole = int(text, {"0x": 16, "0o": 8}.get(text[:2], 10))
-                str(whole)  # of thousands of digits, which nothing could show either
+                str(whole)  # raises ValueError for thousands of digits
                 return whole
             if kind == "float":
                 number = float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text, flags=re.IGNORECASE))
                 if math.isinf(number) and "inf" not in text.casefold():
-                    self._problem(node, path, f"{show(text)} is larger than any number of 64 bits (1.8e308)")
+                    self._problem(node, path, f"{show(text)} is out of range for a 64-bit number (1.8e308)")
                 return number
         except (ValueError, KeyError):  # `!!int x`, or a number with thousands of digits
-            self._problem(node, path, f"{show(text)} is no {kind}")
+            self._problem(node, path, f"{show(text)} is not a valid {kind}")
             return None
         return self._refuse_tag(node, path)
 
     def _refuse_tag(self, node: yaml.Node, path: KeyPath) -> None:
         tag = str(node.tag).replace(TAG, "!!")
-        self._problem(node, path, f"the tag {tag} is not allowed; write plain texts, numbers, lists and mappings")
+        self._problem(node, path, f"the tag {tag} is not allowed; use plain strings, numbers, lists and mappings")
 
     def _problem(self, node: yaml.Node, path: KeyPath, message: str, *, column: bool = False) -> None:
         message += f" (column {node.start_mark.column + 1})" if column else ""

@@ -1,4 +1,4 @@
-"""What stands beside a checkpoint's tensors: its manifest, and its clock. Both carry a digest of themselves."""
+"""Manifest and clock of a checkpoint. Both contain a digest of their own content."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 class FileEntry(StrictModel):
-    """A file as it was written, or the beginning of one that has grown since."""
+    """Size and digest of a file, or of the first part of a file that has grown since."""
 
-    sha256: str = Field(pattern=SHA256, description="SHA-256 of its content.")
-    bytes: int = Field(ge=0, description="Its size.")
+    sha256: str = Field(pattern=SHA256, description="SHA-256 of the content.")
+    bytes: int = Field(ge=0, description="Size in bytes.")
 
 
 class CheckpointManifest(StrictModel):
     """manifest.json of a checkpoint directory."""
 
     format_version: int = Field(description="Version of the checkpoint's layout.")
-    iteration: int = Field(ge=0, description="Iterations finished.")
-    updates: int = Field(ge=0, description="Optimizer updates done.")
-    dgpo_version: str = Field(description="Version that wrote it.")
-    files: dict[str, FileEntry] = Field(description="Its files with their digests.")
+    iteration: int = Field(ge=0, description="Number of finished iterations.")
+    updates: int = Field(ge=0, description="Number of optimizer updates.")
+    dgpo_version: str = Field(description="Version of dgpo that wrote the checkpoint.")
+    files: dict[str, FileEntry] = Field(description="Files of the checkpoint with their digests.")
     timesteps: dict[str, Any] = Field(description="State of the timestep policy.")
     best_iteration: int | None = Field(description="Iteration of the best evaluation so far.")
     best_score: float | None = Field(description="Score of the best evaluation so far.")
@@ -58,26 +58,31 @@ class CheckpointManifest(StrictModel):
 
 
 class CheckpointClock(StrictModel):
-    """clock.json of a checkpoint directory: what is another time each time, and so not in the manifest."""
+    """clock.json of a checkpoint directory: measured times, kept out of the manifest to make it reproducible."""
 
-    iteration: int = Field(ge=0, description="Iterations finished.")
-    trained_seconds: float = Field(ge=0, description="Seconds of those iterations, without evaluations and saving.")
-    timings: FileEntry = Field(description="timings.jsonl as it was then.")
-    sha256: str = Field(pattern=SHA256, description="SHA-256 of everything else here, as in manifest.json.")
+    iteration: int = Field(ge=0, description="Number of finished iterations.")
+    trained_seconds: float = Field(
+        ge=0, description="Time of those iterations in seconds, excluding evaluation and saving."
+    )
+    timings: FileEntry = Field(description="timings.jsonl at the time of the checkpoint.")
+    sha256: str = Field(pattern=SHA256, description="SHA-256 of all other keys, as in manifest.json.")
 
 
 class DamagedError(ValueError):
-    """What was read is not what was written."""
+    """The content of a file is not what was written."""
 
 
 def sealed_json(data: dict[str, Any]) -> str:
-    """A manifest's or a clock's text, its digest included."""
+    """Serialize a manifest or clock, with its digest."""
     return json.dumps(sealed(data), indent=1) + "\n"
 
 
 def read_manifest(text: str, source: str) -> CheckpointManifest:
-    """Parse a manifest. Raises ValueError naming `source`: an unknown format version, wrong fields; DamagedError if it
-    is not JSON or not what its digest says."""
+    """Parse a manifest.
+
+    Raises ValueError that names `source` for an unknown format version or invalid fields, and DamagedError for text
+    that is not JSON or does not match its digest.
+    """
     data = _object(text, source)
     version = data.get("format_version")
     if version != FORMAT_VERSION:
@@ -89,7 +94,7 @@ def read_manifest(text: str, source: str) -> CheckpointManifest:
 
 
 def read_clock(text: str, source: str) -> CheckpointClock:
-    """Parse a clock. Raises DamagedError naming `source` for one that is not what its digest says."""
+    """Parse a clock. Raises DamagedError that names `source` if the content does not match the digest."""
     data = _object(text, source)
     _check_seal(data, source)
     return _valid(CheckpointClock, data, source)
@@ -108,7 +113,7 @@ def _object(text: str, source: str) -> dict[str, Any]:
 def _check_seal(data: dict[str, Any], source: str) -> None:
     found = seal_of(data)
     if found != "whole":
-        why = "has no digest of itself" if found == "none" else "its content differs from what was saved (SHA-256)"
+        why = "contains no digest" if found == "none" else "its content differs from what was saved (SHA-256)"
         raise DamagedError(f"{source}: {why}")
 
 

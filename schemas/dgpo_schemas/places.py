@@ -1,7 +1,7 @@
-"""Paths in files that people write: `~` is the home directory, and fields that hold a path can be told from others.
+"""Field types for paths in run files and plugin options.
 
-A field is declared as `PathText` if it always holds a path, and as `PathOrName` if it may also hold a name, such as
-that of a Hub repository. Plugins' options do likewise. Relative paths are relative to the working directory.
+Declare a field as `PathText` if it always holds a path, and as `PathOrName` if it may also hold a name, such as a Hub
+repository. `~` is expanded to the home directory. Relative paths are relative to the current working directory.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = [
 ]
 
 SCHEME = "local-dir:"
-"""open_clip's way to say that a path follows."""
+"""open_clip's prefix for local paths."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Marks a field that may hold a path, and tells how a path is known: it always is one; if something is there; if a
-    file is there; if it has a slash, as shells do it; if a scheme says so."""
+    """Annotation of a field that may hold a path. `known_by` states when its value is a path: always; if a file or
+    directory exists there; if a file exists there; if it contains a slash (as in shells); if it has a scheme."""
 
     known_by: Literal["always", "being there", "file", "slash", "scheme"] = "always"
 
     def holds_path(self, text: str, start: Path) -> bool:
-        """Whether a text in this place, its scheme taken off, is a path; a relative one begins at `start`."""
+        """Return whether a value without its scheme is a path. Relative paths are resolved against `start`."""
         match self.known_by:
             case "always":
                 return True
@@ -57,10 +57,12 @@ class Place:
 
 
 def expand_home(text: str) -> str:
-    """`~` and `~user` at the beginning as home directories. Raises ValueError for a user whose home is not known, and
-    for a text that no path can be."""
+    """Expand a leading `~` or `~user` to the home directory.
+
+    Raises ValueError if the home directory is not known, and for a text that contains a null character.
+    """
     if "\0" in text:
-        raise ValueError(f"{text!r}: no path holds a zero character")
+        raise ValueError(f"{text!r}: a path cannot contain a null character")
     scheme, text = _split(text)
     if not text.startswith("~"):
         return scheme + text
@@ -68,8 +70,8 @@ def expand_home(text: str) -> str:
     if found.startswith("~"):
         user = text[1:].split("/")[0]
         raise ValueError(
-            f"{text!r}: the home directory of {user or 'this user'} is not known; for a file or directory "
-            f"that is called so, write ./{text}"
+            f"{text!r}: the home directory of {user or 'this user'} is not known; for a file or directory with this "
+            f"name, write ./{text}"
         )
     return scheme + found
 
@@ -77,24 +79,24 @@ def expand_home(text: str) -> str:
 PathText = Annotated[str, AfterValidator(expand_home), Place()]
 """A path."""
 PathOrName = Annotated[str, AfterValidator(expand_home), Place("being there")]
-"""A path if there is a file or directory, else a name."""
+"""A path if a file or directory exists there, otherwise a name."""
 FileOrTag = Annotated[str, AfterValidator(expand_home), Place("file")]
-"""A path if there is a file, else a name."""
+"""A path if a file exists there, otherwise a name."""
 Program = Annotated[str, AfterValidator(expand_home), Place("slash")]
-"""A path if it has a slash, else a program on PATH."""
+"""A path if it contains a slash, otherwise a program on PATH."""
 SchemedPath = Annotated[str, AfterValidator(expand_home), Place("scheme")]
-"""A path after `local-dir:`, else a name."""
+"""A path if it starts with `local-dir:`, otherwise a name."""
 
 
 def absolute(text: str, place: Place, start: Path | None = None) -> str:
-    """A path as seen from `start`, by default the working directory. A name stays a name."""
+    """Make a path absolute, relative to `start` or the current working directory. A name is returned unchanged."""
     scheme, text = _split(text)
     start = start or Path.cwd()
     if Path(text).is_absolute() or not (scheme or place.holds_path(text, start)):
         return scheme + text
     parts = (start / text).parts
     up = max((i for i, part in enumerate(parts) if part == ".."), default=-1) + 1
-    # Links stay, for an environment's interpreter is one; but what `..` goes up from may be gone tomorrow.
+    # Keep symbolic links, since a virtual environment's interpreter is one, but resolve `..` components.
     return scheme + str(Path(*parts[:up]).resolve() / Path(*parts[up:]) if up else Path(*parts))
 
 
@@ -103,7 +105,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def places(model: BaseModel | type[BaseModel], data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Place]]:
-    """Where data of a model hold paths: key paths to texts."""
+    """Yield the key path and annotation of each path field in the data of a model."""
     for name, field in (model if isinstance(model, type) else type(model)).model_fields.items():
         if name in data:
             marks: list[Any] = [field.annotation, *field.metadata]
@@ -112,12 +114,12 @@ def places(model: BaseModel | type[BaseModel], data: Mapping[str, Any]) -> Itera
 
 def _within(annotations: list[Any], value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Place]]:
     if isinstance(value, str):
-        marks = (one for annotation in annotations for one in plain(annotation) if isinstance(one, Place))
+        marks = (mark for annotation in annotations for mark in plain(annotation) if isinstance(mark, Place))
         yield from ((path, mark) for mark in islice(marks, 1))
     elif isinstance(value, dict):
-        for model in (one for annotation in annotations for one in models_of(annotation)):
+        for model in (model for annotation in annotations for model in models_of(annotation)):
             yield from ((path + inner, mark) for inner, mark in places(model, value))
     elif isinstance(value, list):
-        items = [one for annotation in annotations for one in items_of(annotation)]
+        items = [item for annotation in annotations for item in items_of(annotation)]
         for number, item in enumerate(value):
             yield from _within(items, item, (*path, number))

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in plain words: one line per problem, with its place and the nearest valid choice."""
+"""Validation errors as readable messages: one line per problem, with its position and the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake. `where` is "run.yaml:12" or "--set rollout.steps=0"; `key` is dotted, empty if there is none."""
+    """One error. `where` is a position such as "run.yaml:12" or "--set rollout.steps=0"; `key` is dotted, or empty."""
 
     where: str
     key: str
@@ -35,7 +35,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a file, one line per problem."""
+    """All errors of a file, one line per problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """A key as people write it: rewards.0.weight."""
+    """Format a key path as dotted text: rewards.0.weight."""
     return ".".join(
         component if isinstance(component, str) and component.isprintable() else str(ascii(component))
         for component in path
@@ -51,7 +51,7 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or nothing where nothing is near."""
+    """Return "; did you mean X?" for the most similar known name, or "" if none is similar."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not close and len(name) > 2:
@@ -60,12 +60,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value out of a file is a number: true and false are none, nor is what is not finite."""
+    """Return whether a value is a finite number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def show(value: Any) -> str:
-    """A value as it would stand in a file, cut short."""
+    """Format a value as in a YAML file, truncated to about 60 characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -76,13 +76,13 @@ def show(value: Any) -> str:
         return "a list"
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole numbers of thousands of digits
+    except ValueError:  # Python refuses to format integers with thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
 
 
 def explain(model: type[BaseModel], data: Any, error: ValidationError) -> list[tuple[KeyPath, str]]:
-    """(path, message) of every mistake that pydantic found in `data`."""
+    """Return (path, message) of every error that pydantic found in `data`."""
     found: list[_Mistake] = []
     for detail in error.errors(include_url=False):
         if detail["type"] == "run_rules":
@@ -97,9 +97,9 @@ class _Mistake:
     path: KeyPath
     message: str
     value: str = ""
-    """What stands there, where the message should say so."""
+    """The value found, if the message should show it."""
     union: KeyPath | None = None
-    """Path of the innermost union that it was found in: pydantic reports every branch that does not fit."""
+    """Path of the innermost union around it: pydantic reports an error for every branch that does not match."""
 
 
 def _split(key: str) -> KeyPath:
@@ -117,15 +117,15 @@ def _mistake(model: type[BaseModel], data: Any, detail: Any) -> _Mistake:
         elif detail["type"] == "missing" and i == len(location) - 1 and isinstance(here, dict):
             path.append(component)
         elif any(component in found.model_fields for found in _models(model, tuple(path))):
-            break  # inside a short form: what is wrong there is wrong with the text
+            break  # inside a short form: the error belongs to the string
         elif isinstance(component, str):
-            union = tuple(path)  # not a key: the name of a union's branch
+            union = tuple(path)  # the name of a union's branch, not a key
     message, value = _words(model, tuple(path), detail, here)
     return _Mistake(tuple(path), message, value, union)
 
 
 def _merge_branches(found: list[_Mistake]) -> list[tuple[KeyPath, str]]:
-    """One message per union: of the branch that fits best, or all of them joined with "or"."""
+    """Merge errors of one union into one message: that of the best matching branch, or all joined with "or"."""
     merged: dict[tuple[Any, ...], list[_Mistake]] = {}
     for i, mistake in enumerate(found):
         merged.setdefault(("value", i) if mistake.union is None else ("union", mistake.union), []).append(mistake)
@@ -149,17 +149,17 @@ _LIMITS = {
     "less_than": "must be less than {lt}",
 }
 _KINDS = {
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "int_parsing_size": "must be a whole number of sensible size",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "int_parsing_size": "must be an integer of at most 64 bits",
     "float_parsing": "must be a number",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
-    "string_type": "must be a text",
-    "string_unicode": "must be a text of valid Unicode characters",
+    "string_type": "must be a string",
+    "string_unicode": "must be a string of valid Unicode characters",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
     "set_type": "must be a list",
@@ -170,7 +170,7 @@ _KINDS = {
 
 
 def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tuple[str, str]:
-    """(message, what stands there) for one of pydantic's error types."""
+    """Return (message, value to show) for a pydantic error."""
     kind, context, value = detail["type"], detail.get("ctx") or {}, show(detail["input"])
     if kind == "missing":
         return _with_description("is missing", _field(model, path)), ""
@@ -179,7 +179,7 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
     if kind in _KINDS:
         quotes = kind == "string_type" and isinstance(detail["input"], bool | int | float)
         return _KINDS[kind], value + (" (put it in quotes)" if quotes else "")
-    if kind in _LIMITS and detail["input"] != detail["input"]:  # nan, which no bound holds
+    if kind in _LIMITS and detail["input"] != detail["input"]:  # NaN fails every bound
         return _KINDS["finite_number"], value
     if kind in _LIMITS:
         return _LIMITS[kind].format(**{name: _limit(limit) for name, limit in context.items()}), value
@@ -203,10 +203,10 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
         field = _field(model, path)
         rule = field.description if field and field.description else f"it must match {context['pattern']}"
         return f"{value} is not allowed here: {rule}", ""
-    if kind == "address":  # says all there is to say; the text itself may hold a password
+    if kind == "address":  # do not show the value, which may contain a password
         return detail["msg"], ""
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message + ("" if isinstance(here, dict | list) or value in message else f" (here: {value})"), ""
+    return message + ("" if isinstance(here, dict | list) or value in message else f" (got {value})"), ""
 
 
 def _limit(value: Any) -> str:
@@ -223,33 +223,33 @@ def _with_description(message: str, field: FieldInfo | None) -> str:
 
 def _unknown_key(model: type[BaseModel], path: KeyPath) -> str:
     name = str(path[-1])
-    here = sorted({known for found in _models(model, path[:-1]) for known in found.model_fields})
-    if near := nearest(name, here):
+    allowed = sorted({known for found in _models(model, path[:-1]) for known in found.model_fields})
+    if near := nearest(name, allowed):
         return f"unknown key{near}"
     elsewhere = [dotted(known) for known in _all_keys(model) if known[-1] == name]
     if elsewhere:
         return f"unknown key; did you mean {' or '.join(elsewhere[:2])}?"
-    return f"unknown key; there {'is' if len(here) == 1 else 'are'} {', '.join(here) or 'none here'}"
+    return f"unknown key; allowed: {', '.join(allowed) or 'none'}"
 
 
 # -- walking through a model's annotations ------------------------------------------------------------------------
 
 
 def _inside(annotation: Any, component: str | int) -> Iterator[Any]:
-    """Annotations of a key or an entry."""
-    for one in plain(annotation):
-        arguments = get_args(one)
-        if isinstance(one, type) and issubclass(one, BaseModel):
-            if component in one.model_fields:
-                yield one.model_fields[component].annotation
-        elif isinstance(component, int) and arguments and get_origin(one) is not dict:
+    """Yield the annotations of a key or list entry."""
+    for kind in plain(annotation):
+        arguments = get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if component in kind.model_fields:
+                yield kind.model_fields[component].annotation
+        elif isinstance(component, int) and arguments and get_origin(kind) is not dict:
             yield arguments[0]
-        elif get_origin(one) is dict:
+        elif get_origin(kind) is dict:
             yield arguments[1]
 
 
 def _models(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
-    """The models that may stand at a path."""
+    """Return the models that are allowed at a path."""
     annotations: list[Any] = [model]
     for component in path:
         annotations = [inner for annotation in annotations for inner in _inside(annotation, component)]
@@ -267,5 +267,5 @@ def _all_keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]
     for name, field in model.model_fields.items():
         yield (*prefix, name)
         for inner in models_of(field.annotation):
-            if len(prefix) < 8:  # models may contain themselves
+            if len(prefix) < 8:  # models may be recursive
                 yield from _all_keys(inner, (*prefix, name))

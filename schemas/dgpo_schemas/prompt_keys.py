@@ -1,4 +1,4 @@
-"""The keys of a prompt that are no metadata: what a sample is drawn from beside its text."""
+"""Keys of a prompt record that are not metadata: the text, the negative prompt, conditioning media, the size."""
 
 from __future__ import annotations
 
@@ -17,45 +17,43 @@ from dgpo_schemas.text import clean, is_visible
 __all__ = ["KEYS", "MOST_MEDIA", "doubtful", "media_of", "misspelled", "negative_of", "size_of"]
 
 KEYS = ("prompt", "negative_prompt", "media", "size")
-"""Every other key is metadata."""
+"""Keys with a meaning of their own; every other key is metadata."""
 MOST_MEDIA = 64
-"""Images and videos of one prompt."""
+"""Maximum number of images and videos of one prompt."""
 ADDRESS = re.compile(r"(data:|[A-Za-z][A-Za-z0-9+.-]+://)")
 IMAGES = {
     "image", "imagepath", "imagefile", "inputimage", "sourceimage", "srcimage", "initimage", "referenceimage",
     "refimage", "conditionimage", "conditioningimage", "controlimage", "editimage", "startimage", "firstframe",
     "video", "videopath", "videofile", "inputvideo", "sourcevideo",
 }  # fmt: skip
-"""Keys under which other tools keep what a sample is conditioned on, or what the prompt is the caption of."""
+"""Keys, without separators, under which other tools store a conditioning image or video, or the captioned one."""
 SIZES = {"resolution", "imagesize", "heightwidth"}
 
 
 def negative_of(value: Any) -> str | None:
-    """The text that guidance leads away from; "" is one, null is none. Raises ValueError."""
+    """Validate a negative prompt. The empty string is a valid one; null means none. Raises ValueError."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"`negative_prompt` must be a text, not {show(value)}")
+        raise ValueError(f"`negative_prompt` must be a string, not {show(value)}")
     if "\0" in value:
-        raise ValueError("`negative_prompt` holds a zero character, which no prompt does")
+        raise ValueError("`negative_prompt` contains a null character; delete it")
     return value
 
 
 def size_of(value: Any) -> tuple[int, int] | None:
-    """(height, width) in pixels. Numbers may be written as 512.0 and lists as JSON in a text, as tables write them.
-    Raises ValueError."""
+    """Parse a size as (height, width) in pixels. As in exports of tables, numbers may be written as 512.0 and lists as
+    JSON in a string. Raises ValueError."""
     if value is None:
         return None
     found = _listed(value)
     sides = [found, found] if not isinstance(found, list) else found
     if len(sides) == 2 and all(_is_side(side) for side in sides):
         return int(sides[0]), int(sides[1])
-    large = (
-        f"; a side has {LONGEST_SIDE} at most" if any(is_number(one) and one > LONGEST_SIDE for one in sides) else ""
-    )
+    large = f"; a side has at most {LONGEST_SIDE}" if any(is_number(x) and x > LONGEST_SIDE for x in sides) else ""
     raise ValueError(
         f"`size` must be a side in pixels or [height, width], such as 512 or [480, 832], not {_shown(value)}"
-        f"{_size_meant(value)}{large}; metadata needs another key"
+        f"{_size_meant(value)}{large}; for metadata, use another key"
     )
 
 
@@ -67,39 +65,37 @@ def _size_meant(value: Any) -> str:
     if isinstance(value, str) and (sides := re.fullmatch(r"\s*(\d{1,5})\s*[xX×*,]\s*(\d{1,5})\s*", value)):
         return f"; the height comes first: [{sides[1]}, {sides[2]}] or [{sides[2]}, {sides[1]}]"
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value.strip()) < 6:
-        return f"; a number stands without quotes: {value.strip()}"
+        return f"; write the number without quotes: {value.strip()}"
     if isinstance(value, dict) and {"height", "width"} <= value.keys() and all(map(_is_side, value.values())):
         return f"; write [{int(value['height'])}, {int(value['width'])}]"
     return ""
 
 
 def media_of(value: Any) -> tuple[str, ...]:
-    """Paths of images and videos, as they were written. Raises ValueError."""
+    """Validate the paths of images and videos; they are returned as written. Raises ValueError."""
     if value is None:
         return ()
     found = _listed(value)
     paths = found if isinstance(found, list) else [found]
     if len(paths) > MOST_MEDIA:
-        raise ValueError(f"`media` names {len(paths)} files; a prompt has {MOST_MEDIA} at most")
+        raise ValueError(f"`media` must have at most {MOST_MEDIA} files, got {len(paths)}")
     for i, path in enumerate(paths):
         key = f"`media[{i}]`" if isinstance(found, list) else "`media`"
         if not isinstance(path, str):
             raise ValueError(f"{key} must be a path, or `media` a list of paths, not {_shown(path)}")
-        if reason := half_character(path):  # of a list in a text
+        if reason := half_character(path):  # in a list that was parsed from a string
             raise ValueError(f"{key} {reason}")
         if not is_visible(path):
-            raise ValueError(f"{key} is an empty path; leave the key out where there is no image")
+            raise ValueError(f"{key} is an empty path; remove the key if there is no image")
         if "\0" in path:
-            raise ValueError(f"{key} holds a zero character, which no path does")
+            raise ValueError(f"{key} contains a null character; delete it")
         if ADDRESS.match(path.strip()):
-            raise ValueError(
-                f"{key} is an address, {clean(path, 60)}; media are files: fetch them first, and name each by its path"
-            )
+            raise ValueError(f"{key} is a URL, {clean(path, 60)}; save the file locally and write its path")
     return tuple(paths)
 
 
 def _listed(value: Any) -> Any:
-    """A list that a table has written as JSON in a text; anything else as it is."""
+    """Parse a list that is written as JSON in a string; return other values unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             found = json.loads(value)
@@ -116,9 +112,9 @@ def _shown(value: Any) -> str:
 
 
 def misspelled(data: Mapping[str, Any]) -> str:
-    """In words, the first key that can mean nothing but one of KEYS, which is not there; empty if there is none.
+    """Return an error message for the first key that is clearly a misspelling of an absent key of KEYS; "" if none is.
 
-    A key is taken for metadata wherever somebody may have meant it so: `doubtful` tells of those.
+    Keys that may be intended as metadata are not errors; see `doubtful`.
     """
     for key, value in data.items():
         if key in KEYS or value is None:
@@ -126,13 +122,13 @@ def misspelled(data: Mapping[str, Any]) -> str:
         meant = _near(key)
         fits = meant and (_is_size(value) if meant == "size" else _is_texts(value))
         if fits and data.get(meant) is None:
-            return f"the key `{clean(key, 40)}` is not known; `{meant}` is meant, or another name for metadata"
+            return f"unknown key `{clean(key, 40)}`; did you mean `{meant}`? (for metadata, use another name)"
     return ""
 
 
 @lru_cache(1024)
 def _near(key: str) -> str:
-    """The key that is meant, if the value is one for it."""
+    """Return the key of KEYS that a misspelled key stands for; "" if none."""
     plain = _plain(key)
     if plain.startswith("negprompt") or _like(plain, "negativeprompt"):
         return "negative_prompt"
@@ -140,7 +136,7 @@ def _near(key: str) -> str:
 
 
 def doubtful(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Keys of metadata that may be meant as one of KEYS, with that one."""
+    """Return metadata keys that may be intended as one of KEYS, with that key."""
     found = {}
     for key, value in metadata.items():
         meant = _perhaps(key)
@@ -173,10 +169,10 @@ def _is_size(value: Any) -> bool:
 
 
 def _plain(key: str) -> str:
-    """A key without what writers of keys differ in: case, spaces, underscores, hyphens, dots. Empty for a long one."""
+    """Normalize a key: remove case, spaces, underscores, hyphens and dots. Returns "" for a long key."""
     return re.sub(r"[\s_.\-]+", "", key.casefold()) if len(key) <= 40 else ""
 
 
 def _like(word: str, other: str) -> bool:
-    """Whether one is the other but for a letter or two."""
+    """Return whether two words differ in a letter or two."""
     return abs(len(word) - len(other)) <= 2 and SequenceMatcher(None, word, other).ratio() > 0.88

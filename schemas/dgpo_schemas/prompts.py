@@ -1,5 +1,5 @@
-"""Prompt files: .txt, one prompt a line; .jsonl, one object with `prompt`, what else it is drawn from, and metadata a
-line; .json, a list of such objects or of texts."""
+"""Prompt files: .txt with one prompt per line; .jsonl with one object per line, which has `prompt`, further known keys
+and metadata; .json with a list of such objects or of strings."""
 
 from __future__ import annotations
 
@@ -21,48 +21,50 @@ from dgpo_schemas.text import clean, is_visible
 __all__ = ["PromptRecord", "loads", "read_prompts", "record_of", "unreadable"]
 
 MAX_BYTES = 256 << 20
-"""Of a prompt file. A million prompts of two lines have less; a device that never ends has more."""
+"""Maximum size of a prompt file. A million prompts of two lines are smaller; the limit stops endless devices."""
 KEYS_SHOWN = 8
 LINES = (".jsonl", ".ndjson")
-ENDINGS = "a prompt file ends in .txt (one prompt a line) or .jsonl (one object a line), or in .json (one list)"
+ENDINGS = "a prompt file must end in .txt (one prompt per line), .jsonl (one object per line) or .json (one list)"
 TABLES = {".csv": "read_csv({!r})", ".tsv": "read_csv({!r}, sep='\\t')", ".parquet": "read_parquet({!r})"}
 TABLES |= {".xlsx": "read_excel({!r})", ".feather": "read_feather({!r})"}
-"""Endings of tables, and how pandas reads them."""
+"""File endings of tables, with the pandas call that reads them."""
 CAPTIONS = ("prompt", "text", "caption", "captions", "prompts", "instruction", "description", "sentence", "txt")
-"""Keys under which other tools keep the text of a prompt."""
+"""Keys under which other tools store the text of a prompt."""
 
 
 class PromptRecord(StrictModel):
-    """One prompt. In a .jsonl line every key besides these is metadata."""
+    """One prompt. In a .jsonl line, every other key is metadata."""
 
-    prompt: str = Field(description="The text.")
+    prompt: str = Field(description="Text of the prompt.")
     negative_prompt: str | None = Field(
-        default=None, description="The text that guidance leads away from; by default what the model takes for none."
+        default=None,
+        description="Negative prompt for classifier-free guidance; default: the model's unconditional prompt.",
     )
     media: tuple[str, ...] = Field(
         default=(),
-        description="Images or videos that its samples are conditioned on: a path, or a list of paths in the order "
-        "in which the model is shown them, relative to the prompt file.",
+        description="Images or videos that the samples are conditioned on: a path, or a list of paths in the order "
+        "that the model expects, relative to the prompt file.",
     )
     size: tuple[int, int] | None = Field(
-        default=None, description="Size of its samples: a side in pixels, or [height, width]; by default the run's."
+        default=None,
+        description="Size of the samples: side length in pixels, or [height, width]; default: rollout.resolution.",
     )
-    metadata: dict[str, Any] = Field(default_factory=dict, description="What rewards need to know of it.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Metadata for rewards.")
 
 
 def read_prompts(path: Path) -> dict[str, PromptRecord]:
-    """Prompts of a file by their places: `file:line`, with the number of the entry in a list. Lines in which nothing
-    can be seen are passed over.
+    """Read the prompts of a file, by position: `file:line`, with the number of the entry in a list.
 
-    Lines end in a line feed, a carriage return or both; no other character ends one. Byte order marks go, also those of
-    files that were joined. A pipe (`<(...)`, /dev/stdin) holds what its first character says. NaN in JSON is null.
+    Lines end in a line feed, a carriage return or both. Lines without a visible character are skipped, and byte order
+    marks are removed. The format of a pipe (`<(...)`, /dev/stdin) is detected from its first character. NaN in JSON is
+    null. The files in `media` are not opened.
 
-    Media are named, not looked at. Raises ValueError naming the file and the line: missing, unreadable, no text,
-    another ending, a malformed line, a prompt that is empty or no valid text, a key that is misspelled or has a value
-    that it cannot have, no prompts at all.
+    Raises ValueError that names the file and the line if the file is missing, unreadable, not text or has another
+    ending, if a line is malformed, a prompt is empty or not valid Unicode, a key is misspelled or has an invalid value,
+    or if there are no prompts.
     """
     if "\0" in str(path):
-        raise ValueError(f"{clean(str(path))}: no path holds a zero character")
+        raise ValueError(f"{clean(str(path))}: a path cannot contain a null character")
     kind = _kind(path)
     raw = _read(path)
     try:
@@ -80,13 +82,13 @@ def read_prompts(path: Path) -> dict[str, PromptRecord]:
         found = _lines(text, path, _from_text)
     records = dict(found)
     if not records:
-        once = "" if path.is_file() else "; a pipe can be read once: for several processes or splits, write a file"
+        once = "" if path.is_file() else "; a pipe can be read only once: for several processes or splits, use a file"
         raise ValueError(f"{path}: has no prompts{once}")
     return records
 
 
 def _kind(path: Path) -> str:
-    """The ending, in lower case; empty for what has none but may be a pipe. Raises ValueError for other endings."""
+    """Return the file ending in lower case, or "" for a possible pipe. Raises ValueError for other endings."""
     ending = path.suffix.lower()
     if ending in (".txt", ".json", *LINES):
         return ending
@@ -103,9 +105,9 @@ def _kind(path: Path) -> str:
     if ending in TABLES:
         table = TABLES[ending].format(path.name)
         new = f"{path.stem}.jsonl"
-        hint = f"; pandas writes one: pandas.{table}.to_json({new!r}, orient='records', lines=True)"
+        hint = f"; convert it with pandas: pandas.{table}.to_json({new!r}, orient='records', lines=True)"
     elif path.suffixes[-2:-1] and ending in (".gz", ".zip", ".bz2", ".xz", ".zst"):
-        hint = "; unpack this one"
+        hint = "; unpack it first"
     raise ValueError(f"{path}: {ENDINGS}{hint}")
 
 
@@ -115,13 +117,13 @@ def _read(path: Path) -> bytes:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB: give a sample of its prompts")
+        raise ValueError(f"{path}: is larger than {MAX_BYTES >> 20} MiB; use a subset of its prompts")
     return raw
 
 
 def _lines(text: str, path: Path, record: Callable[[str, str], PromptRecord]) -> Iterator[tuple[str, PromptRecord]]:
     for number, line in enumerate(re.split(r"\r*\n|\r", text), 1):
-        line = line.strip().removeprefix("\ufeff").strip()  # two files that were joined
+        line = line.strip().removeprefix("\ufeff").strip()  # of a concatenated file
         if is_visible(line):
             yield f"{path}:{number}", record(line, f"{path}:{number}")
 
@@ -133,7 +135,7 @@ def _from_text(line: str, where: str) -> PromptRecord:
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict) and "prompt" in found:
-            raise ValueError(f"{where}: is a JSON object; a file of such lines ends in .jsonl")
+            raise ValueError(f"{where}: is a JSON object; a file with such lines must end in .jsonl")
     return PromptRecord(prompt=line)
 
 
@@ -143,19 +145,19 @@ def _from_json(line: str, where: str) -> PromptRecord:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error.msg} (column {error.colno}){_hint(line, error)}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise ValueError(f"{where}: not JSON that can be read: {error}") from None
+        raise ValueError(f"{where}: cannot read JSON: {error}") from None
     return _record(data, where, escapes="\\u" in line)
 
 
 def _hint(line: str, error: json.JSONDecodeError) -> str:
     if line in ("{", "[") and error.pos >= len(line):
-        return "; an object must stand in one line: jq -c . FILE > NEW"
+        return "; each object must be on one line: jq -c . FILE > NEW"
     wrong = line[error.pos : error.pos + 1] in ("'", "“", "”", "„", "‘", "’", "«")
-    return '; texts and keys stand in straight double quotes: "prompt"' if wrong else ""
+    return '; strings and keys must be in straight double quotes: "prompt"' if wrong else ""
 
 
 def _object_of(text: str) -> dict[str, Any] | None:
-    """What a file holds that is one object; None for another one."""
+    """Parse a file that consists of one JSON object; None if it does not."""
     try:
         data = loads(text.strip().removeprefix("\ufeff"))
     except (ValueError, RecursionError):
@@ -164,13 +166,13 @@ def _object_of(text: str) -> dict[str, Any] | None:
 
 
 def _is_list(text: str) -> bool:
-    """Whether what begins with a bracket is one list, rather than a line of its own among others."""
+    """Return whether a text that begins with a bracket is one list of entries, not a line of a .jsonl file."""
     body = text.lstrip("\ufeff \t\r\n")
     return body[1:].lstrip()[:1] in ("{", "]")
 
 
 def _entries(text: str, path: Path) -> Iterator[tuple[str, PromptRecord]]:
-    """Of a JSON list of objects or of texts."""
+    """Yield the entries of a JSON list of objects or strings."""
     decoder = _decoder()
     place, escapes = text.index("[") + 1, "\\u" in text
     line, counted, number = 1, 0, 0
@@ -182,7 +184,7 @@ def _entries(text: str, path: Path) -> Iterator[tuple[str, PromptRecord]]:
         elif text[place : place + 1] == "]":
             break
         elif number:
-            raise ValueError(f"{path}:{text.count(chr(10), 0, place) + 1}: not JSON: a comma or ] must follow an entry")
+            raise ValueError(f"{path}:{text.count(chr(10), 0, place) + 1}: not JSON: expected , or ] after an entry")
         number += 1
         line, counted = line + text.count("\n", counted, place), place
         where = f"{path}:{line}, entry {number}"
@@ -191,11 +193,11 @@ def _entries(text: str, path: Path) -> Iterator[tuple[str, PromptRecord]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON that can be read: {error}") from None
+            raise ValueError(f"{where}: cannot read JSON: {error}") from None
         yield where, _record({"prompt": data} if isinstance(data, str) else data, where, escapes=escapes)
     if is_visible(text[place + 1 :]):
         line += text.count("\n", counted, place)
-        raise ValueError(f"{path}:{line}: not JSON: something follows the list that ends here")
+        raise ValueError(f"{path}:{line}: not JSON: unexpected text after the end of the list")
 
 
 def record_of(data: Any, where: str) -> PromptRecord:
@@ -204,17 +206,17 @@ def record_of(data: Any, where: str) -> PromptRecord:
 
 
 def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:
-    """escapes: whether there are any, without which a file that could be decoded has no halves of characters."""
+    """Convert a JSON value to a record. escapes: whether the JSON has `\\u` escapes, which may be lone surrogates."""
     if not isinstance(data, dict):
         raise ValueError(f"{where}: must be an object with a `prompt`, not {show(data)}")
     prompt = data.get("prompt")
     reason = unreadable(data) if escapes else ""
-    if reason:  # first, for half of a character alone is not visible either
+    if reason:  # before the check for visible characters, since a lone surrogate is not visible
         raise ValueError(f"{where}: {reason}")
     if not isinstance(prompt, str) or not is_visible(prompt) or "\0" in prompt:
         if isinstance(prompt, str) and "\0" in prompt:
-            raise ValueError(f"{where}: `prompt` holds a zero character, which no prompt does")
-        raise ValueError(f"{where}: `prompt` must be a text that is not empty{_instead(data)}")
+            raise ValueError(f"{where}: `prompt` contains a null character; delete it")
+        raise ValueError(f"{where}: `prompt` must be a non-empty string{_instead(data)}")
     if mistake := misspelled(data):
         raise ValueError(f"{where}: {mistake}")
     try:
@@ -230,7 +232,7 @@ def _record(data: Any, where: str, *, escapes: bool) -> PromptRecord:
 
 
 def _instead(data: dict[str, Any]) -> str:
-    """In words, which keys there are where there is no `prompt`, and which of them may be meant."""
+    """Describe what was found instead of a valid `prompt`, and which other key may hold it."""
     if data.get("prompt") is not None:
         return f", not {show(data['prompt'])}" if not isinstance(data["prompt"], str) else ""
     keys = [key for key in data if key != "prompt"]
@@ -251,28 +253,28 @@ def _instead(data: dict[str, Any]) -> str:
 
 
 def unreadable(value: Any) -> str:
-    """In words, the first text in a JSON value, with its key, that is no valid text; empty if all are."""
-    waiting: list[tuple[str, Any]] = [("", value)]
-    while waiting:
-        key, one = waiting.pop()
-        if isinstance(one, str):
-            reason = half_character(one)
+    """Describe the first string in a JSON value that is not valid Unicode, with its key; "" if all are valid."""
+    pending: list[tuple[str, Any]] = [("", value)]
+    while pending:
+        key, item = pending.pop()
+        if isinstance(item, str):
+            reason = half_character(item)
             if reason:
                 return f"`{key}` {reason}" if key else reason
-        elif isinstance(one, dict):
-            for name in one:
+        elif isinstance(item, dict):
+            for name in item:
                 if half_character(name):
                     return f"the key {name!r} {half_character(name)}"
-            waiting += [(f"{key}.{name}" if key else name, inner) for name, inner in reversed(one.items())]
-        elif isinstance(one, list):
-            waiting += [(f"{key}[{i}]", inner) for i, inner in reversed(list(enumerate(one)))]
+            pending += [(f"{key}.{name}" if key else name, inner) for name, inner in reversed(item.items())]
+        elif isinstance(item, list):
+            pending += [(f"{key}[{i}]", inner) for i, inner in reversed(list(enumerate(item)))]
     return ""
 
 
 def loads(text: str) -> Any:
-    """JSON as other tools write it: NaN, with which tables mark what is missing, is null.
+    """Parse JSON. NaN, which exports of tables use for missing values, becomes null.
 
-    Raises ValueError for what is not JSON, among it infinities and objects in which a key stands twice.
+    Raises ValueError for invalid JSON, including infinities and objects with duplicate keys.
     """
     return _decoder().decode(text)
 
@@ -283,11 +285,11 @@ def _decoder() -> json.JSONDecoder:
 
 def _constant(name: str) -> None:
     if name != "NaN":
-        raise ValueError(f"{name} is no number of JSON's")
+        raise ValueError(f"{name} is not a valid JSON number")
 
 
 def _float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{clean(digits, 40)} is larger than any number of 64 bits")
+        raise ValueError(f"{clean(digits, 40)} is out of range for a 64-bit number")
     return number

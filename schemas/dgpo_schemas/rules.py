@@ -1,4 +1,5 @@
-"""Rules between the fields of a run file. Each message names the keys and the nearest valid values."""
+"""Validation rules that involve several fields of a run file. Each message names the keys and the nearest valid
+values."""
 
 from __future__ import annotations
 
@@ -18,59 +19,61 @@ from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, T
 from dgpo_schemas.sections.whole import StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
-__all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "settings_in_vain", "sources", "stop", "times"]
+__all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "sources", "stop", "times", "without_effect"]
 
 Violations = Iterator[tuple[str, str]]
-"""(key, message) of each rule that is broken."""
+"""(key, message) of each broken rule."""
 MOST_SAMPLES = 10_000_000
-"""Of an iteration: all of them are kept until it is optimized."""
+"""Maximum number of samples per iteration; all of them are kept until the optimizer updates."""
 STATISTICS = ("diversity", "saturation", "edge_density", "dark_pixels", "step_disagreement", "many_step_sharpness")
-"""Statistics of the media, which are evaluated beside the rewards and share their names' space."""
+"""Statistics of images and videos. They are evaluated with the rewards and share a namespace with them."""
 OF_STEPS = STATISTICS[-2:]
-"""Those that compare few solver steps with many."""
+"""Statistics that compare few-step samples with many-step solutions."""
 
 
 def raise_all(found: list[tuple[str, str]]) -> None:
-    """Raise one error that carries every violation, if there are any."""
+    """Raise one error with all violations, if there are any."""
     if found:
-        # pydantic gives a validator of the whole model one error; the loader takes the list apart again.
+        # A pydantic model validator can raise only one error; the loader splits the list again.
         lines = [f"{key}: {message}" for key, message in found]
         raise PydanticCustomError("run_rules", "{text}", {"text": "; ".join(lines), "violations": found})
 
 
 def geometry(rollout: RolloutSection, optimizer: OptimizerSection) -> Violations:
-    """Sizes of groups and of samples, and updates that divide the groups."""
+    """Check the group size, the number of samples, the resolution, and that updates divides the number of groups."""
     updates = optimizer.updates
     if rollout.group_size < 2:
-        size = rollout.group_size
-        yield "rollout.group_size", f"a group of {size} has nothing to compare with; the smallest is 2"
+        yield (
+            "rollout.group_size",
+            f"must be at least 2, got {rollout.group_size}: the samples of a group are compared with each other",
+        )
     if rollout.groups % updates:
         divisors = [n for n in range(1, rollout.groups + 1) if rollout.groups % n == 0]
         near = sorted(divisors, key=lambda n: abs(n - updates))[:2]
         yield (
             "optimizer.updates",
-            f"{updates} does not divide rollout.groups = {rollout.groups}; the nearest that do are "
+            f"{updates} does not divide rollout.groups = {rollout.groups}; the nearest divisors are "
             + " and ".join(map(str, sorted(near))),
         )
     if rollout.groups * rollout.group_size > MOST_SAMPLES:
         yield (
             "rollout.groups",
-            f"{rollout.groups} groups of {rollout.group_size} are more than {MOST_SAMPLES} samples an iteration; "
-            f"at most {MOST_SAMPLES // rollout.group_size} such groups are possible",
+            f"{rollout.groups} groups of {rollout.group_size} are more than {MOST_SAMPLES} samples per iteration; "
+            f"use at most {MOST_SAMPLES // rollout.group_size} groups of this size",
         )
     for side in sorted(set(rollout.height_width)):
         if side < 1:
-            yield "rollout.resolution", f"{side} is no size in pixels; it must be at least 1"
+            yield "rollout.resolution", f"must be at least 1 pixel, got {side}"
         if side > LONGEST_SIDE:
-            yield "rollout.resolution", f"{side} pixels are too many; a side has at most {LONGEST_SIDE}"
+            yield "rollout.resolution", f"must be at most {LONGEST_SIDE} pixels per side, got {side}"
 
 
 def times(shift: float | Literal["auto"], section: TimestepsSection) -> Violations:
-    """Training times in their order."""
+    """Check that t_min is below t_max."""
     t_min, t_max = section.t_min, 1.0 if section.t_max is None else section.t_max
     if shift == AUTO and isinstance(t_min, str) != isinstance(t_max, str) and not {t_min, t_max} & {0.0, 1.0}:
-        return  # which is larger is known with the model
-    # A shift keeps the order of times, and both ends.
+        return  # the order depends on the model's shift, which is not known yet
+    # The shift is increasing and maps 0 to 0 and 1 to 1.
     low, high = (resolve_sigma(t, 1.0 if shift == AUTO else shift) for t in (t_min, t_max))
     if low < high:
         return
@@ -79,29 +82,31 @@ def times(shift: float | Literal["auto"], section: TimestepsSection) -> Violatio
 
 
 def guidance(scale: float, objective: ObjectiveSection) -> Violations:
-    """The three published modes, and the combinations that none of them uses."""
+    """Reject combinations of guidance settings that none of the three published modes uses."""
     if scale > 1 and objective.kl_cfg > 1:
         yield (
             "objective.kl_cfg",
-            f"{objective.kl_cfg:g} together with rollout.guidance = {scale:g}: guided rollouts go with a plain "
-            "reference (mode 1: kl_cfg 1), a guided reference with plain rollouts (mode 2a: rollout.guidance 1)",
+            f"cannot combine {objective.kl_cfg:g} with rollout.guidance = {scale:g}: use guided rollouts with an "
+            "unguided reference (mode 1: kl_cfg 1), or a guided reference with unguided rollouts (mode 2a: "
+            "rollout.guidance 1)",
         )
     if objective.reference == "ema_fast" and objective.kl_cfg > 1 and objective.kl == 0:
         yield (
             "objective.kl_cfg",
-            f"{objective.kl_cfg:g} guides the frozen base, with which nothing is compared here: the reference is "
-            "the fast EMA and objective.kl is 0. Set kl above 0, reference: frozen (mode 2a), or leave kl_cfg out",
+            f"{objective.kl_cfg:g} has no effect: it applies to the frozen base model, which is not used because "
+            "objective.reference is ema_fast and objective.kl is 0; set kl above 0, set reference: frozen (mode 2a), "
+            "or remove kl_cfg",
         )
     if objective.reference == "ema_fast" and scale > 1:
         yield (
             "rollout.guidance",
-            f"{scale:g} with objective.reference = ema: a dynamic reference goes with plain rollouts "
-            "(mode 2b: rollout.guidance 1), guided rollouts with a frozen reference (mode 1: reference frozen)",
+            f"cannot combine {scale:g} with objective.reference = ema_fast: use the dynamic reference with unguided "
+            "rollouts (mode 2b: rollout.guidance 1), or guided rollouts with reference: frozen (mode 1)",
         )
 
 
 def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: PromptsSection) -> Violations:
-    """Names of rewards and monitors, and what nothing would be evaluated with."""
+    """Check the names of rewards and monitors, and settings that require held-out prompts."""
     monitors = [block.label for block in evaluation.monitors.rewards]
     trained, shown = ([block.label for block in some] for some in (blocks, evaluation.rewards or []))
     for key, labels, taken in (
@@ -111,86 +116,85 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
     ):
         for i, label in enumerate(labels):
             if label in labels[:i] or label in taken:
-                what, which = ("two rewards", "one of them")
+                used, rename = "another reward", "one of them"
                 if label in STATISTICS:
-                    what, which = ("a statistic of the media and a reward", "the reward")
-                yield f"{key}.{i}", f"{what} are called {label!r}; give {which} another `name`"
+                    used, rename = "an image statistic", "the reward"
+                yield f"{key}.{i}", f"the name {label!r} is already used by {used}; give {rename} another `name`"
     for label in evaluation.monitors.tolerances:
         if label not in (*monitors, *STATISTICS):
             known = ", ".join([*monitors, *STATISTICS])
-            yield f"evaluation.monitors.tolerances.{label}", f"there is no monitor {label!r}; the monitors are {known}"
+            yield f"evaluation.monitors.tolerances.{label}", f"unknown monitor {label!r}; the monitors are {known}"
         elif label in OF_STEPS and evaluation.many_step is None:
-            yield f"evaluation.monitors.tolerances.{label}", "is only measured where evaluation.many_step is set"
+            yield f"evaluation.monitors.tolerances.{label}", "is measured only if evaluation.many_step is set"
     if all(block.weight == 0 for block in blocks):
-        yield "rewards", "every weight is 0, so there is nothing to learn; give one a weight, such as 1"
+        yield "rewards", "all weights are 0, so there is nothing to learn; set at least one weight, such as 1"
     if prompts.heldout is None:
-        # `at_start` and the evaluation at the end are defaults: without held-out prompts they fall away silently.
+        # `at_start` and the evaluation at the end are defaults: without held-out prompts they are skipped silently.
         if evaluation.every:
-            yield "evaluation.every", "evaluation needs held-out prompts: set prompts.heldout, or every to 0"
+            yield "evaluation.every", "evaluation requires held-out prompts; set prompts.heldout, or set every to 0"
         if monitors:
-            yield "evaluation.monitors.rewards", "nothing is evaluated without prompts.heldout; set it"
+            yield "evaluation.monitors.rewards", "evaluation requires held-out prompts; set prompts.heldout"
         if evaluation.many_step is not None:
-            yield "evaluation.many_step", "nothing is evaluated without prompts.heldout; set it"
+            yield "evaluation.many_step", "evaluation requires held-out prompts; set prompts.heldout"
         if evaluation.rewards:
-            yield "evaluation.rewards", "nothing is evaluated without prompts.heldout; set it or remove these"
+            yield "evaluation.rewards", "evaluation requires held-out prompts; set prompts.heldout or remove this key"
 
 
 def sources(prompts: PromptsSection, rewards: list[RewardBlock], evaluation: EvaluationSection) -> Violations:
-    """Names of sources and of their rewards."""
+    """Check the names of prompt sources and of their rewards."""
     splits: tuple[tuple[Literal["train", "heldout"], list[RewardBlock], str], ...] = (
         ("train", rewards, "rewards"),
         ("heldout", evaluation.rewards or rewards, "evaluation.rewards" if evaluation.rewards else "rewards"),
     )
     for split, blocks, key in splits:
         sources = prompts.sources(split)
-        names, labels = [one.source for one in sources], [block.label for block in blocks]
+        names, labels = [block.source for block in sources], [block.label for block in blocks]
         known = ", ".join(labels)
-        for i, one in enumerate(sources):
-            here = f"prompts.{split}.{i}"
-            if one.source in names[:i]:
-                yield f"{here}.source", f"two sources are called {one.source!r}; give one another name"
-            asked = labels if one.rewards is None else one.rewards
-            for j, label in enumerate(asked):
+        for i, source in enumerate(sources):
+            place = f"prompts.{split}.{i}"
+            if source.source in names[:i]:
+                yield f"{place}.source", f"the name {source.source!r} is already used by another source"
+            requested = labels if source.rewards is None else source.rewards
+            for j, label in enumerate(requested):
                 if label not in labels:
                     near = nearest(label, labels)
-                    message = f"there is no reward {label!r} in {key}{near or f'; there is {known}'}"
-                    yield f"{here}.rewards.{j}", message
-                elif label in asked[:j]:
-                    yield f"{here}.rewards.{j}", f"{label!r} is there twice"
-            weights = [block.weight for block in blocks if block.label in asked]
+                    yield f"{place}.rewards.{j}", f"unknown reward {label!r} in {key}{near or f'; known: {known}'}"
+                elif label in requested[:j]:
+                    yield f"{place}.rewards.{j}", f"{label!r} is listed twice"
+            weights = [block.weight for block in blocks if block.label in requested]
             if split == "train" and weights and not any(weights):
-                yield f"{here}.rewards", "each has the weight 0: there is nothing to learn from this source"
+                yield f"{place}.rewards", "all of these have weight 0, so there is nothing to learn from this source"
         for i, label in enumerate(labels):
-            if sources and not any(one.rewards is None or label in one.rewards for one in sources):
-                message = f"no source of prompts.{split} asks for {label!r}; add it to the `rewards` of one"
+            if sources and not any(source.rewards is None or label in source.rewards for source in sources):
+                message = f"no source of prompts.{split} uses {label!r}; add it to the `rewards` of a source"
                 yield f"{key}.{i}", message
 
 
 def stop(
     section: StopSection, prompts: PromptsSection, rewards: list[RewardBlock], evaluation: EvaluationSection
 ) -> Violations:
-    """A target that is looked at."""
+    """Check that stop.target can be evaluated."""
     if section.target is None:
         if section.reward is not None:
-            yield "stop.reward", "there is no stop.target that it could be about; set one, or leave it out"
+            yield "stop.reward", "has no effect without stop.target; set stop.target, or remove this key"
         return
     if prompts.heldout is None:
-        yield "stop.target", "a held-out score needs held-out prompts: set prompts.heldout, or leave it out"
+        yield "stop.target", "a held-out score requires held-out prompts; set prompts.heldout, or remove this key"
         return
     if not evaluation.every:
-        yield "stop.target", "it is looked at when evaluating: set evaluation.every, which is 0"
+        yield "stop.target", "is checked only at evaluations, but evaluation.every is 0; set evaluation.every"
     labels = [block.label for block in evaluation.rewards or rewards]
     if section.reward is not None and section.reward not in labels:
-        yield "stop.reward", f"nothing evaluated is called {section.reward!r}; there is {', '.join(labels)}"
+        yield "stop.reward", f"no evaluated reward is named {section.reward!r}; known: {', '.join(labels)}"
 
 
-def settings_in_vain(objective: ObjectiveSection, backbone: BackboneSection, rollout: RolloutSection) -> Violations:
-    """Settings that would change nothing: whoever wrote them expects something else."""
+def without_effect(objective: ObjectiveSection, backbone: BackboneSection, rollout: RolloutSection) -> Violations:
+    """Reject settings that have no effect, since their author expects one."""
     if objective.clip_kl and objective.kl == 0:
-        yield "objective.clip_kl", "there is no KL term to clip while objective.kl is 0; set false"
+        yield "objective.clip_kl", "has no effect because objective.kl is 0; set it to false"
     if objective.clip_kl and objective.clip is None:
-        yield "objective.clip_kl", "nothing is clipped while objective.clip is null; set false"
+        yield "objective.clip_kl", "has no effect because objective.clip is null; set it to false"
     if backbone.train == "full" and "lora" in backbone.model_fields_set:
-        yield "backbone.lora", "there is no LoRA while backbone.train is full; remove one of the two"
+        yield "backbone.lora", "has no effect because backbone.train is full; remove one of the two"
     if backbone.train == "full" and rollout.merge_adapter:
-        yield "rollout.merge_adapter", "there is no adapter while backbone.train is full; leave it out"
+        yield "rollout.merge_adapter", "has no effect because backbone.train is full; remove it"

@@ -1,7 +1,7 @@
-"""`RunConfig`: everything a `run.yaml` may say.
+"""`RunConfig`: the schema of a run file (`run.yaml`).
 
-One class per section, in `sections`; rules between them stand in `rules`. Plugins take from here what they are given.
-Times are flow-matching times sigma in [0, 1]: 1 is pure noise, 0 is data.
+Each section is one class in `sections`; rules that involve several sections are in `rules`. Plugins receive instances
+of these classes. Times are flow-matching times sigma in [0, 1]: 1 is pure noise, 0 is data.
 """
 
 from __future__ import annotations
@@ -25,31 +25,38 @@ __all__ = ["BackboneSection", "ObjectiveSection", "RunConfig", "violations"]
 class RunConfig(StrictModel):
     """A run file."""
 
-    run: RunSection = Field(description="Name, directory, seed, length.")
-    backbone: BackboneSection = Field(description="The model.")
-    prompts: PromptsSection = Field(description="What to draw.")
-    rollout: RolloutSection = Field(default_factory=RolloutSection, description="How groups are drawn.")
-    rewards: list[RewardBlock] = Field(min_length=1, description="What is rewarded.")
-    scoring: ScoringSection = Field(default_factory=ScoringSection, description="Several rewards to one.")
+    run: RunSection = Field(description="Name, output directory, seed, length and device of the run.")
+    backbone: BackboneSection = Field(description="The model to train.")
+    prompts: PromptsSection = Field(description="Training and held-out prompts.")
+    rollout: RolloutSection = Field(default_factory=RolloutSection, description="How groups of samples are generated.")
+    rewards: list[RewardBlock] = Field(min_length=1, description="Rewards to train on.")
+    scoring: ScoringSection = Field(default_factory=ScoringSection, description="How rewards are combined.")
     weighting: Use = Field(
-        default=UseBlock(use="abs-advantage"), description="Advantages to weights: a name, or `use` with `options`."
+        default=UseBlock(use="abs-advantage"),
+        description="Sample weights from advantages: a name, or `use` with `options`.",
     )
-    advantages: AdvantagesSection = Field(default_factory=AdvantagesSection, description="Rewards to advantages.")
+    advantages: AdvantagesSection = Field(
+        default_factory=AdvantagesSection, description="How advantages are computed from rewards."
+    )
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="The loss.")
-    timesteps: TimestepsSection = Field(default_factory=TimestepsSection, description="Training times.")
-    optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="AdamW.")
+    timesteps: TimestepsSection = Field(default_factory=TimestepsSection, description="Training timesteps.")
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="AdamW optimizer.")
     evaluation: EvaluationSection = Field(
-        default_factory=EvaluationSection, json_schema_extra=FROM_THERE_ON, description="Held-out evaluation."
+        default_factory=EvaluationSection,
+        json_schema_extra=FROM_THERE_ON,
+        description="Evaluation on the held-out prompts.",
     )
     stop: StopSection = Field(
-        default_factory=StopSection, json_schema_extra=ANYTIME, description="Ends before run.iterations."
+        default_factory=StopSection, json_schema_extra=ANYTIME, description="Early stopping, before run.iterations."
     )
     checkpoints: CheckpointsSection = Field(
-        default_factory=CheckpointsSection, json_schema_extra=ANYTIME, description="Saving."
+        default_factory=CheckpointsSection, json_schema_extra=ANYTIME, description="When to save, and what to keep."
     )
-    logging: LoggingSection = Field(default_factory=LoggingSection, json_schema_extra=ANYTIME, description="Trackers.")
+    logging: LoggingSection = Field(
+        default_factory=LoggingSection, json_schema_extra=ANYTIME, description="Console output and trackers."
+    )
     precision: PrecisionSection = Field(
-        default_factory=PrecisionSection, json_schema_extra=FROM_THERE_ON, description="Arithmetic."
+        default_factory=PrecisionSection, json_schema_extra=FROM_THERE_ON, description="Precision and kernels."
     )
 
     @model_validator(mode="after")
@@ -58,8 +65,12 @@ class RunConfig(StrictModel):
         return self
 
     def training_range(self, shift: float, highest: float = 1.0) -> tuple[float, float]:
-        """(t_min, t_max) as sigmas in [0, 1], `shift(...)` resolved with this shift, which is that of the rollouts'
-        schedule; highest: the largest time that the model knows."""
+        """Resolve (t_min, t_max) to sigmas in [0, 1].
+
+        Args:
+            shift: Time shift of the rollouts' noise schedule, used to resolve `shift(...)`.
+            highest: Largest time that the model supports, the default of t_max.
+        """
         section = self.timesteps
         return (
             resolve_sigma(section.t_min, shift),
@@ -68,7 +79,7 @@ class RunConfig(StrictModel):
 
 
 def violations(config: RunConfig) -> list[tuple[str, str]]:
-    """(key, message) of every rule between sections that is broken."""
+    """Return (key, message) of every broken rule that involves several sections."""
     rollout, rewards, prompts, evaluation = config.rollout, config.rewards, config.prompts, config.evaluation
     return [
         *rules.geometry(rollout, config.optimizer),
@@ -77,5 +88,5 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
         *rules.rewards(rewards, evaluation, prompts),
         *rules.sources(prompts, rewards, evaluation),
         *rules.stop(config.stop, prompts, rewards, evaluation),
-        *rules.settings_in_vain(config.objective, config.backbone, rollout),
+        *rules.without_effect(config.objective, config.backbone, rollout),
     ]

@@ -1,4 +1,4 @@
-"""Times in run files: a sigma in [0, 1], or `shift(s)` for a time before the shift."""
+"""Times in run files: a sigma in [0, 1], or `shift(s)`, which applies the time shift to s."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _number(text: Any) -> float:
         value = float(text)
     except (TypeError, ValueError):
         raise ValueError(f"must be {_ALLOWED}") from None
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         value = math.inf if text > 0 else -math.inf
     if not 0 <= value <= 1:
         near = "" if math.isnan(value) else f"; the nearest is {min(max(value, 0.0), 1.0):g}"
@@ -32,7 +32,7 @@ def _number(text: Any) -> float:
 
 
 def _parse(value: Any) -> float | str:
-    """A number stays a number, `shift( 0.3 )` becomes `shift(0.3)`."""
+    """Return a number as it is, and `shift( 0.3 )` as `shift(0.3)`."""
     if isinstance(value, bool):
         raise ValueError(f"must be {_ALLOWED}")
     if isinstance(value, str) and (match := _SHIFTED.match(value.strip())):
@@ -52,13 +52,13 @@ SigmaExpression = Annotated[
         }
     ),
 ]
-"""A sigma as written in a run file; `resolve_sigma` makes it a number."""
+"""A sigma as written in a run file; `resolve_sigma` converts it to a number."""
 
 
 def _parse_shift(value: Any) -> float | str:
     allowed = f"auto (the model's own), or a number of at least {SMALLEST_SHIFT} and at most {LARGEST_SHIFT:g}"
     if isinstance(value, bool):
-        raise ValueError(f"must be {allowed}, not the switch {str(value).lower()!r}")
+        raise ValueError(f"must be {allowed}, not the boolean {str(value).lower()!r}")
     if isinstance(value, str) and value.strip() == AUTO:
         return AUTO
     try:
@@ -66,7 +66,7 @@ def _parse_shift(value: Any) -> float | str:
     except (TypeError, ValueError):
         near = get_close_matches(value.lower(), [AUTO]) if isinstance(value, str) else []
         raise ValueError(f"must be {allowed}" + (f"; did you mean {AUTO}?" if near else "")) from None
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         number = LARGEST_SHIFT * 2 if value > 0 else 0.0
     if not math.isfinite(number):
         raise ValueError(f"must be a finite number, not {number}")
@@ -88,11 +88,11 @@ Shift = Annotated[
         }
     ),
 ]
-"""A time shift k as written in a run file, or `auto`: the model's own."""
+"""A time shift k as written in a run file, or `auto` for the model's own shift."""
 
 
 def resolve_sigma(expression: float | str, shift: float) -> float:
-    """The sigma in [0, 1]: `shift(s)` is k*s / (1 + (k-1)*s) with k = shift; a number stays as it is.
+    """Convert to a sigma in [0, 1]: `shift(s)` is k*s / (1 + (k-1)*s) with k = shift; a number is returned as it is.
 
     Example: shift(0.3) with k = 3 is 0.5625.
     """

@@ -1,7 +1,7 @@
-"""The syntax of YAML files that people write and that dgpo writes.
+"""YAML syntax of all files that dgpo reads and writes.
 
-The rules are those of YAML 1.2 where 1.1 sets traps: `no` and `on` are texts (a switch is `true` or `false`), `3e-4`
-is a number, `010` is ten, `1:30` and dates are texts.
+Scalars follow YAML 1.2: `no` and `on` are strings (booleans are `true` and `false`), `3e-4` is a number, `010` is ten,
+`1:30` and dates are strings.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ __all__ = ["MAX_DEPTH", "MAX_VALUES", "TAG", "compose", "dump_yaml", "line_of", 
 
 MAX_DEPTH = 40
 MAX_VALUES = 20_000
-"""A run file has a few hundred values; more is a mistake, or aliases that multiply."""
+"""A run file has a few hundred values; more indicate a mistake, or aliases that expand exponentially."""
 
 TAG = "tag:yaml.org,2002:"
 
 
 def one_problem(where: str, message: str) -> ConfigError:
-    """An error with one mistake, which is at no key."""
+    """Create an error with one problem and no key."""
     return ConfigError([Problem(where, "", message)])
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line that a node begins in, from 1."""
+    """Return the first line of a node, counted from 1."""
     return int(node.start_mark.line) + 1
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's reader with YAML 1.2's scalars and limits on nesting and on the number of values."""
+    """PyYAML's loader with the scalars of YAML 1.2, and limits on nesting and on the number of values."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     depth = 0
@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
-        self.nodes += not (isinstance(parent, yaml.MappingNode) and index is None)  # that is a key
+        self.nodes += not (isinstance(parent, yaml.MappingNode) and index is None)  # not a key
         if self.nodes > MAX_VALUES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} values", problem_mark=mark)
@@ -56,10 +56,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's writer, with quotes around texts that YAML 1.1 or 1.2 would read as something else."""
+    """PyYAML's dumper, with quotes around strings that YAML 1.1 or 1.2 would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Line breaks other than \n survive only where they are escaped; some characters are refused without quotes.
+        # Line breaks other than \n must be escaped, and some characters are rejected without quotes.
         style = '"' if re.search("[\r\x85\u2028\u2029]", data) or in_plain_text(data, key=True) else None
         return self.represent_scalar(f"{TAG}str", data, style=style)
 
@@ -82,20 +82,21 @@ for _tag, _pattern, _first in (
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Plain data as the text of a file that `load_yaml` reads back as the same data."""
+    """Serialize plain data as YAML that `load_yaml` reads back unchanged."""
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _place(text: str, position: int) -> tuple[int, int]:
-    """Line and column, from 1."""
+    """Return line and column of a position, both from 1."""
     lines = re.split("\r\n?|\n", text[:position])
     return len(lines), len(lines[-1]) + 1
 
 
 def compose(text: str, source: str) -> yaml.Node | None:
-    """The root of a text; None where there is nothing. Raises ConfigError for what is no YAML, with its line."""
+    """Parse a text and return its root node; None if it is empty. Raises ConfigError with the line if it is not valid
+    YAML."""
     separator = re.search("[\x85\u2028\u2029]", text)
-    if separator is not None:  # YAML 1.1 ends a line there, 1.2 and editors do not
+    if separator is not None:  # a line break in YAML 1.1, but not in YAML 1.2 or in editors
         number, at = _place(text, separator.start())
         code = f"{ord(separator[0]):04X}"
         message = f"not YAML: the separator U+{code} is not allowed (column {at}); delete it, or write \\u{code} in"
@@ -117,7 +118,7 @@ def compose(text: str, source: str) -> yaml.Node | None:
         column = f" (column {mark.column + 1})" if mark else ""
         context = f" {error.context}" if error.context and error.context != error.problem else ""
         raise one_problem(place, f"not YAML: {error.problem}{context}{column}{_hint(error, text)}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as \UFFFFFFFF, which is no character
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as the invalid escape \UFFFFFFFF
         raise one_problem(source, f"not YAML: {error}") from None
 
 
@@ -125,11 +126,11 @@ def _hint(error: yaml.MarkedYAMLError, text: str) -> str:
     if "\\t" in str(error.problem):
         mark = error.problem_mark
         before = re.split("\r\n?|\n", text)[mark.line][: mark.column] if mark else ""
-        return "; write a space there, not a tab" if before.strip() else "; indent with spaces, not tabs"
+        return "; use a space, not a tab" if before.strip() else "; indent with spaces, not tabs"
     if odd := in_file(text):
         return odd
     if "cannot start any token" in str(error.problem) or "scanning an alias" in str(error.context):
-        return "; put a text that begins like this in quotes"
+        return "; quote a string that begins like this"
     if "mapping values are not allowed" in str(error.problem):
-        return "; put a text that contains `: ` in quotes"
+        return "; quote a string that contains `: `"
     return ""

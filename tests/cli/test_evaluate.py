@@ -238,8 +238,8 @@ def test_the_output_is_checked_before_the_work(
          "was trained with"),
         (["runs/toy", "--checkpoint", "9"], "runs/toy/checkpoints: no checkpoint '9'; there are newest, best and "
          "iterations 0, 1, 2, 3, 4"),
-        (["runs/toy", "--prompts", "p.csv"], "p.csv: a prompt file ends in .txt (one prompt a line) or .jsonl (one "
-         "object a line), or in .json (one list); pandas writes one: pandas.read_csv('p.csv').to_json('p.jsonl', "
+        (["runs/toy", "--prompts", "p.csv"], "p.csv: a prompt file must end in .txt (one prompt per line), .jsonl (one "
+         "object per line) or .json (one list); convert it with pandas: pandas.read_csv('p.csv').to_json('p.jsonl', "
          "orient='records', lines=True)"),
     ],
 )  # fmt: skip

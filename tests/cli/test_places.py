@@ -203,7 +203,7 @@ def test_a_run_file_is_resumed_from_elsewhere(begun: Path, dgpo: Run, monkeypatc
     assert "nothing to resume here (run.output is relative to the working directory," in done.err
     resume = ["train", "../run.yaml", "--resume", "--quiet", "--set", "run.output=../runs"]
     done = dgpo(*resume, "--set", "prompts.train=p.txt")
-    assert (done.code, done.err) == (2, "prompts.train: p.txt: there is no such prompt file\n")
+    assert (done.code, done.err) == (2, "prompts.train: p.txt: no such prompt file\n")
     done = dgpo(*resume)
     assert (done.code, done.err) == (0, "")
 

@@ -114,14 +114,14 @@ def test_files_of_other_commands(command: str, text: str, what: str, dgpo: Run, 
 
 def test_a_missing_file(dgpo: Run, tmp_path: Path) -> None:
     done = dgpo("validate", tmp_path / "nope.yaml")
-    assert (done.code, done.err) == (2, f"{tmp_path}/nope.yaml: there is no such file\n")
+    assert (done.code, done.err) == (2, f"{tmp_path}/nope.yaml: no such file\n")
 
 
 def test_prompt_files_are_read(dgpo: Run, file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.jsonl")
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a text that is not empty, not 3\n"
+    assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a non-empty string, not 3\n"
 
 
 SHARED = "warning: prompts.heldout: 2 of 3 held-out prompts (67 %) are training prompts too, the first is 'b'"

@@ -165,7 +165,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("manifest.json", _change(counters={"skipped_updates": 2}), "its content differs from what was saved"),
     ("manifest.json", _unseal, "has no digest of itself"),
     ("clock.json", _change(trained_seconds=9.0), "its content differs from what was saved"),
-    ("clock.json", _unseal, "has no digest of itself"),
+    ("clock.json", _unseal, "contains no digest"),
     ("clock.json", _halve, "not JSON"),
     ("clock.json", Path.unlink, "missing"),
     ("clock.json", _of_another_iteration, "of iteration 1, the manifest is of 2"),

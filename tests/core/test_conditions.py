@@ -86,7 +86,7 @@ def test_each_distinct_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
         ("heavy.png", "is larger than 0 MiB"),
         ("~nobody/a.png", "there is no such file"),
         ("x" * 300, "cannot be read: File name too long"),
-        ('["\\ud83d"]', "`media[0]` holds half of a character"),
+        ('["\\ud83d"]', "`media[0]` contains half of a character"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(

@@ -161,7 +161,7 @@ def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Regi
     text = text.replace("count: 3", "count: -3").replace("flow-euler", "flow-euker").replace("scale: 2", "scale: big")
     file.write_text(text.replace("detector: eye", "detector: ear") + "optimzer: {}\n")
     assert complaints(file, known, "timesteps.use=unifrom", "objective.options.x=1") == [
-        "run.yaml:1: run.iterations: must be a whole number, not 'none'",
+        "run.yaml:1: run.iterations: must be an integer, not 'none'",
         "run.yaml:3: backbone.use: unknown backbone 'tooy'; did you mean toy? (installed: toy)",
         "run.yaml:6: prompts.train.options.count: must be at least 0, not -3",
         "run.yaml:8: rollout.sampler: unknown sampler 'flow-euker'; did you mean flow-euler? "
@@ -171,7 +171,7 @@ def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Regi
         "run.yaml:14: optimzer: unknown key; did you mean optimizer?",
         "--set timesteps.use=unifrom: unknown timestep policy 'unifrom'; did you mean uniform? "
         "(installed: sampler-steps, uniform)",
-        "--set objective.options.x=1: unknown key; there are none here",
+        "--set objective.options.x=1: unknown key; allowed: none",
     ]
 
 
@@ -190,10 +190,10 @@ def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Regi
         ("rewards=[]", "must have at least 1 entry, not 0"),
         ("prompts.heldout={use: tyo}", "prompts.heldout.use: unknown prompt source 'tyo'; did you mean toy?"),
         ("rewards.0.use=brightnes", "unknown reward 'brightnes'; did you mean brightness?"),
-        ("rollout.group_size=1", "a group of 1 has nothing to compare with; the smallest is 2"),
+        ("rollout.group_size=1", "must be at least 2, got 1"),
         ("run=null", "must be a section with keys such as"),
-        ("backbone.use=3", "must be a text, not 3"),
-        ("prompts.train={}", "give exactly one of `file`"),
+        ("backbone.use=3", "must be a string, not 3"),
+        ("prompts.train={}", "set exactly one of `file`"),
         ("precision.autocast=yes", "must be no or bf16, not 'yes'"),
     ],
 )

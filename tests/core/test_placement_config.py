@@ -80,7 +80,7 @@ def test_mistakes_in_the_sections_are_still_found(tmp_path: Path, registry: Regi
         load(tmp_path, registry, {"use": "unheard-of", "worker": {"pyhton": "x"}})
     with pytest.raises(ConfigError, match=r"rewards.0.service.urls: is missing"):
         load(tmp_path, registry, {"use": "brightness", "service": {}})
-    with pytest.raises(ConfigError, match=r"give `worker` or `service`, not both"):
+    with pytest.raises(ConfigError, match=r"set `worker` or `service`, not both"):
         load(tmp_path, registry, {"use": "brightness", "worker": {}, "service": SERVICE})
 
 

@@ -86,7 +86,7 @@ def test_files(tmp_path: Path) -> None:
 def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    with pytest.raises(UserError, match=rf"{path}:2: `prompt` must be a text that is not empty"):
+    with pytest.raises(UserError, match=rf"{path}:2: `prompt` must be a non-empty string"):
         load_file(path)
 
 
@@ -268,5 +268,5 @@ def test_a_text_that_is_none_is_refused_wherever_it_comes_from(registry: Registr
     assert given("ein grüner Kreis 😀", "--prompt 1") == "ein grüner Kreis 😀"
     with pytest.raises(UserError, match=r"--prompt 2: holds the byte 0xFF at character 3, which is not UTF-8"):
         given("a \udcff", "--prompt 2")
-    with pytest.raises(UserError, match=r"--prompt 2: holds half of a character \(the lone surrogate U\+D83D"):
+    with pytest.raises(UserError, match=r"--prompt 2: contains half of a character \(the lone surrogate U\+D83D"):
         given("a \ud83d", "--prompt 2")

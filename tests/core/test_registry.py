@@ -311,7 +311,7 @@ def test_a_component_is_built_with_its_options(powers: Registry, name: str) -> N
 
 def test_a_component_without_options(powers: Registry) -> None:
     assert powers.create("weighting", "plain").options == NoOptions()
-    with pytest.raises(UserError, match=r"weighting plain: options.x: unknown key; there are none here"):
+    with pytest.raises(UserError, match=r"weighting plain: options.x: unknown key; allowed: none"):
         powers.create("weighting", UseBlock(use="plain", options={"x": 1}))
 
 

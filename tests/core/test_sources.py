@@ -146,7 +146,7 @@ def block(name: str, **more: Any) -> SourceBlock:
 def test_weights_are_whole_numbers_of_steps() -> None:
     assert integer_weights([block("a", weight=0.5), block("b"), block("c", weight=0.25)]) == [2, 4, 1]
     assert integer_weights([block("a", weight=0.333), block("b", weight=0.667)]) == [333, 667]
-    with pytest.raises(ValidationError, match=r"in steps of 0\.001; the nearest is 0\.333"):
+    with pytest.raises(ValidationError, match=r"a multiple of 0\.001; the nearest is 0\.333"):
         block("a", weight=1 / 3)
 
 
@@ -306,10 +306,10 @@ def data(directory: Path, **changes: Any) -> dict[str, Any]:
         ("prompts.train.0.rewards", ["brightness"], "rewards.1: no source of prompts.train asks for 'twice'"),
         ("rewards.1.weight", 0, ""),
         ("prompts.train.0.weight", 0, "prompts.train.0.weight: must be at least 0.001"),
-        ("prompts.train.0.weight", 0.0015, "prompts.train.0.weight: must be in steps of 0.001"),
+        ("prompts.train.0.weight", 0.0015, "prompts.train.0.weight: must be a multiple of 0.001"),
         ("prompts.train.0.source", "a b", "prompts.train.0.source: 'a b' is not allowed here"),
         ("prompts.train.0.sorce", "a", "prompts.train.0.sorce: unknown key; did you mean source?"),
-        ("prompts.train.0.file", "x.txt", "give exactly one of `file`"),
+        ("prompts.train.0.file", "x.txt", "set exactly one of `file`"),
         ("prompts.train", [], "prompts.train: must have at least 1 entry"),
         ("prompts.train.1", "x.txt", "prompts.train.1: must be a section with keys such as"),
         ("prompts.heldout.1.rewards", ["twice", "monitor"],

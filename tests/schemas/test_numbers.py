@@ -109,7 +109,12 @@ def test_numbers_that_somebody_may_mean(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(1e16, "at most 1e+15"), (-1e16, "at most 1e+15 in size"), (1e-31, "0 or at least 1e-30"), (-1e-31, "in size")],
+    [
+        (1e16, "at most 1e+15"),
+        (-1e16, "at most 1e+15 in magnitude"),
+        (1e-31, "0 or at least 1e-30"),
+        (-1e-31, "in magnitude"),
+    ],
 )
 def test_a_message_names_the_bound(value: float, said: str) -> None:
     with pytest.raises(ValidationError) as caught:

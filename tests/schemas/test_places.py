@@ -40,7 +40,7 @@ def test_home(home: Path) -> None:
 
 def test_no_path_holds_a_zero_character() -> None:
     for text in ("a\0", "~/a\0b", "local-dir:a\0"):
-        with pytest.raises(ValueError, match=r"x00.*: no path holds a zero character"):
+        with pytest.raises(ValueError, match=r"x00.*: a path cannot contain a null character"):
             expand_home(text)
 
 

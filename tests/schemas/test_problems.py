@@ -58,22 +58,22 @@ def said(data: Any) -> list[str]:
     ("field", "value", "expected"),
     [
         ("needed", "", "needed: must not be empty"),
-        ("needed", 3, "needed: must be a text, not 3 (put it in quotes)"),
-        ("needed", None, "needed: must be a text, not null"),
-        ("needed", ["a"], "needed: must be a text, not a list"),
-        ("needed", "\ud800", r"needed: must be a text of valid Unicode characters, not '\ud800'"),
+        ("needed", 3, "needed: must be a string, not 3 (put it in quotes)"),
+        ("needed", None, "needed: must be a string, not null"),
+        ("needed", ["a"], "needed: must be a string, not a list"),
+        ("needed", "\ud800", r"needed: must be a string of valid Unicode characters, not '\ud800'"),
         ("short", "abcd", "short: must have at most 3 characters, not 4"),
         ("patterned", "A1", "patterned: 'A1' is not allowed here: Lower-case letters only."),
-        ("whole", "ten", "whole: must be a whole number, not 'ten'"),
-        ("whole", 2.5, "whole: must be a whole number, not 2.5"),
-        ("whole", None, "whole: must be a whole number, not null"),
+        ("whole", "ten", "whole: must be an integer, not 'ten'"),
+        ("whole", 2.5, "whole: must be an integer, not 2.5"),
+        ("whole", None, "whole: must be an integer, not null"),
         ("whole", -1, "whole: must be at least 0, not -1"),
         ("whole", 11, "whole: must be at most 10, not 11"),
-        ("whole", True, "whole: a number is expected, not the switch 'true'"),
+        ("whole", True, "whole: must be a number, not the boolean 'true'"),
         (
             "whole",
             "9" * 5000,
-            f"whole: must be a whole number of sensible size, not '{'9' * 49}... (5002 characters)",
+            f"whole: must be an integer of at most 64 bits, not '{'9' * 49}... (5002 characters)",
         ),
         ("real", 0, "real: must be greater than 0, not 0"),
         ("real", 1.0, "real: must be less than 1, not 1.0"),
@@ -88,14 +88,14 @@ def said(data: Any) -> list[str]:
         ("mode", 3, "mode: must be fast, slow or medium, not 3"),
         ("names", "a", "names: must be a list, not 'a'"),
         ("names", ["a", "b", "c"], "names: must have at most 2 entries, not 3"),
-        ("names", ["a", 4], "names.1: must be a text, not 4 (put it in quotes)"),
+        ("names", ["a", 4], "names.1: must be a string, not 4 (put it in quotes)"),
         ("inner", 3, "inner: must be a section with keys such as other, rank, not 3"),
         ("inner", {"rnak": 1}, "inner.rnak: unknown key; did you mean rank?"),
-        ("inner", {"zzz": 1}, "inner.zzz: unknown key; there are other, rank"),
+        ("inner", {"zzz": 1}, "inner.zzz: unknown key; allowed: other, rank"),
         ("inner", {"mode": 1}, "inner.mode: unknown key; did you mean mode?"),
-        ("inner", {"other": "x"}, "inner.other: must be a whole number or a list, not 'x'"),
-        ("inner", {"other": [1, "x"]}, "inner.other.1: must be a whole number, not 'x'"),
-        ("inner", {"other": [1]}, "inner.other: must be a whole number or must have at least 2 entries, not a list"),
+        ("inner", {"other": "x"}, "inner.other: must be an integer or a list, not 'x'"),
+        ("inner", {"other": [1, "x"]}, "inner.other.1: must be an integer, not 'x'"),
+        ("inner", {"other": [1]}, "inner.other: must be an integer or must have at least 2 entries, not a list"),
         ("inners", [{}, {"rank": 0}], "inners.1.rank: must be at least 1, not 0"),
         ("inners", [{}, {"ran": 0}], "inners.1.ran: unknown key; did you mean rank?"),
         ("by_name", {"x": {"rank": 0}}, "by_name.x.rank: must be at least 1, not 0"),
@@ -104,8 +104,8 @@ def said(data: Any) -> list[str]:
         ("component", "", "component: must not be empty"),
         ("component", {"ues": "x", "use": "y"}, "component.ues: unknown key; did you mean use?"),
         ("component", 3, "component: must be a section with keys such as options, use, not 3"),
-        ("even", 3, "even: must be even; the nearest are 2 and 4 (here: 3)"),
-        ("pair", [1, "x"], "pair.1: must be a whole number, not 'x'"),
+        ("even", 3, "even: must be even; the nearest are 2 and 4 (got 3)"),
+        ("pair", [1, "x"], "pair.1: must be an integer, not 'x'"),
     ],
 )
 def test_a_mistake(field: str, value: Any, expected: str) -> None:
@@ -115,7 +115,7 @@ def test_a_mistake(field: str, value: Any, expected: str) -> None:
 def test_a_missing_key_says_what_it_is_for() -> None:
     assert said({}) == ["needed: is missing (What is needed)"]
     assert said({"needed": "x", "component": {}}) == [
-        "component.use: is missing (Name of the component; `dgpo plugins list` shows them)"
+        "component.use: is missing (Name of the component; `dgpo plugins list` lists all names)"
     ]
 
 
@@ -129,7 +129,7 @@ def test_a_model_without_keys() -> None:
 
     with pytest.raises(ValidationError) as caught:
         Nothing.model_validate({"x": 1})
-    assert explain(Nothing, {"x": 1}, caught.value) == [(("x",), "unknown key; there are none here")]
+    assert explain(Nothing, {"x": 1}, caught.value) == [(("x",), "unknown key; allowed: none")]
 
 
 def test_every_mistake_is_reported() -> None:

@@ -36,8 +36,8 @@ def test_json_prompts_keep_their_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("p.csv", b"a", r"p.csv: a prompt file ends in .txt .* or .jsonl"),
-        ("p", b"a", r"p: a prompt file ends in .txt"),
+        ("p.csv", b"a", r"p.csv: a prompt file must end in .txt .*, .jsonl"),
+        ("p", b"a", r"p: a prompt file must end in .txt"),
         ("p.txt", b"", r"p.txt: has no prompts"),
         ("p.jsonl", b"\n  \n", r"p.jsonl: has no prompts"),
         ("p.txt", b"good\nb\xffd\n", r"p.txt:2: not UTF-8 \(byte 2 of the line\)"),
@@ -45,11 +45,11 @@ def test_json_prompts_keep_their_metadata(tmp_path: Path) -> None:
         ("p.jsonl", b"{'prompt': 'a'}", r"p.jsonl:1: not JSON: .*column 2"),
         ("p.jsonl", b'["a"]', r"p.jsonl:1: must be an object with a `prompt`, not a list"),
         ("p.jsonl", b'"a"', r"p.jsonl:1: must be an object with a `prompt`, not 'a'"),
-        ("p.jsonl", b'\n{"text": "a"}', r"p.jsonl:2: `prompt` must be a text that is not empty"),
-        ("p.jsonl", b'{"prompt": " "}', r"p.jsonl:1: `prompt` must be a text that is not empty"),
-        ("p.jsonl", b'{"prompt": 3}', r"p.jsonl:1: `prompt` must be a text"),
-        ("p.jsonl", b"[" * 100_000, r"p.jsonl:1: not JSON that can be read: .*recursion"),
-        ("p.jsonl", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", r"p.jsonl:1: not JSON that can be read"),
+        ("p.jsonl", b'\n{"text": "a"}', r"p.jsonl:2: `prompt` must be a non-empty string"),
+        ("p.jsonl", b'{"prompt": " "}', r"p.jsonl:1: `prompt` must be a non-empty string"),
+        ("p.jsonl", b'{"prompt": 3}', r"p.jsonl:1: `prompt` must be a non-empty string"),
+        ("p.jsonl", b"[" * 100_000, r"p.jsonl:1: cannot read JSON: .*recursion"),
+        ("p.jsonl", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}", r"p.jsonl:1: cannot read JSON"),
     ],
 )
 def test_prompt_files_that_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
@@ -59,7 +59,7 @@ def test_prompt_files_that_are_refused(tmp_path: Path, name: str, content: bytes
 
 
 def test_prompt_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no.txt: there is no such prompt file"):
+    with pytest.raises(ValueError, match=r"no.txt: no such prompt file"):
         read_prompts(tmp_path / "no.txt")
     (tmp_path / "d.txt").mkdir()
     with pytest.raises(ValueError, match=r"d.txt: is a directory, not a prompt file"):
@@ -101,8 +101,8 @@ def test_a_manifest_is_read() -> None:
             manifest(format_version=2),
             "m.json: checkpoint format version 2 is unknown; this dgpo reads version 3",
         ),
-        (manifest(format_version=True), "m.json: checkpoint format version True is unknown"),
-        (manifest(format_version=None), "m.json: checkpoint format version None is unknown"),
+        (manifest(format_version=True), "m.json: unknown checkpoint format version True"),
+        (manifest(format_version=None), "m.json: unknown checkpoint format version None"),
         ("{", "m.json: not JSON: "),
         ("[" * 100_000, "m.json: not JSON: .*recursion"),
         ("[]", "m.json: must be an object, not a list"),

@@ -87,7 +87,7 @@ def test_shifts(written: Any, expected: Any) -> None:
         (10**400, "the nearest is 1000"),
         (-(10**400), "the nearest is 0.001"),
         ("atuo", r"must be auto \(the model's own\), or a number .*; did you mean auto"),
-        ("3 x", "must be auto"), (None, "must be auto"), ([1], "must be auto"), (True, "not the switch 'true'"),
+        ("3 x", "must be auto"), (None, "must be auto"), ([1], "must be auto"), (True, "not the boolean 'true'"),
         (math.nan, "a finite number, not nan"), ("inf", "a finite number, not inf"),
     ],
 )  # fmt: skip

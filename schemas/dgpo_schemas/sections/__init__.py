@@ -1,1 +1,1 @@
-"""Sections of a run file, in the order in which a run uses them. `dgpo_schemas.run` has the whole."""
+"""Sections of a run file. `dgpo_schemas.run` combines them into `RunConfig`."""

@@ -1,4 +1,4 @@
-"""The section `evaluation`, and the monitors against reward hacking in it."""
+"""The section `evaluation`, with its monitors for reward hacking."""
 
 from __future__ import annotations
 
@@ -13,73 +13,89 @@ __all__ = ["EvaluationSection", "ManyStepSection", "MonitorsSection"]
 
 
 class MonitorsSection(StrictModel):
-    """What must not get worse while the target rises: statistics of the media, always, and rewards not trained on."""
+    """Monitors for reward hacking: values that must not get worse while the target reward rises. Image statistics are
+    always monitored; out-of-domain rewards are optional."""
 
     rewards: list[RewardBlock] = Field(
-        default_factory=list, description="Out-of-domain rewards, scored at every evaluation and never trained on."
+        default_factory=list,
+        description="Out-of-domain rewards, computed at every evaluation and never trained on.",
     )
     alarm: Literal["log", "stop", "off"] = Field(
         default="log",
         json_schema_extra=ANYTIME,
-        description="When the target has risen and a monitor has left its tolerance since the first evaluation: log, "
-        "or stop the run with its state saved.",
+        description="Action if, since the first evaluation, the target has risen and a monitor has changed by more "
+        "than its tolerance: log a warning, save the state and stop the run, or do nothing.",
     )
     tolerances: dict[str, Annotated[Float, Field(ge=0)]] = Field(
         default_factory=dict,
         json_schema_extra=ANYTIME,
-        description="Change of a monitor, in its own units, that is let pass; by default none for a reward and a share "
-        "of its first value for a statistic (diversity, saturation, edge_density, dark_pixels, step_disagreement, "
-        "many_step_sharpness). Only changes beyond the 95 % intervals count.",
+        description="Allowed change of each monitor, in units of the monitor. The default is 0 for a reward, and a "
+        "fraction of the first value for a statistic (diversity, saturation, edge_density, dark_pixels, "
+        "step_disagreement, many_step_sharpness). Changes within the 95% confidence intervals are ignored.",
     )
 
 
 class ManyStepSection(StrictModel):
-    """Some samples of an evaluation again, from the same noise, in many steps: shows artifacts of few steps."""
+    """Solve some evaluation samples again, from the same noise, with many steps. The comparison reveals artifacts of
+    few-step sampling."""
 
-    steps: Int = Field(ge=2, le=1000, description="Solver steps, many more than those of evaluation.")
-    prompts: Int = Field(default=32, ge=1, le=10**9, description="Prompts, one sample of each.")
+    steps: Int = Field(
+        ge=2,
+        le=1000,
+        description="Number of solver steps (`num_inference_steps` in diffusers); use many more than evaluation.steps.",
+    )
+    prompts: Int = Field(default=32, ge=1, le=10**9, description="Number of prompts, with one sample each.")
 
 
 class EvaluationSection(StrictModel):
-    """Evaluation on the held-out prompts."""
+    """Settings of the evaluation on held-out prompts."""
 
     every: Int = Field(
-        default=0, ge=0, le=10**9, description="Iterations between evaluations; 0: only when the run ends."
+        default=0, ge=0, le=10**9, description="Iterations between evaluations; 0 evaluates only at the end of the run."
     )
-    at_start: bool = Field(default=True, description="Also evaluate the base model before training.")
+    at_start: bool = Field(default=True, description="Also evaluate the base model before training starts.")
     prompts: Int = Field(
         default=300,
         ge=1,
         le=10**9,
-        description="Held-out prompts to use, at most; of several sources one each at least.",
+        description="Maximum number of held-out prompts; with several sources, at least one prompt of each is used.",
     )
-    samples_per_prompt: Int = Field(default=1, ge=1, le=10_000, description="Samples of each prompt.")
-    steps: Int | None = Field(default=None, ge=1, le=1000, description="Solver steps; by default the rollouts'.")
+    samples_per_prompt: Int = Field(default=1, ge=1, le=10_000, description="Number of samples per prompt.")
+    steps: Int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Number of solver steps per sample (`num_inference_steps` in diffusers); default: rollout.steps.",
+    )
     guidance: Float | None = Field(
-        default=None, ge=1, le=1000, description="Guidance scale; by default that of the rollouts."
+        default=None,
+        ge=1,
+        le=1000,
+        description="Classifier-free guidance scale (`guidance_scale` in diffusers); default: rollout.guidance.",
     )
     sampler: Use | None = Field(
         default=None,
-        description="Sampler; by default the rollouts'. Rollouts that are random on purpose want a deterministic one.",
+        description="Sampler; default: rollout.sampler. Use a deterministic sampler here if the rollouts' is "
+        "stochastic.",
     )
     rewards: list[RewardBlock] | None = Field(
-        default=None, min_length=1, description="Rewards to evaluate with; by default those trained on."
+        default=None, min_length=1, description="Rewards to evaluate with; default: the rewards trained on."
     )
     model: Literal["policy", "ema_fast", "ema"] = Field(
         default="ema",
-        description="Weights to evaluate: the policy, its fast EMA (old) or its EMA, before whose first move the "
-        "policy is evaluated.",
+        description="Model to evaluate: the policy, its fast EMA (the old policy), or its EMA. Before the first update "
+        "of the EMA, the policy is evaluated in its place.",
     )
-    monitors: MonitorsSection = Field(default_factory=MonitorsSection, description="Signs of reward hacking.")
+    monitors: MonitorsSection = Field(default_factory=MonitorsSection, description="Monitors for reward hacking.")
     many_step: ManyStepSection | None = Field(
         default=None,
-        description="Also measure `step_disagreement` (distance of samples to the same noise solved in many steps) and "
-        "`many_step_sharpness` (of the latter).",
+        description="Also measure `step_disagreement`, the distance of samples to many-step solutions from the same "
+        "noise, and `many_step_sharpness`, the sharpness of the latter.",
     )
     images: Int = Field(
         default=12,
         ge=0,
         le=10**6,
         json_schema_extra=ANYTIME,
-        description="Images kept of each evaluation, always of the same noise.",
+        description="Number of images to keep from each evaluation; each uses the same noise every time.",
     )

@@ -1,4 +1,4 @@
-"""The section `prompts`: files, generators, and several sources of them."""
+"""The section `prompts`: prompt files, prompt generators, and lists of several sources."""
 
 from __future__ import annotations
 
@@ -13,56 +13,58 @@ __all__ = ["STEP", "PromptsBlock", "PromptsSection", "SourceBlock"]
 
 
 class PromptsBlock(StrictModel):
-    """Prompts from a file or from a plugin's generator: exactly one of `file` and `use`."""
+    """Prompts from a file (`file`) or from a plugin (`use`). Exactly one of the two is required."""
 
     file: PathText | None = Field(
-        default=None, description="A .txt file (one prompt a line) or .jsonl file (objects with `prompt` and metadata)."
+        default=None,
+        description="Path of a .txt file (one prompt per line) or a .jsonl file (one object with `prompt` and metadata "
+        "per line).",
     )
-    use: str | None = Field(default=None, description="Name of a prompt source.")
-    options: dict[str, Any] = Field(default_factory=dict, description="The prompt source's own options.")
-    limit: Int | None = Field(default=None, ge=1, le=10**9, description="Take only the first so many prompts.")
+    use: str | None = Field(default=None, description="Name of a prompt generator provided by a plugin.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the prompt generator.")
+    limit: Int | None = Field(default=None, ge=1, le=10**9, description="Use only the first `limit` prompts.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> PromptsBlock:
         if (self.file is None) == (self.use is None):
-            raise ValueError("give exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt source)")
+            raise ValueError("set exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt generator)")
         if self.file is not None and self.options:
-            raise ValueError("`options` belong to a prompt source (`use`), a file has none")
+            raise ValueError("`options` require `use`; a prompt file has no options")
         return self
 
 
-Prompts = Annotated[PromptsBlock, ShortForm("file", "A .txt or .jsonl file.")]
+Prompts = Annotated[PromptsBlock, ShortForm("file", "Path of a .txt or .jsonl file.")]
 
 
 STEP = 1000
-"""Weights of sources are whole numbers of 1 / STEP: shares of groups are then exact, however long a run is."""
+"""Weights of sources are multiples of 1 / STEP, so that each source's share of groups is exact over a run of any
+length."""
 
 
 def _in_steps(weight: float) -> float:
     if abs(weight * STEP - round(weight * STEP)) > 1e-6:
-        raise ValueError(f"must be in steps of {1 / STEP:g}; the nearest is {round(weight * STEP) / STEP:g}")
+        raise ValueError(f"must be a multiple of {1 / STEP:g}; the nearest is {round(weight * STEP) / STEP:g}")
     return weight
 
 
 class SourceBlock(PromptsBlock):
-    """One of several sources of prompts, each with rewards of its own."""
+    """One of several prompt sources, each with its own rewards."""
 
     source: str = Field(
         pattern=NAME,
         max_length=100,
-        description="Name in logs and reports: letters, digits, dot, dash, underscore.",
+        description="Name of the source in logs and reports: letters, digits, dots, dashes, underscores.",
     )
     weight: Annotated[Float, AfterValidator(_in_steps)] = Field(
         default=1.0,
         ge=1 / STEP,
         le=1000,
-        description="Its share of an iteration's groups, or of the prompts of an evaluation, among those of all "
-        "sources.",
+        description="Relative share of the groups of an iteration, or of the prompts of an evaluation.",
     )
     rewards: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="Labels of the rewards that its samples are scored with; by default all. Guards score all sources.",
+        description="Names of the rewards that score samples of this source; default: all. Monitors score all sources.",
     )
 
 
@@ -78,17 +80,17 @@ PromptsOrSources = Annotated[
 
 
 class PromptsSection(StrictModel):
-    """Prompts to train on and prompts held out for evaluation: a file or a generator, or a list of them, called
-    sources, each with a name."""
+    """Prompts for training and prompts held out for evaluation. Each is a file, a generator, or a list of named
+    sources."""
 
     train: PromptsOrSources = Field(description="Prompts to train on.")
     heldout: PromptsOrSources | None = Field(default=None, description="Prompts for evaluation, never trained on.")
 
     def blocks(self, split: Literal["train", "heldout"]) -> list[PromptsBlock] | list[SourceBlock]:
-        """Those of a split; of several sources a SourceBlock each."""
+        """Return the prompt blocks of a split. If the split is a list of sources, each is a SourceBlock."""
         found = self.train if split == "train" else self.heldout
         return found if isinstance(found, list) else [] if found is None else [found]
 
     def sources(self, split: Literal["train", "heldout"]) -> list[SourceBlock]:
-        """Those of a split; none where it is no list."""
+        """Return the sources of a split; empty if the split is not a list of sources."""
         return [block for block in self.blocks(split) if isinstance(block, SourceBlock)]

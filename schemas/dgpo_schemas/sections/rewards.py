@@ -1,4 +1,4 @@
-"""Sections about rewards: which, where they run, and how they become advantages."""
+"""Sections about rewards: which rewards, where they run, and how advantages are computed from them."""
 
 from __future__ import annotations
 
@@ -25,56 +25,70 @@ Address = Annotated[str, AfterValidator(_address), Field(json_schema_extra={"pat
 
 
 class WorkerSection(StrictModel):
-    """A reward in a process of its own: its own interpreter and packages, restarted when it crashes or hangs."""
+    """Run the reward in separate worker processes, with their own interpreter and packages. A worker that crashes or
+    hangs is restarted."""
 
     python: Program | None = Field(
         default=None,
         min_length=1,
-        description="Interpreter that has dgpo and the reward's plugin installed; by default the one that trains.",
+        description="Python interpreter with dgpo and the reward's plugin installed; default: the training "
+        "interpreter.",
     )
-    count: Int = Field(default=1, ge=1, le=64, description="Processes; micro-batches are shared out among them.")
+    count: Int = Field(
+        default=1, ge=1, le=64, description="Number of worker processes; micro-batches are distributed among them."
+    )
     environment: dict[str, str] = Field(
-        default_factory=dict, description="Variables set for the process, such as CUDA_VISIBLE_DEVICES."
+        default_factory=dict,
+        description="Environment variables to set in the worker process, such as CUDA_VISIBLE_DEVICES.",
     )
-    start_timeout: Float = Field(default=300.0, gt=0, le=1e7, description="Seconds to start and load the reward.")
+    start_timeout: Float = Field(
+        default=300.0, gt=0, le=1e7, description="Timeout in seconds for starting the process and loading the reward."
+    )
     timeout: Float = Field(
-        default=120.0, gt=0, le=1e7, description="Seconds for one micro-batch; then it counts as hung."
+        default=120.0,
+        gt=0,
+        le=1e7,
+        description="Timeout in seconds for scoring one micro-batch; a worker that exceeds it is restarted.",
     )
-    retries: Int = Field(default=3, ge=0, le=1000, description="Times that a lost micro-batch is scored again.")
+    retries: Int = Field(
+        default=3, ge=0, le=1000, description="Number of retries for a micro-batch whose worker crashed or timed out."
+    )
 
 
 class ServiceSection(StrictModel):
-    """A reward behind HTTP: one or several servers started with `dgpo serve`."""
+    """Score with a remote reward: one or several HTTP servers started with `dgpo serve`."""
 
-    urls: list[Address] = Field(min_length=1, description="Addresses, such as http://gpu-7:8500; work is balanced.")
-    token_variable: str | None = Field(
-        default=None, min_length=1, description="Environment variable that holds the servers' token."
+    urls: list[Address] = Field(
+        min_length=1, description="Server URLs, such as http://gpu-7:8500; requests are balanced among them."
     )
-    concurrency: Int = Field(default=2, ge=1, le=64, description="Micro-batches under way at each server.")
-    timeout: Float = Field(default=120.0, gt=0, le=1e7, description="Seconds for one micro-batch.")
-    retries: Int = Field(default=5, ge=0, le=1000, description="Times that a failed micro-batch is sent again.")
+    token_variable: str | None = Field(
+        default=None, min_length=1, description="Name of the environment variable that holds the servers' token."
+    )
+    concurrency: Int = Field(default=2, ge=1, le=64, description="Maximum number of concurrent requests per server.")
+    timeout: Float = Field(default=120.0, gt=0, le=1e7, description="Timeout in seconds for scoring one micro-batch.")
+    retries: Int = Field(default=5, ge=0, le=1000, description="Number of retries for a failed micro-batch.")
 
 
 class RewardBlock(UseBlock):
-    """One reward model, its share of the total, and where it runs: here, in a `worker` or behind a `service`."""
+    """One reward, its weight, and where it runs: in the training process, in a `worker`, or in a `service`."""
 
-    weight: Float = Field(default=1.0, ge=-1e9, le=1e9, description="Factor of this reward in the weighted sum.")
+    weight: Float = Field(default=1.0, ge=-1e9, le=1e9, description="Weight of this reward in the weighted sum.")
     name: str | None = Field(
         default=None,
         pattern=NAME,
-        description="Name in logs and reports; by default the name in `use`.",
+        description="Name of the reward in logs and reports; default: the value of `use`.",
     )
     worker: WorkerSection | None = Field(
-        default=None, json_schema_extra=ANYTIME, description="Run it in a process of its own."
+        default=None, json_schema_extra=ANYTIME, description="Run the reward in separate worker processes."
     )
     service: ServiceSection | None = Field(
-        default=None, json_schema_extra=ANYTIME, description="Ask a server that runs it."
+        default=None, json_schema_extra=ANYTIME, description="Send requests to servers that run the reward."
     )
 
     @model_validator(mode="after")
     def _one_place(self) -> RewardBlock:
         if self.worker is not None and self.service is not None:
-            raise ValueError("give `worker` or `service`, not both: a reward runs in one place")
+            raise ValueError("set `worker` or `service`, not both: a reward runs in one place")
         return self
 
     @property
@@ -84,40 +98,43 @@ class RewardBlock(UseBlock):
 
 
 class ScoringSection(StrictModel):
-    """How several rewards become one, and how many scores may be missing."""
+    """How several rewards are combined, and how many scores may be missing."""
 
     aggregation: Literal["weighted-sum", "group-normalized"] = Field(
         default="weighted-sum",
-        description="Sum of weight * value; or each reward first normalized within its group, then summed (GDPO, which "
-        "goes with advantages.std: batch).",
+        description="`weighted-sum`: sum of weight * value. `group-normalized`: normalize each reward within its "
+        "group, then sum (GDPO; use it with advantages.std: batch).",
     )
     max_missing: Float = Field(
         default=0.2,
         ge=0,
         le=1,
         json_schema_extra=ANYTIME,
-        description="Share of an iteration's samples that may lack a score; above it the run stops, its state saved.",
+        description="Maximum fraction of an iteration's samples without a score; above it, the run saves its state and "
+        "stops.",
     )
     in_flight: Int = Field(
         default=2,
         ge=0,
         le=10_000,
         json_schema_extra=ANYTIME,
-        description="Decoded micro-batches that may wait for each reward, beside those at work, before drawing waits "
-        "too. It bounds memory; the numbers are the same.",
+        description="Maximum number of decoded micro-batches in the queue of each reward, in addition to those being "
+        "scored; when it is full, sampling waits. It limits memory use and does not affect results.",
     )
 
 
 class AdvantagesSection(StrictModel):
-    """How rewards become group-relative advantages: (reward - group mean) / (std + epsilon)."""
+    """Group-relative advantages: (reward - group mean) / (std + epsilon)."""
 
     std: Literal["group", "batch", "none"] = Field(
-        default="group", description="Population std of each group, of the whole iteration, or no division."
+        default="group",
+        description="Population standard deviation to divide by: of each group, of the whole iteration (`batch`), or "
+        "no division.",
     )
-    epsilon: Float = Field(default=1e-4, gt=0, le=1e6, description="Added to the std.")
-    clamp: Float = Field(default=5.0, gt=0, le=1e6, description="Advantages are clamped to [-clamp, clamp].")
+    epsilon: Float = Field(default=1e-4, gt=0, le=1e6, description="Constant added to the standard deviation.")
+    clamp: Float = Field(default=5.0, gt=0, le=1e6, description="Clamp advantages to [-clamp, clamp].")
     balance: bool = Field(
         default=False,
-        description="Scale the weights of a group's two sides to the same sum: the partition function then cancels for "
-        "every weighting.",
+        description="Scale the weights of each group so that positive and negative weights have the same sum; the "
+        "partition function then cancels for every weighting.",
     )

@@ -13,39 +13,45 @@ __all__ = ["RolloutSection"]
 
 
 class RolloutSection(StrictModel):
-    """How groups of samples are drawn."""
+    """Settings of the rollouts, which generate groups of samples."""
 
     sampler: Use = Field(default=UseBlock(use="flow-dpmpp"), description="Sampler: a name, or `use` with `options`.")
-    steps: Int = Field(default=10, ge=1, le=1000, description="Solver steps a sample.")
+    steps: Int = Field(
+        default=10,
+        ge=1,
+        le=1000,
+        description="Number of solver steps per sample (`num_inference_steps` in diffusers).",
+    )
     shift: Shift = Field(
         default="auto",
-        description="Time shift k: sigma becomes k*sigma / (1 + (k-1)*sigma). `auto` is the model's own, which may "
-        "depend on the resolution and the number of steps; a number takes its place.",
+        description="Time shift k of the noise schedule: sigma becomes k*sigma / (1 + (k-1)*sigma). `auto` uses the "
+        "model's own shift, which may depend on the resolution and the number of steps.",
     )
     guidance: Float = Field(
         default=1.0,
         ge=1,
         le=1000,
-        description="Classifier-free guidance scale of the rollouts; 1 means none, at no cost.",
+        description="Classifier-free guidance scale of the rollouts (`guidance_scale` in diffusers); 1 disables "
+        "guidance and its extra forward passes.",
     )
-    group_size: Int = Field(
-        default=24, le=10_000, description="G: samples of one prompt that are compared with each other."
-    )
-    groups: Int = Field(default=24, ge=1, le=100_000, description="Groups (prompts) an iteration.")
+    group_size: Int = Field(default=24, le=10_000, description="Group size G: number of samples per prompt.")
+    groups: Int = Field(default=24, ge=1, le=100_000, description="Number of groups (prompts) per iteration.")
     micro_batch: Int | None = Field(
         default=None,
         ge=1,
         le=10**9,
         json_schema_extra=ANYTIME,
-        description="Samples drawn at once; by default all. Any size gives the same samples.",
+        description="Number of samples generated at once; default: all. It does not affect the samples.",
     )
     merge_adapter: bool = Field(
         default=False,
-        description="Sample with the adapter added into the weights, at the cost of the base model. The same up to "
-        "rounding, which in bfloat16 weights swallows small changes: then samples are a little nearer to the base.",
+        description="Merge the adapter into the weights while sampling, which makes sampling as fast as with the base "
+        "model. Samples agree up to rounding; with bfloat16 weights, rounding loses small updates and samples are "
+        "slightly closer to the base model's.",
     )
     resolution: Int | Annotated[list[Int], Field(min_length=2, max_length=2)] = Field(
-        default=512, description="Side in pixels, or [height, width]. Prompts may have a size of their own instead."
+        default=512,
+        description="Side length in pixels, or [height, width]. A prompt with its own `size` overrides it.",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Sections about the loss and its minimization: objective, moving averages, training times, AdamW."""
+"""Sections about optimization: objective, moving averages, training timesteps, AdamW."""
 
 from __future__ import annotations
 
@@ -13,101 +13,122 @@ __all__ = ["EmaFastSection", "EmaSection", "ObjectiveSection", "OptimizerSection
 
 
 class EmaFastSection(StrictModel):
-    """The model `ema_fast`, a fast EMA of the policy that the papers call the old policy: ema_fast <- d*ema_fast +
-    (1-d)*policy after each update, d = min(max_decay, ramp*k), k the number of updates before that one: d = 0 at the
-    first (the authors' code)."""
+    """The model `ema_fast`, a fast EMA of the policy (the old policy of the papers).
 
-    max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Largest decay.")
-    ramp: Float = Field(default=0.001, ge=0, le=1, description="Growth of the decay an optimizer update.")
+    After each optimizer update: ema_fast <- d*ema_fast + (1-d)*policy, with d = min(max_decay, ramp*k) and k the number
+    of updates before this one, so d = 0 at the first update (as in the authors' code).
+    """
+
+    max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Maximum decay.")
+    ramp: Float = Field(default=0.001, ge=0, le=1, description="Increase of the decay per optimizer update.")
 
 
 class EmaSection(StrictModel):
-    """The model `ema`, a slow EMA of the policy, used for evaluation, images and export: ema <- d*ema + (1-d)*policy
-    when the number k of updates done is every - 1, 2 * every - 1, ..., with d = min((1 + k) / (10 + k), decay) (the
-    authors' code).
+    """The model `ema`, a slow EMA of the policy, used for evaluation, images and export.
 
-    Before its first move it has learned nothing: the policy is then taken in its place, and that is said.
+    When the number k of optimizer updates is every - 1, 2 * every - 1, ...: ema <- d*ema + (1-d)*policy, with
+    d = min((1 + k) / (10 + k), decay) (as in the authors' code). Before its first update it equals the base model; the
+    policy is then used in its place, with a message.
     """
 
     decay: Float = Field(
         default=0.9,
         ge=0,
         lt=1,
-        description="Largest decay of a move; at the k-th update min((1 + k) / (10 + k), decay).",
+        description="Maximum decay; after k optimizer updates the decay is min((1 + k) / (10 + k), decay).",
     )
     every: Int = Field(
-        default=8, ge=1, le=10**9, description="Optimizer updates between two moves; the first is one earlier."
+        default=8,
+        ge=1,
+        le=10**9,
+        description="Optimizer updates between two EMA updates; the first EMA update is one optimizer update earlier.",
     )
     repeats: Int = Field(
         default=1,
         ge=1,
         le=1000,
-        description="Times that a move is applied, with the same weights: decay^repeats in effect. The authors' loop "
-        "applies it once a micro-batch of a card: 2 in their configurations of GenEval and OCR, 4 of PickScore.",
+        description="Number of times that each EMA update is applied, for an effective decay of decay^repeats. The "
+        "authors' code applies it once per micro-batch of a GPU: 2 times for GenEval and OCR, 4 for PickScore.",
     )
 
     @property
     def first_move(self) -> int:
-        """Optimizer updates after which the average moves for the first time."""
+        """Number of optimizer updates after which the EMA is updated for the first time."""
         return max(self.every - 1, 1)
 
 
 class ObjectiveSection(UseBlock):
-    """The loss. The defaults are the paper's Direct Group Preference Optimization."""
+    """The loss. The defaults are those of Direct Group Preference Optimization (arXiv 2510.08425)."""
 
     use: str = Field(default="dgpo", min_length=1, description="Name of the objective.")
-    beta: Float = Field(default=100.0, gt=0, le=1e9, description="Scale of the group preference in its sigmoid.")
-    kl: Float = Field(default=1e-3, ge=0, le=1e6, description="Weight of mean (v - v_base)^2; 0 leaves the term out.")
+    beta: Float = Field(
+        default=100.0, gt=0, le=1e9, description="Scale of the group preference inside the sigmoid (beta of the paper)."
+    )
+    kl: Float = Field(
+        default=1e-3,
+        ge=0,
+        le=1e6,
+        description="Weight of the KL term, mean (v - v_base)^2; 0 disables the term.",
+    )
     kl_cfg: Float = Field(
         default=1.0,
         ge=1,
         le=1000,
-        description="Guidance scale of the frozen base model: in the KL term, and in the dsm of a frozen reference.",
+        description="Classifier-free guidance scale (`guidance_scale` in diffusers) of the frozen base model, in the "
+        "KL term and in the denoising error of a frozen reference.",
     )
     clip: Float | None = Field(
-        default=1e-2, gt=0, lt=1, description="PPO-style clip range of exp(dsm_old - dsm); null leaves it out."
+        default=1e-2,
+        gt=0,
+        lt=1,
+        description="PPO-style clip range of the ratio exp(dsm_old - dsm), where dsm is the denoising error; null "
+        "disables clipping.",
     )
-    clip_kl: bool = Field(default=False, description="Let clipped members also drop out of the KL term.")
+    clip_kl: bool = Field(default=False, description="Also exclude clipped samples from the KL term.")
     reference: Literal["frozen", "ema_fast"] = Field(
         default="frozen",
-        description="What the group preference is relative to: the frozen base model, or the fast EMA of the policy. "
-        "The KL term compares with the base either way.",
+        description="Reference model of the group preference: the frozen base model, or the fast EMA of the policy. "
+        "The KL term always uses the base model.",
     )
     ema_fast: EmaFastSection = Field(
         default_factory=EmaFastSection,
-        description="Decay of `ema_fast`, the fast EMA of the policy: the old policy of clip, rollouts and reference.",
+        description="Fast EMA of the policy, `ema_fast`: the old policy for clipping, rollouts and `reference`.",
     )
     ema: EmaSection = Field(
-        default_factory=EmaSection, description="Decay of `ema`, the slow EMA of the policy: evaluated and exported."
+        default_factory=EmaSection,
+        description="Slow EMA of the policy, `ema`: the model that is evaluated and exported by default.",
     )
     ema_rollouts_after: Int | None = Field(
         default=200,
         ge=0,
         le=10**12,
-        description="Rollouts come from the fast EMA once more optimizer updates than these are done; null: never.",
+        description="Use the fast EMA for rollouts after more than this number of optimizer updates, and the policy "
+        "before; null always uses the policy.",
     )
 
 
 class TimestepsSection(UseBlock):
-    """Which times the loss is taken at."""
+    """Timesteps at which the loss is evaluated."""
 
-    use: str = Field(default="uniform", min_length=1, description="Timestep policy.")
-    count: Int = Field(default=4, ge=1, le=1000, description="Training timesteps an iteration.")
+    use: str = Field(default="uniform", min_length=1, description="Name of the timestep policy.")
+    count: Int = Field(default=4, ge=1, le=1000, description="Number of training timesteps per iteration.")
     t_min: SigmaExpression = Field(
-        default="shift(0.3)", description="Smallest sigma: a number in [0, 1], or `shift(0.3)` for a shifted time."
+        default="shift(0.3)",
+        description="Smallest sigma: a number in [0, 1], or `shift(0.3)` to apply the time shift to 0.3.",
     )
     t_max: SigmaExpression | None = Field(
         default=None,
-        description="Largest sigma, written like t_min; by default the largest that the model knows, which is 1 for "
-        "flow models.",
+        description="Largest sigma, in the same format as t_min; default: the largest that the model supports, which "
+        "is 1 for flow models.",
     )
     shared_noise: bool = Field(
-        default=True, description="All members of a group share their noise at each timestep (fresh per timestep)."
+        default=True,
+        description="Use the same noise for all samples of a group; it is drawn anew for each timestep.",
     )
 
 
 class OptimizerSection(StrictModel):
-    """AdamW and how an iteration's groups become updates."""
+    """AdamW, its learning rate schedule, and the split of an iteration into optimizer updates."""
 
     learning_rate: Float = Field(
         default=3e-4, gt=0, le=1000, json_schema_extra=FROM_THERE_ON, description="Peak learning rate."
@@ -121,34 +142,46 @@ class OptimizerSection(StrictModel):
     )
     bits: Literal[8, 32] = Field(
         default=32,
-        description="Bits of AdamW's moments; 8 takes a quarter of their memory (bitsandbytes, block-wise), which "
-        "matters when all weights are trained, and is not the same arithmetic.",
+        description="Bits of AdamW's moments. 8-bit moments (bitsandbytes, block-wise) need a quarter of the memory, "
+        "which matters for `train: full`; results differ from 32-bit.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         json_schema_extra=FROM_THERE_ON,
-        description="Learning rate after the warm-up: constant, or falling to 0.",
+        description="Learning rate schedule after the warmup: constant, or decay to 0 at the end of the run.",
     )
     warmup: Int = Field(
-        default=0, ge=0, le=10**9, json_schema_extra=FROM_THERE_ON, description="Updates of linear warm-up."
+        default=0,
+        ge=0,
+        le=10**9,
+        json_schema_extra=FROM_THERE_ON,
+        description="Number of optimizer updates of linear warmup.",
     )
     max_grad_norm: Float | None = Field(
-        default=1.0, gt=0, json_schema_extra=FROM_THERE_ON, description="Gradient-norm clip; null: none."
+        default=1.0,
+        gt=0,
+        json_schema_extra=FROM_THERE_ON,
+        description="Maximum gradient norm for clipping; null disables clipping.",
     )
     updates: Int = Field(
-        default=1, ge=1, le=100_000, description="Optimizer updates an iteration: its groups are split evenly."
+        default=1,
+        ge=1,
+        le=100_000,
+        description="Number of optimizer updates per iteration; must divide rollout.groups.",
     )
     micro_batch: Int | None = Field(
         default=None,
         ge=1,
         le=10**9,
         json_schema_extra=ANYTIME,
-        description="Samples a forward pass; by default one group. Any size gives the same gradient.",
+        description="Number of samples per forward pass; default: one group. Gradients are accumulated, so it does not "
+        "affect the result.",
     )
     max_skipped: Int = Field(
         default=10,
         ge=0,
         le=10**9,
         json_schema_extra=ANYTIME,
-        description="Updates in a row that may be skipped for non-finite values before the run stops.",
+        description="Maximum number of consecutive updates skipped because of non-finite values; the next one stops "
+        "the run.",
     )

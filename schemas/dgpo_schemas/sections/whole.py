@@ -1,4 +1,4 @@
-"""Sections about the run itself: its name and length, when it ends, what it keeps and tells."""
+"""Sections about the run itself: name, length, early stopping, checkpoints, logging."""
 
 from __future__ import annotations
 
@@ -13,93 +13,97 @@ __all__ = ["CheckpointsSection", "LoggingSection", "RunSection", "StopSection"]
 
 
 class RunSection(StrictModel):
-    """What the run is called, where it writes and how long it lasts."""
+    """General settings of the run."""
 
     name: str = Field(
         pattern=NAME,
         max_length=100,
         json_schema_extra=ANYTIME,
-        description="Name of the run and of its directory: letters, digits, dot, dash, underscore.",
+        description="Name of the run and of its directory: letters, digits, dots, dashes, underscores.",
     )
     output: PathText = Field(
         default="runs",
         min_length=1,
         json_schema_extra=ANYTIME,
-        description="Directory in which the run's own directory is made.",
+        description="Parent directory of the run's directory.",
     )
-    seed: Int = Field(default=0, ge=0, lt=2**63, description="Seed from which every random draw of the run is keyed.")
+    seed: Int = Field(default=0, ge=0, lt=2**63, description="Seed of all random draws of the run.")
     iterations: Int = Field(
         ge=1,
         le=10**9,
         json_schema_extra=FROM_THERE_ON,
-        description="Iterations to train: each rolls out, scores, weighs and optimizes.",
+        description="Number of training iterations. Each generates samples, scores them, computes advantages and "
+        "optimizes.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         json_schema_extra=FROM_THERE_ON,
-        description="Where to compute; `auto` takes CUDA if there is a card, else the CPU.",
+        description="Device to run on; `auto` uses CUDA if a GPU is available, and the CPU otherwise.",
     )
     threads: Int | None = Field(
         default=None,
         ge=1,
         le=1024,
         json_schema_extra=FROM_THERE_ON,
-        description="CPU threads for torch; by default torch decides. Part of bit-exact resume.",
+        description="Number of CPU threads for torch; default: torch's own choice. Bit-exact resume requires the same "
+        "number.",
     )
     process_timeout: Float = Field(
         default=1800.0,
         ge=0.001,
         le=1e7,
         json_schema_extra=ANYTIME,
-        description="Seconds that a process waits for another one of the run before it takes it for lost; then the run "
-        "ends.",
+        description="Timeout in seconds for waiting on another process of the run; when it expires, the run ends.",
     )
     shard: bool = Field(
         default=False,
         json_schema_extra=ANYTIME,
-        description="Spread the model's weights over the processes (FSDP2), for a model that does not fit one card; an "
-        "adapter stays whole. Without effect with one process.",
+        description="Shard the model's weights across the processes (FSDP2), for a model that does not fit on one GPU. "
+        "LoRA adapters are not sharded. It has no effect with a single process.",
     )
 
 
 class StopSection(StrictModel):
-    """Ends of a run before `run.iterations`, which stays what schedules are measured on.
+    """Early stopping. Schedules still refer to `run.iterations`.
 
-    They are looked at when an iteration ends; the last iteration is then evaluated and saved like any last one.
+    The conditions are checked at the end of each iteration. The last iteration is then evaluated and saved as usual.
     """
 
     seconds: Float | None = Field(
-        default=None, gt=0, description="Training seconds, without evaluations and checkpoints."
+        default=None, gt=0, description="Stop after this training time in seconds, excluding evaluation and saving."
     )
-    samples: Int | None = Field(default=None, ge=1, le=10**15, description="Samples rolled out.")
+    samples: Int | None = Field(
+        default=None, ge=1, le=10**15, description="Stop after this number of generated samples."
+    )
     target: Float | None = Field(
-        default=None, description="Held-out score that is enough; looked at after each evaluation."
+        default=None, description="Stop when the held-out score reaches this value; checked after each evaluation."
     )
     reward: str | None = Field(
-        default=None, min_length=1, description="Evaluated reward that `target` is about; by default the first."
+        default=None, min_length=1, description="Name of the evaluated reward for `target`; default: the first one."
     )
 
 
 class CheckpointsSection(StrictModel):
-    """When to save and what to keep."""
+    """When to save checkpoints, and which ones to keep."""
 
     every: Int = Field(
-        default=10, ge=1, le=10**9, description="Iterations between checkpoints; the last is always saved."
+        default=10, ge=1, le=10**9, description="Iterations between checkpoints; the last iteration is always saved."
     )
     keep: Int = Field(
         default=2,
         ge=1,
         le=10**9,
-        description="Newest checkpoints to keep; the one before stays until samples have been drawn with the newest.",
+        description="Number of most recent checkpoints to keep. The next older one is deleted once samples have been "
+        "generated with the newest.",
     )
-    best: bool = Field(default=True, description="Also keep the one with the best evaluation.")
+    best: bool = Field(default=True, description="Also keep the checkpoint with the best evaluation score.")
 
 
 class LoggingSection(StrictModel):
-    """Where numbers go besides metrics.jsonl, which is always written."""
+    """Outputs besides metrics.jsonl, which is always written."""
 
-    console: bool = Field(default=True, description="Progress on the terminal.")
+    console: bool = Field(default=True, description="Show progress on the terminal.")
     trackers: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=list, description="Trackers, through accelerate."
+        default_factory=list, description="Experiment trackers to log to (through accelerate)."
     )
-    project: str = Field(default="dgpo", min_length=1, description="Project name for trackers that want one.")
+    project: str = Field(default="dgpo", min_length=1, description="Project name for trackers that support it.")

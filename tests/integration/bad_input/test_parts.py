@@ -114,7 +114,7 @@ def test_a_random_sampler_that_nobody_needs(world: World) -> None:
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 PROMPTS: dict[str, tuple[str, str | bytes | None, str]] = {
-    "missing": ("p.txt", None, "p.txt: there is no such prompt file"),
+    "missing": ("p.txt", None, "p.txt: no such prompt file"),
     "empty": ("p.txt", "", "p.txt: has no prompts"),
     "only empty lines": ("p.txt", "\n  \n\n", "p.txt: has no prompts"),
     "a malformed line": ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": "b"\n',
@@ -122,14 +122,14 @@ PROMPTS: dict[str, tuple[str, str | bytes | None, str]] = {
     "a line that is no object": ("p.jsonl", '{"prompt": "a"}\n"b"\n',
         "p.jsonl:2: must be an object with a `prompt`, not 'b'"),
     "a line without a prompt": ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n',
-        "p.jsonl:2: `prompt` must be a text that is not empty (the keys are text); if text is meant, rename it: "
+        "p.jsonl:2: `prompt` must be a non-empty string (the keys are text); if text is meant, rename it: "
         """jq -c '.prompt = .["text"] | del(.["text"])' FILE > NEW"""),
     "not UTF-8": ("p.txt", b"a lamp\na l\xe4mp\n",
         "p.txt:2: not UTF-8 (byte 4 of the line): 0xE4; in Windows-1252 it reads 'a lämp'; if so, convert it: "
         "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"),
     "another format": ("p.csv", "a,b\n",
-        "p.csv: a prompt file ends in .txt (one prompt a line) or .jsonl (one object a line), or in .json (one list); "
-        "pandas writes one: pandas.read_csv('p.csv').to_json('p.jsonl', orient='records', lines=True)"),
+        "p.csv: a prompt file must end in .txt (one prompt per line), .jsonl (one object per line) or .json (one "
+        "list); convert it with pandas: pandas.read_csv('p.csv').to_json('p.jsonl', orient='records', lines=True)"),
 }  # fmt: skip
 
 

@@ -34,11 +34,11 @@ FILE: dict[str, tuple[str | bytes, str]] = {
     ),
     "UTF-16 without its mark": (
         TEXT.encode("utf-16-le"),
-        "run.yaml: seems to be UTF-16LE without a byte order mark, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8 "
+        "run.yaml: appears to be UTF-16LE without a byte order mark, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8 "
         "FILE > NEW",
     ),
-    "empty": ("", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
-    "only a comment": ("# run\n", "run.yaml: the file is empty; see `dgpo validate --help` for what belongs in it"),
+    "empty": ("", "run.yaml: the file is empty; see `dgpo validate --help` for its content"),
+    "only a comment": ("# run\n", "run.yaml: the file is empty; see `dgpo validate --help` for its content"),
     "a list": ("- run\n- backbone\n", "run.yaml:1: must be a mapping of sections (`run: ...`), not a list"),
     "a text": ("run\n", "run.yaml:1: must be a mapping of sections (`run: ...`), not 'run'"),
     "a bracket left open": (
@@ -52,16 +52,16 @@ FILE: dict[str, tuple[str | bytes, str]] = {
     ),
     "a tag that runs code": (
         TEXT.replace("name: toy", "name: !!python/object/apply:os.getcwd []"),
-        "run.yaml:1: run.name: the tag !!python/object/apply:os.getcwd is not allowed; write plain texts, numbers, "
-        "lists and mappings",
+        "run.yaml:1: run.name: the tag !!python/object/apply:os.getcwd is not allowed; use plain strings, "
+        "numbers, lists and mappings",
     ),
 }  # fmt: skip
 
 EDITS = {
     "a key twice": ("  steps: 3\n", "  steps: 3\n  steps: 4\n",
-        "run.yaml:6: rollout.steps: stands here twice, first in line 5"),
+        "run.yaml:6: rollout.steps: duplicate key, first used in line 5"),
     "a section twice": ("rewards:\n", "run: {name: other, iterations: 3}\nrewards:\n",
-        "run.yaml:11: run: stands here twice, first in line 1"),
+        "run.yaml:11: run: duplicate key, first used in line 1"),
     "a misspelled key": ("steps: 3", "stpes: 3",
         "run.yaml:5: rollout.stpes: unknown key; did you mean steps?"),
     "a misspelled section": ("rollout:\n", "rolout:\n",
@@ -69,18 +69,18 @@ EDITS = {
     "a key of another section": ("steps: 3", "learning_rate: 1e-4",
         "run.yaml:5: rollout.learning_rate: unknown key; did you mean optimizer.learning_rate?"),
     "a key like nothing": ("keep: 9", "zzz: 9",
-        "run.yaml:15: checkpoints.zzz: unknown key; there are best, every, keep"),
+        "run.yaml:15: checkpoints.zzz: unknown key; allowed: best, every, keep"),
     "a key that is missing": ("name: toy, ", "",
-        "run.yaml:1: run.name: is missing (Name of the run and of its directory: letters, digits, dot, dash, "
-        "underscore)"),
+        "run.yaml:1: run.name: is missing (Name of the run and of its directory: letters, digits, dots, dashes, "
+        "underscores)"),
     "a text for a number": ("steps: 3", "steps: many",
-        "run.yaml:5: rollout.steps: must be a whole number, not 'many'"),
+        "run.yaml:5: rollout.steps: must be an integer, not 'many'"),
     "a fraction for a whole number": ("steps: 3", "steps: 2.5",
-        "run.yaml:5: rollout.steps: must be a whole number, not 2.5"),
+        "run.yaml:5: rollout.steps: must be an integer, not 2.5"),
     "a switch for a number": ("steps: 3", "steps: true",
-        "run.yaml:5: rollout.steps: a number is expected, not the switch 'true'"),
+        "run.yaml:5: rollout.steps: must be a number, not the boolean 'true'"),
     "a number for a text": ("checkpoint: toy", "checkpoint: 3.5",
-        "run.yaml:2: backbone.checkpoint: must be a text, not 3.5 (put it in quotes)"),
+        "run.yaml:2: backbone.checkpoint: must be a string, not 3.5 (put it in quotes)"),
     "a number for a switch": ("keep: 9", "best: 3",
         "run.yaml:15: checkpoints.best: must be true or false, not 3"),
     "a number for a section": ("{every: 1, keep: 9}", "9",
@@ -101,11 +101,12 @@ EDITS = {
         "run.yaml:1: run.device: must be auto, cpu or cuda, not 'tpu'; did you mean cpu?"),
     "a name that is no directory": ("name: toy", "name: ../toy",
         "run.yaml:1: run.name: '../toy' is not allowed here: Name of the run and of its directory: letters, digits, "
-        "dot, dash, underscore."),
+        "dots, dashes, underscores."),
     "a group of one": ("group_size: 4", "group_size: 1",
-        "run.yaml:7: rollout.group_size: a group of 1 has nothing to compare with; the smallest is 2"),
+        "run.yaml:7: rollout.group_size: must be at least 2, got 1: the samples of a group are compared with each "
+        "other"),
     "groups that do not split": ("checkpoints:", "optimizer: {updates: 3}\ncheckpoints:",
-        "run.yaml:15: optimizer.updates: 3 does not divide rollout.groups = 4; the nearest that do are 2 and 4"),
+        "run.yaml:15: optimizer.updates: 3 does not divide rollout.groups = 4; the nearest divisors are 2 and 4"),
     "t_min above t_max": ("t_min: 0.3", "t_min: 0.9, t_max: 0.5",
         "run.yaml:13: timesteps.t_min: 0.9 (sigma 0.9) must be below t_max = 0.5 (sigma 0.5); 1 is noise and 0 is "
         "data"),
@@ -113,11 +114,12 @@ EDITS = {
         "run.yaml:13: timesteps.t_min: 1.0 (sigma 1) must be below t_max = 1.0 (sigma 1); 1 is noise and 0 is data"),
     "a time that is none": ("t_min: 0.3", "t_min: shift(2)",
         "run.yaml:13: timesteps.t_min: must be a number from 0 (data) to 1 (noise), or shift(s) with s from 0 to 1, "
-        "such as shift(0.3); the nearest is 1 (here: 'shift(2)')"),
+        "such as shift(0.3); the nearest is 1 (got 'shift(2)')"),
     "no pixels": ("resolution: 8", "resolution: 0",
-        "run.yaml:9: rollout.resolution: 0 is no size in pixels; it must be at least 1"),
+        "run.yaml:9: rollout.resolution: must be at least 1 pixel, got 0"),
     "two rewards of one name": ("  - use: brightness\n", "  - use: brightness\n  - use: brightness\n",
-        "run.yaml:13: rewards.1: two rewards are called 'brightness'; give one of them another `name`"),
+        "run.yaml:13: rewards.1: the name 'brightness' is already used by another reward; give one of them another "
+        "`name`"),
     "an unknown reward": ("use: brightness", "use: brihgtness",
         "run.yaml:12: rewards.0.use: unknown reward 'brihgtness'; did you mean brightness? (installed: {reward})"),
     "an unknown sampler": ("sampler: flow-euler", "sampler: flow-eular",
@@ -129,9 +131,9 @@ EDITS = {
     "an option of the wrong type": ("  - use: brightness\n", "  - {use: brightness, options: {scale: big}}\n",
         "run.yaml:12: rewards.0.options.scale: must be a number, not 'big'"),
     "options where there are none": ("sampler: flow-euler", "sampler: {use: flow-euler, options: {order: 2}}",
-        "run.yaml:10: rollout.sampler.options.order: unknown key; there are none here"),
+        "run.yaml:10: rollout.sampler.options.order: unknown key; allowed: none"),
     "prompts of two origins": ("train: {use: toy}", "train: {use: toy, file: p.txt}",
-        "run.yaml:3: prompts.train: give exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt source)"),
+        "run.yaml:3: prompts.train: set exactly one of `file` (a .txt or .jsonl file) and `use` (a prompt generator)"),
 }  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def test_files_that_cannot_be_opened(world: World, command: str) -> None:
     looked_into = command in ("sample", "evaluate")  # a directory may be a run for them
     expected = "not a run directory (it has no config.yaml)" if looked_into else "is a directory, not a file"
     refused(world, [command, "directory"], f"directory: {expected}")
-    expected = "there is no such run directory or run file" if looked_into else "there is no such file"
+    expected = "there is no such run directory or run file" if looked_into else "no such file"
     refused(world, [command, "nope.yaml"], f"nope.yaml: {expected}")
 
 

@@ -128,7 +128,7 @@ def test_the_examples_can_be_annotated(dgpo: Run) -> None:
          "file has a prompt for each file"),
         (["stub", "a.png", "--prompts", "p.txt"], "--prompts p.txt: has 2 prompts for 1 file; give one line per file, "
          "in the order of the files, or a .jsonl file that names them: {{\"file\": ..., \"prompt\": ...}}"),
-        (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file ends in .txt (one prompt a line) or .jsonl "
+        (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file must end in .txt (one prompt per line), .jsonl "
          "(one object a line), or in .json (one list)"),
         (["stub", "a.png", "--prompts", "named.jsonl"], "named.jsonl:2: `file` must name a file, as in the other "
          "lines"),
