@@ -35,7 +35,7 @@ def migrate(
 
         dgpo migrate runs/shapes/config.yaml -o run.yaml
     """
-    from dgpo_cli.output import check_file
+    from dgpo_core.api.output import check_file
     from dgpo_core.errors import UserError
     from dgpo_core.system.files import write_bytes
     from dgpo_schemas.problems import ConfigError, Problem

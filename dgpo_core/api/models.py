@@ -21,4 +21,4 @@ def check_model(model: str) -> ModelName:
     """Return the name of a model. Raises UserError for an unknown one."""
     if model not in MODELS:
         raise UserError(f"{option('model', model)}: choose one of {', '.join(MODELS)}{nearest(str(model), MODELS)}")
-    return model  # type: ignore[return-value]
+    return model

@@ -153,7 +153,7 @@ def open_target(
     `checkpoint` is "newest", "best" or an iteration. Raises UserError naming what there is to choose from, for a run
     directory whose files are not as they were written, and for base weights that are not those that the run began with,
     unless "base" is accepted. preset: of a run file. alone: this process does not share the work with others, nor a
-    model that `run.shard` spreads: it is whole, in the CPU's memory. on_message: receives what is not as the run left it.
+    sharded model: it is loaded completely, into the CPU's memory. on_message: receives what has changed since the run.
     """
     from dgpo_core.plugins.registry import get_registry  # where tests put one of their own
 

@@ -263,8 +263,8 @@ class Loop:
         if found and monitors.alarm == "stop":
             self.saver.save_if_behind()
             raise RunStopped(
-                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and {option('resume', True)} continues "
-                "to the next evaluation)"
+                f"{found[0]} (evaluation.monitors.alarm: stop; the state is saved, and {option('resume', True)} "
+                "continues to the next evaluation)"
             )
 
     def _check_skipped(self) -> None:

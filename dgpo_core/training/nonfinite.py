@@ -47,8 +47,8 @@ class Standing:
         return (
             f"in iteration {self.iteration + 1} update {self.updates}, with a learning rate of {self.rate:g}, made "
             "weights that are not finite, or too large to compute with: they are not saved. Lower "
-            f"optimizer.learning_rate (a resume may change it){self._and_max_norm('set ')}; the checkpoint of iteration "
-            f"{self.saved} is kept, and {option('resume', True)} continues from it"
+            f"optimizer.learning_rate (a resume may change it){self._and_max_norm('set ')}; the checkpoint of "
+            f"iteration {self.saved} is kept, and {option('resume', True)} continues from it"
         )
 
     def media(self, media: str) -> str:

@@ -143,7 +143,11 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
 @pytest.mark.parametrize(
     ("name", "sections", "complaint"),
     [
-        ("flow-grpo", {"rollout": {"sampler": "flow-dpmpp"}}, "rollout.sampler: flow-dpmpp is deterministic; use a random"),
+        (
+            "flow-grpo",
+            {"rollout": {"sampler": "flow-dpmpp"}},
+            "rollout.sampler: flow-dpmpp is deterministic; use a random",
+        ),
         ("flow-grpo", {"timesteps": {"use": "uniform"}}, "choose a policy that draws them, such as sampler-steps"),
         ("flow-grpo", {"timesteps": {"count": 6, "t_min": 0.0}}, "only 5 of the sampler's 5 lie in"),
         ("flow-grpo, cps", {"timesteps": {"count": 5, "t_min": 0.0}}, "only 4 of the sampler's 4 lie in"),
@@ -206,7 +210,9 @@ def test_a_random_sampler_by_accident_is_reported(make: Make, registry: Registry
         )
         Trainer(config, registry, callbacks=[hears]).train()
         assert len(hears.notes) == wanted
-        assert all("flow-sde is random, but objective: awm does not require a random sampler" in note for note in hears.notes)
+        assert all(
+            "flow-sde is random, but objective: awm does not require a random sampler" in note for note in hears.notes
+        )
 
 
 def test_evaluation_may_have_a_sampler_of_its_own(make: Make, registry: Registry) -> None:
