@@ -78,5 +78,5 @@ class Standing:
             f"with {lower}"
         )
 
-    def _and_max_norm(self, verb: str = "") -> str:
-        return "" if self.clipped else f" and {verb}optimizer.max_grad_norm, which is null"
+    def _and_max_norm(self, prefix: str = "") -> str:
+        return "" if self.clipped else f" and {prefix}optimizer.max_grad_norm, which is null"

@@ -66,7 +66,7 @@ def _monitors(run: Facts) -> Values | str:
         return Values(left=0, fine=f"within tolerance: {named}{also}" if rows else f"none is logged{also}")
     lines = [_line(row, run.target[-1].iteration) for row in left]
     return Values(
-        left=len(left), rose=_rose(run), names=_names(left), verb="is" if len(left) == 1 else "are",
+        left=len(left), rose=_rose(run), names=_names(left), copula="is" if len(left) == 1 else "are",
         run=shell_word(str(run.data.path)), evidence=[evaluated(run.target), *lines],
     )  # fmt: skip
 
@@ -85,12 +85,12 @@ LOOK = (
 MONITORS = Subject("monitors", _monitors, "{fine}", (
     Rule(
         "reward-hacking", "problem",
-        "{names} {verb} out of tolerance while the target reward rose: a sign of reward hacking.", WHY,
+        "{names} {copula} out of tolerance while the target reward rose: a sign of reward hacking.", WHY,
         lambda v: v.left and v.rose, _stopped, LOOK,
     ),
     Rule(
         "monitor-out-of-tolerance", "warning",
-        "{names} {verb} out of tolerance, and the target reward did not rise.", WHY,
+        "{names} {copula} out of tolerance, and the target reward did not rise.", WHY,
         lambda v: bool(v.left), _stopped, LOOK,
     ),
 ))  # fmt: skip
