@@ -1,7 +1,7 @@
 """The vocabulary of the project: words of its early private dialect stay out of code, messages and documents.
 
-Two scopes. `NAMES` are identifiers of Python files; `TEXT` are words of strings, comments and documents. Ordinary English
-is left alone: "at least", "part of" and "as a whole" are fine, `Processes.least` is not.
+Two scopes: `NAMES` are identifiers of Python files, `TEXT` are words of strings, comments and documents. Ordinary
+English is left alone: "at least", "part of" and "as a whole" are fine, `Processes.least` is not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMES = (
 TEXT = (
     r"optimis(e|er|ed|es|ing|ation)\b", r"colour\w*", r"normalis(e|ed|ing|ation)\b",
     r"quantis(e|ed|ing|ation)\b", r"parametris\w+", r"randomis(e|ed|ing)\b", r"recognis\w+", r"behaviour\w*",
-    r"artefacts?", r"neighbour\w*", r"in vain", r"rehears\w+", r"rollers?", r"visitors", r"--view",
+    r"artefacts?", r"neighbour\w*", r"in vain", r"rehears\w+", r"rollers?", r"visitors", r"guards?\b", r"bands?\b", r"--view",
     r"evaluation\.(view|guards|finer|pictures)", r"objective\.switch", r"objective\.ema\.(slow|fast)",
 )  # fmt: skip
 ALLOWED: dict[str, str] = {
