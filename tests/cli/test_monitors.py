@@ -1,4 +1,4 @@
-"""Guards, statistics of the media and missing scores, as the commands show them."""
+"""Monitors, statistics of the media and missing scores, as the commands show them."""
 
 from __future__ import annotations
 
