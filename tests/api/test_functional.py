@@ -189,7 +189,7 @@ def test_the_loss_is_the_engines_bit_for_bit(objective: dict[str, Any]) -> None:
     if objective["clip"]:
         more = {"old": seen.old, "base": seen.base, **objective}
     members = o.prepare(batch, range(GROUPS), [0.7], Draws(3))
-    (every,) = next(iter(members.bundles(members.own, 64)))
+    (every,) = next(iter(members.bundles(members.local_members, 64)))
     again = o.models.predictions(o.models.at(members, members.gather(every), 0))
     policy.forget_gradient()
     loss = F.group_preference_loss(again.velocity, seen.reference, seen.target, c, beta=80.0, **more)

@@ -233,7 +233,7 @@ def test_evaluations_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
 
 def test_exports_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
     assert trained.export("python", model="ema_fast", checkpoint="best") == Path("python")
-    assert dgpo("export", "runs/toy", "--model", "old", "--checkpoint", "best", "--output", "command").code == 0
+    assert dgpo("export", "runs/toy", "--model", "ema_fast", "--checkpoint", "best", "--output", "command").code == 0
     assert tree(Path("python")) == tree(Path("command"))
 
 

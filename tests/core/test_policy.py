@@ -66,7 +66,7 @@ def test_switching_copies_nothing() -> None:
     storage = {name: p.data_ptr() for name, p in policy.parameters.items()}
     owned = {name: tensor.data_ptr() for name, tensor in policy.state().items()}
     with policy.activate("ema_fast"):
-        assert {f"old/{n}": p.data_ptr() for n, p in policy.parameters.items()}.items() <= owned.items()
+        assert {f"ema_fast/{n}": p.data_ptr() for n, p in policy.parameters.items()}.items() <= owned.items()
     assert {name: p.data_ptr() for name, p in policy.parameters.items()} == storage
 
 
@@ -84,8 +84,8 @@ def test_moving_averages_follow_their_recursions() -> None:
         if update in (2, 5):
             decay = min((1 + update) / (10 + update), 0.4) ** 2
             slow = decay * slow + (1 - decay) * theta
-    assert policy.state()[f"old/{name}"].numpy() == pytest.approx(old.numpy(), abs=1e-12)
-    assert policy.state()[f"slow/{name}"].numpy() == pytest.approx(slow.numpy(), abs=1e-12)
+    assert policy.state()[f"ema_fast/{name}"].numpy() == pytest.approx(old.numpy(), abs=1e-12)
+    assert policy.state()[f"ema/{name}"].numpy() == pytest.approx(slow.numpy(), abs=1e-12)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])

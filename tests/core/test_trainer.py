@@ -236,7 +236,7 @@ def test_weights_of_another_architecture_are_refused(make_config: Make, registry
     from dgpo_core.storage.checkpoint import load
     from dgpo_core.training.engine import build_engine
 
-    with pytest.raises(UserError, match=r"made by another model or adapter: .* weights differ, the first is old/"):
+    with pytest.raises(UserError, match=r"made by another model or adapter: .* weights differ, the first is ema"):
         build_engine(other, registry).load_weights(load(newest))
 
 

@@ -197,7 +197,7 @@ def test_updates_are_those_of_the_authors_loop(mode: str) -> None:
         return torch.cat([t.detach().flatten() for t in tensors]).numpy().copy()
 
     def fast() -> np.ndarray:
-        return flat(o.policy.state()[f"old/{name}"] for name in o.policy.parameters)
+        return flat(o.policy.state()[f"ema_fast/{name}"] for name in o.policy.parameters)
 
     adamw = published.AdamW(flat(o.policy.parameters.values()), 3e-3, weight_decay=0.1, largest_norm=1e-3)
     average = published.Averages(fast())
