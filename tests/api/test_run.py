@@ -176,7 +176,7 @@ def test_new_checkpoints_are_found(trained: Run, built: list[str]) -> None:
         (["a", Prompt("b"), {"prompt": "c", "tag": "even"}], ["a", "b", "c"]),
         ({"prompt": "small", "size": [8, 8], "negative_prompt": "dark"}, ["small"]),
         (Path("p.jsonl"), ["of a file"]),
-        (None, ["heldout image 0", "heldout image 3", "heldout image 4"]),
+        (None, ["heldout picture 0", "heldout picture 3", "heldout picture 4"]),
     ],
     ids=["text", "list", "dict", "file", "none"],
 )

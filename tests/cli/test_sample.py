@@ -98,13 +98,13 @@ def test_more_prompts_do_not_change_the_first_ones(dgpo: Run, trained: Any) -> N
 
 def test_held_out_prompts_are_the_default(dgpo: Run, trained: Any) -> None:
     assert dgpo("sample", trained.path, "--limit", 2, "-n", 1).code == 0
-    assert json.loads(Path("samples/prompts.json").read_text()) == ["heldout image 0", "heldout image 1"]
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["heldout picture 0", "heldout picture 1"]
 
 
 def test_without_held_out_prompts_it_takes_those_of_the_training(dgpo: Run, write_run: Callable[..., Path]) -> None:
     file = write_run(prompts={"heldout": None}, evaluation={"every": 0})
     assert dgpo("sample", file, "-n", 1, "--limit", 1).code == 0
-    assert json.loads(Path("samples/prompts.json").read_text()) == ["train image 0"]
+    assert json.loads(Path("samples/prompts.json").read_text()) == ["train picture 0"]
 
 
 def test_prompts_from_a_file(dgpo: Run, trained: Any) -> None:

@@ -142,7 +142,7 @@ def test_heldout_prompts_that_are_trained_on_are_reported_of_everywhere(dgpo: Ru
 
 
 def test_heldout_prompts_of_a_source_are_compared_too(dgpo: Run, file: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("A heldout image 1\nheldout image  2\n")
+    (tmp_path / "p.txt").write_text("A heldout picture 1\nheldout picture  2\n")
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.txt", "--set", "evaluation.prompts=6")
     assert "1 of 6 held-out prompts (17 %) are training prompts too, 1 of them but for case or spaces" in done.out
     assert "warning" not in dgpo("validate", file).out

@@ -95,8 +95,8 @@ def test_blocks(tmp_path: Path, registry: Registry) -> None:
     file = PromptsBlock(file=str(tmp_path / "p.txt"))
     source = PromptsBlock(use="toy", options={"count": 3})
     assert [p.text for p in load_prompts(file, "train", registry)] == ["a", "b", "c"]
-    assert [p.text for p in load_prompts(source, "train", registry)] == [f"train image {i}" for i in range(3)]
-    assert [p.text for p in load_prompts(source, "heldout", registry)] == [f"heldout image {i}" for i in range(3)]
+    assert [p.text for p in load_prompts(source, "train", registry)] == [f"train picture {i}" for i in range(3)]
+    assert [p.text for p in load_prompts(source, "heldout", registry)] == [f"heldout picture {i}" for i in range(3)]
     for block in (file, source):
         whole = load_prompts(block, "train", registry)
         for limit in (1, 2, 9):

@@ -112,7 +112,7 @@ def test_each_size_is_asked_about_once_and_a_bad_one_is_found_where_it_stands() 
 
 def test_a_bad_size_is_found_before_the_first_sample(make_config: Make, registry: Registry) -> None:
     config = make_config(prompts={"heldout": {"use": "toy-sizes", "options": {"sizes": [[8, 8], [8, 12]]}}})
-    with pytest.raises(UserError, match=r"the prompt 'heldout image [135]': size: 8x12 is not possible; .* 8x16"):
+    with pytest.raises(UserError, match=r"the prompt 'heldout picture [135]': size: 8x12 is not possible; .* 8x16"):
         Trainer(config, registry).train()
     assert not run_path(config).exists()
 

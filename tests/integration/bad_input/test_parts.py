@@ -189,7 +189,7 @@ def test_prompts_that_a_reward_cannot_judge(world: World) -> None:
     before = world.tree()
     done = world.dgpo("train", "run.yaml")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("prompt 'train image 0': ")
+    assert done.err.startswith("prompt 'train picture 0': ")
     assert done.err.count("\n") == 1
     assert world.tree() == before
 

@@ -246,7 +246,7 @@ class ToyPrompts(PromptSource):
 
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
         """Numbered texts."""
-        return [Prompt(f"{split} image {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
+        return [Prompt(f"{split} picture {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
 
 
 class SizedPrompts(ToyPrompts):
