@@ -48,7 +48,7 @@ class PackedBackbone(Backbone):
         """The transformer; the rest is frozen and has no adapter."""
         return self.model.network
 
-    def parts(self) -> Mapping[str, nn.Module]:
+    def components(self) -> Mapping[str, nn.Module]:
         """Everything that has weights."""
         return {"model": self.model}
 
