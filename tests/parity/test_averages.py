@@ -20,7 +20,7 @@ TABLE = (8, 40, 80, 200)
 
 
 def make(repeats: int = 1) -> Policy:
-    data = run_data(Path("unused"), objective={"ema": {"ema": {"repeats": repeats}}})
+    data = run_data(Path("unused"), objective={"ema": {"repeats": repeats}})
     data["backbone"] = {"use": "toy", "checkpoint": "toy", "options": {"double": True}}
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(double=True), device=torch.device("cpu"))
