@@ -40,7 +40,7 @@ def config(directory: Path, images: int = 2) -> RunConfig:
         rewards=[{"use": "glow"}],
         run={"iterations": 2},
         optimizer={"learning_rate": 0.05},
-        objective={"ema": {"ema": {"every": 1}}},
+        objective={"ema": {"every": 1}},
         evaluation={"every": 1, "images": images},
     )
     return RunConfig.model_validate(data)
