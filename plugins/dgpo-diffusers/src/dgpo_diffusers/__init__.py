@@ -1,5 +1,5 @@
-"""The base of backbones that stand on diffusers: checkpoints, loading, adapters, geometry, meta models.
+"""Base classes for backbones on top of diffusers: checkpoints, loading, adapters, geometry, meta models.
 
-Importing this package imports nothing heavy; take what you need from its modules: `backbone` for the base class,
-`layout` for what a checkpoint consists of, `testing` for tiny random checkpoints.
+Importing this package does not import torch or diffusers. Import from its modules: `backbone` for the base class,
+`layout` for the description of a checkpoint, `testing` for tiny random checkpoints.
 """

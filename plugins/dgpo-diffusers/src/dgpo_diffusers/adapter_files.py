@@ -1,7 +1,7 @@
-"""A LoRA in the formats that other programs read of a model that diffusers knows too.
+"""LoRA adapters of diffusers models in the formats of other programs.
 
-One rule for all of them, that of `dgpo_core.lora`: the scale is in B, and alpha is the rank. (diffusers kept alpha in a
-metadata field of its own, which nobody else reads.)
+As in `dgpo_core.lora`, all formats have the scale multiplied into B and alpha equal to the rank. (diffusers stores
+alpha in its own metadata field, which other programs ignore.)
 
 Sources: diffusers, `loaders/lora_pipeline.py`; kohya-ss, `networks/lora_sd3.py` of sd-scripts and
 `networks/lora_wan.py` of musubi-tuner; ComfyUI, `model_lora_keys_unet` of `comfy/lora.py` and
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["DiffusersAdapter"]
 
 FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers looks for in a directory; kohya's and ComfyUI's files may have any name."""
+"""File name that diffusers expects in a directory; kohya and ComfyUI accept any name."""
 
 
 class DiffusersAdapter(LoraAdapter):
-    """A LoRA of a network that one of diffusers' pipelines holds, written for that pipeline and for other programs."""
+    """LoRA adapter of the denoiser of a diffusers pipeline, exported for that pipeline and for other programs."""
 
     formats: tuple[str, ...] = ("diffusers", "peft", "kohya", "comfyui")
-    """Of an object without those of programs whose names its layout does not have."""
+    """Export formats. An instance omits those for which its layout has no names."""
 
     def __init__(self, network: nn.Module, section: LoraSection, *, layout: Layout, base: str) -> None:
         super().__init__(network, section, targets=layout.lora_targets, base=base)
@@ -42,7 +42,8 @@ class DiffusersAdapter(LoraAdapter):
         self.formats = tuple(format for format in self.formats if self._programs.get(format, True))
 
     def write(self, directory: Path, format: str) -> None:
-        """diffusers: for the pipeline's `load_lora_weights(directory)`; kohya: for kohya-ss's programs; comfyui."""
+        """Write the adapter to a directory: `diffusers` for the pipeline's `load_lora_weights(directory)`, `peft`,
+        `kohya` for the kohya-ss programs, or `comfyui`."""
         if format == "diffusers":
             layers = named(self.folded(), ".lora_A.weight", ".lora_B.weight")
             given = {"lora_layers": layers, "lora_adapter_metadata": self.settings()}
@@ -59,11 +60,11 @@ class DiffusersAdapter(LoraAdapter):
 
 
 def _write_with_alphas(pairs: Pairs, directory: Path) -> None:
-    """kohya's three tensors a layer; alpha is the rank, which is that of three for a layer that holds three."""
+    """Write kohya's three tensors per layer. alpha is the rank; a fused layer has the sum of the ranks it combines."""
     tensors = named(pairs, ".lora_down.weight", ".lora_up.weight")
     tensors |= {f"{name}.alpha": torch.tensor(float(len(down))) for name, (down, _) in pairs.items()}
     ranks = {str(len(down)) for down, _ in pairs.values()}
-    rank = ranks.pop() if len(ranks) == 1 else "Dynamic"  # kohya's word for ranks that differ
+    rank = ranks.pop() if len(ranks) == 1 else "Dynamic"  # kohya's value if the ranks differ
     safetensors.torch.save_file(
         tensors, directory / FILE, {"format": "pt", "ss_network_dim": rank, "ss_network_alpha": rank}
     )

@@ -1,6 +1,6 @@
-"""The base of every backbone that stands on diffusers.
+"""Base class of all diffusers backbones.
 
-A family is one small file: a `Layout`, and what it writes of the methods of `Family`.
+A model family is one small file: a `Layout`, and the methods of `Family` that it overrides.
 
 Shape letters: B samples, C latent channels, F frames, H W height and width (of latents: h w). sigma = 1 is noise, 0 is
 data.
@@ -33,12 +33,12 @@ __all__ = ["DiffusersBackbone"]
 
 
 class DiffusersBackbone(Family):
-    """A denoiser, an autoencoder and text encoders of diffusers; trains a peft LoRA, or the whole denoiser. Attributes
-    as in `Family`."""
+    """A denoiser, an autoencoder and text encoders of diffusers. Trains a LoRA adapter (peft), or the whole denoiser.
+    See `Family` for the attributes."""
 
     without_weights: ClassVar[bool] = False
-    """Whether only shapes, types and operations are the model's: prompts are zeros then, and weights random on another
-    device than meta, for measuring what a card can do where no weights are to be had."""
+    """Whether the model is built without its weights: prompt embeddings are zeros, and weights on a device other than
+    meta are random. Used to measure performance and memory without a download."""
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
@@ -66,8 +66,8 @@ class DiffusersBackbone(Family):
 
     @classmethod
     def meta_model(cls, section: BackboneSection, options: Any) -> DiffusersBackbone:
-        """The model without its weights; from a directory's configuration files, or a published model's name."""
-        kind: type[DiffusersBackbone] = type(f"{cls.__name__}Sketch", (cls,), {"without_weights": True})
+        """Build the model without its weights, from a directory's configuration files or a published model's name."""
+        kind: type[DiffusersBackbone] = type(f"{cls.__name__}Meta", (cls,), {"without_weights": True})
         return kind(section, options, device=torch.device("meta"))
 
     def base_directory(self) -> Path | None:
@@ -76,13 +76,13 @@ class DiffusersBackbone(Family):
         return Path(place) if place else None
 
     def components(self) -> Mapping[str, nn.Module]:
-        """The denoisers, the autoencoder and, unless they are offloaded, the text encoders."""
+        """Return the denoisers, the autoencoder and, unless offloaded, the text encoders."""
         others = {f"other {self.layout.denoiser}": module for module in self.others.values()}
         components = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
         return components if self.options.offload_text else components | self._text()
 
     def offloaded_modules(self) -> Mapping[str, nn.Module]:
-        """The text encoders, if they are offloaded."""
+        """Return the text encoders, if they are offloaded."""
         return self._text() if self.options.offload_text else {}
 
     def _text(self) -> dict[str, nn.Module]:
@@ -93,7 +93,7 @@ class DiffusersBackbone(Family):
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """The text encoders are on the device inside, wherever they are kept."""
+        """Keep the text encoders on the device while the context is active."""
         try:
             for module in self.offloaded_modules().values():
                 module.to(self.device)
@@ -104,29 +104,29 @@ class DiffusersBackbone(Family):
 
     @property
     def module(self) -> nn.Module:
-        """The denoiser that is trained, adapter included."""
+        """The trained denoiser, including the adapter."""
         module = self.network
         assert isinstance(module, nn.Module)
         return module
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """What `embed` gives, in the frozen weights' dtype."""
+        """Encode prompts with `embed`, in the dtype of the frozen weights."""
         if self.without_weights:
             count, device = len(prompts), next(self.network.parameters()).device
             rows = {n: torch.zeros(count, *s, dtype=self.dtype, device=device) for n, s in self.rows().items()}
             return Conditioning(rows)
-        # The libraries say of each prompt that is too long what is cut off; `truncated_prompts` counts them, once.
+        # The libraries warn about each truncated prompt; `truncated_prompts` reports their number once.
         with torch.autocast(self.device.type, enabled=False), quiet():
             return self.embed(prompts)
 
     def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
-        """Prompts that none of the `readers` reads to their end."""
+        """Return the prompts that all `readers` truncate, and the largest supported number of tokens."""
         texts = [prompt.text for prompt in prompts]
         return truncated_prompts(texts, [reader for reader in self.readers() if reader[0] is not None])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """`latents` for this size in pixels. Raises UserError naming the nearest of the possible `sides`."""
+        """Return the latent shape for a size in pixels. Raises UserError with the nearest possible size (`sides`)."""
         sides = self.sides()
         nearest = nearest_size((height, width), sides)
         if nearest != (height, width):
@@ -140,22 +140,22 @@ class DiffusersBackbone(Family):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """The times that the network knows."""
+        """Range of sigma that the network supports."""
         return self.prediction.sigma_range
 
     def start(self, sigma: float) -> float:
-        """As the parameterization says."""
+        """See `FlowPrediction.start`."""
         return self.prediction.start(sigma)
 
     def loss_weight(self, sigma: Tensor) -> Tensor | None:
-        """As the parameterization says."""
+        """See `FlowPrediction.loss_weight`."""
         return self.prediction.loss_weight(sigma)
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's prediction as a velocity, float32 [B, ...]. Computed in the weights' dtype, or autocast's.
+        """Predict the velocity, float32 [B, ...]. The network runs in the dtype of its weights, or of autocast.
 
-        With two denoisers a sample goes to the one that its sigma belongs to. Raises UserError where a gradient is
-        wanted at times of the frozen one alone.
+        With two denoisers, each sample uses the one for its sigma. Raises UserError if a gradient is required and all
+        sigmas belong to the frozen denoiser.
         """
         given = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
         x = self.prediction.state(x_sigma, sigma).to(self.dtype)
@@ -165,36 +165,34 @@ class DiffusersBackbone(Family):
     def _output(self, sigma: Tensor, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         if not self.others:
             return self.predict(self.network, x, time, conditioning).float()
-        mine, advice = self.belonging(sigma)
-        if bool(mine.all()):
+        trained, advice = self.belonging(sigma)
+        if bool(trained.all()):
             return self.predict(self.network, x, time, conditioning).float()
         (other,) = self.others.values()
-        if not bool(mine.any()):
+        if not bool(trained.any()):
             if torch.is_grad_enabled():
                 raise UserError(
                     f"timesteps: sigma {float(sigma[0]):.4g} belongs to this checkpoint's other "
-                    f"{self.layout.denoiser}, of which nothing is trained {advice}"
+                    f"{self.layout.denoiser}, which is not trained {advice}"
                 )
             return self.predict(other, x, time, conditioning).float()
         out = torch.empty_like(x, dtype=torch.float32)
-        for network, rows in ((self.network, mine), (other, ~mine)):
-            its = conditioning.rows(rows.nonzero().flatten().tolist())
-            out[rows] = self.predict(network, x[rows], time[rows], its).float()
+        for network, rows in ((self.network, trained), (other, ~trained)):
+            selected = conditioning.rows(rows.nonzero().flatten().tolist())
+            out[rows] = self.predict(network, x[rows], time[rows], selected).float()
         return out
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
+        """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
-        In float32 whatever the other weights' dtype: rewards look at details (small text, edges) that half precision
-        smears, and the autoencoder is a small part of the cost.
+        Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
+        autoencoder is a small part of the cost.
         """
         with torch.autocast(self.device.type, enabled=False):
-            pixels = torch.cat(
-                [self.to_pixels(component) for component in torch.split(x0.float(), self.options.decode_chunk)]
-            )
+            pixels = torch.cat([self.to_pixels(chunk) for chunk in torch.split(x0.float(), self.options.decode_chunk)])
         return ((pixels.transpose(1, 2) if self.media == "video" else pixels) * 0.5 + 0.5).clamp(0, 1)
 
     def save_weights(self, directory: Path) -> None:
-        """A directory for the denoiser's `from_pretrained`, in float32."""
+        """Save the denoiser in float32, for its `from_pretrained`."""
         self.network.save_pretrained(directory)

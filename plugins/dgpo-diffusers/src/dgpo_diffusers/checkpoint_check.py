@@ -1,6 +1,6 @@
-"""Whether a checkpoint in diffusers' format is what a backbone can load: looked at before any weight is read.
+"""Validation of checkpoints in diffusers' format before any weights are loaded.
 
-Whatever is wrong is a UserError of one line that names file and key, and the way on.
+Each problem is a one-line UserError that names the file, the key and the remedy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dgpo_schemas.text import clean
 __all__ = ["CHECKPOINT", "INDEX", "Index", "check_models", "check_tokenizers", "index_in", "read_index"]
 
 CHECKPOINT = "backbone.checkpoint"
-"""How messages begin."""
+"""Prefix of all messages."""
 INDEX = "model_index.json"
 KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
@@ -29,32 +29,32 @@ KNOWN = {
     "FluxPipeline": "flux",
     "StableDiffusionXLPipeline": "sdxl",
 }
-"""Pipelines and their backbones, to point from one to the other."""
+"""Known pipelines and their backbones, for suggestions in messages."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What a checkpoint's model_index.json says."""
+    """Content of a checkpoint's model_index.json."""
 
     path: Path
     data: Mapping[str, Any]
 
     def part(self, name: str) -> tuple[str, str] | None:
-        """Library and class of a part; None where it is left out, for which every program has its own way to write:
-        no key, null, [], [null], [null, null]. Raises UserError for anything else."""
+        """Return library and class of a component, or None if it is absent, which programs write as a missing key,
+        null, [], [null] or [null, null]. Raises UserError for other values."""
         value = self.data.get(name)
         if value is None or (isinstance(value, list) and (len(value) < 2 or None in value[:2])):
-            if not value or all(one is None or isinstance(one, str) for one in value):
+            if not value or all(item is None or isinstance(item, str) for item in value):
                 return None
-        elif isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) and one for one in value):
+        elif isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) and item for item in value):
             return value[0], value[1]
         raise UserError(
             f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is [library, class], or [null, null] for none"
         )
 
     def number(self, name: str) -> float | None:
-        """A setting between 0 and 1; None where there is none. Raises UserError for anything else."""
+        """Return a number from 0 to 1, or None if it is absent. Raises UserError for other values."""
         value = self.data.get(name)
         if value is None:
             return None
@@ -63,7 +63,7 @@ class Index:
         return float(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A setting that is true or false; null is false, as in diffusers. Raises UserError for anything else."""
+        """Return a boolean; null is false, as in diffusers. Raises UserError for other values."""
         value = self.data.get(name, default)
         if value is not None and not isinstance(value, bool):
             raise UserError(f"{CHECKPOINT}: {self.path}: {name} is {show(value)}; allowed is true or false")
@@ -71,14 +71,15 @@ class Index:
 
 
 def index_in(directory: Path, layout: Layout, given: str) -> Path:
-    """Path of the index in a directory. Raises UserError, saying where it is instead, if there is none.
+    """Return the path of the index in a directory. Raises UserError, with its actual location if found, if it is
+    missing.
 
-    given: what the run file says, which may be the name of a repository too.
+    given: value in the run file, which may also be the name of a repository.
     """
     path = directory / INDEX
     if path.is_file():
         return path
-    twice = "; a directory wins over the Hub repository of the same name" if NAME.fullmatch(given) else ""
+    twice = "; a local directory takes precedence over a Hub repository" if NAME.fullmatch(given) else ""
     raise UserError(
         f"{CHECKPOINT}: {directory} has no {INDEX}{where_instead(directory, INDEX)}{twice}; allowed is a directory in "
         f"diffusers' format ({layout.pipeline}.save_pretrained), with the subdirectories "
@@ -87,7 +88,7 @@ def index_in(directory: Path, layout: Layout, given: str) -> Path:
 
 
 def read_index(path: Path, source: str, layout: Layout) -> Index:
-    """The index of a checkpoint of this layout. Raises UserError for a damaged one, and for another architecture."""
+    """Read the index of a checkpoint. Raises UserError if it is damaged or of another architecture than the layout."""
     data = read_json(path, CHECKPOINT)
     found = data.get("_class_name")
     if not isinstance(found, str) or not found:
@@ -96,33 +97,33 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
         )
     if found != layout.pipeline:
         raise UserError(
-            f"{CHECKPOINT}: {source} holds a {clean(found, 100)}; the backbone {layout.backbone} allows "
-            f"{layout.pipeline} alone ({layout.family}){_other(found, layout)}"
+            f"{CHECKPOINT}: {source} contains a {clean(found, 100)}; the backbone {layout.backbone} requires a "
+            f"{layout.pipeline} ({layout.family}){_other(found, layout)}"
         )
     return Index(path, data)
 
 
 def _other(found: str, layout: Layout) -> str:
     if found in KNOWN:
-        return f"; for this one write use: {KNOWN[found]}"
+        return f"; for this checkpoint, set use: {KNOWN[found]}"
     if re.fullmatch(layout.alike, found):
-        return f"; it is made of the same models: write {layout.pipeline} as _class_name into its {INDEX}"
-    return f"; pipelines that are known: {', '.join(f'{name} ({backbone})' for name, backbone in KNOWN.items())}"
+        return f"; it has the same models: set _class_name to {layout.pipeline} in its {INDEX}"
+    return f"; known pipelines: {', '.join(f'{name} ({backbone})' for name, backbone in KNOWN.items())}"
 
 
 def check_models(
     directory: Path, layout: Layout, names: Iterable[str], *, variant: str | None = None
 ) -> dict[str, str | None]:
-    """Check the models of these names, and tell which variant of its weights is to be read of each.
+    """Check models by name, and return the variant of the weights to load for each.
 
-    variant: the one preferred. Raises UserError for models that are missing, incomplete, damaged, quantized, or of
-    another class; and for a variant that none of them has.
+    variant: preferred variant. Raises UserError for models that are missing, incomplete, damaged, quantized or of
+    another class, and for a variant that none of them has.
     """
     chosen = {name: _check_model(directory / name, layout, name, variant) for name in names}
     if variant is not None and variant not in chosen.values():
         raise UserError(
             f"backbone.options.variant: no model in {directory} has weights of the variant {clean(variant, 100)}; "
-            "leave the option out to read what there is"
+            "remove the option to load the available weights"
         )
     return chosen
 
@@ -137,14 +138,14 @@ def _check_model(directory: Path, layout: Layout, name: str, variant: str | None
         if not directory.exists():
             raise UserError(f"{where}: {INDEX} lists it, but there is no directory {directory}{again}")
         if not directory.is_dir():
-            raise UserError(f"{where}: {directory} is no directory")
+            raise UserError(f"{where}: {directory} is not a directory")
         if not path.is_file():
             raise UserError(f"{where}: {directory} has no config.json{again}")
         config = read_json(path, where)
         refuse_quantized(config, path, where)
         found = config.get("_class_name")
         if library == "diffusers" and found is not None and found != kind.__name__:
-            raise UserError(f"{where}: {path} is of a {clean(str(found), 100)}, not of a {kind.__name__}")
+            raise UserError(f"{where}: {path} is the config of a {clean(str(found), 100)}, not of a {kind.__name__}")
         stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
         chosen = check_weights(directory, stem, where, variant=variant)
         check_sizes(config, shapes(directory, stem, where, variant=chosen), f"{where}: {path}")
@@ -156,18 +157,18 @@ def _check_model(directory: Path, layout: Layout, name: str, variant: str | None
 
 
 def check_tokenizers(directory: Path, layout: Layout, left_out: Collection[str] = ()) -> None:
-    """Raise UserError for a tokenizer without vocabulary, or with damaged files."""
+    """Raise UserError for a tokenizer without a vocabulary or with damaged files."""
     for name, files in layout.vocabularies.items():
         if name in left_out:
             continue
         where, place = f"{CHECKPOINT}: {name}", directory / name
-        there = [file for file in files if (place / file).is_file()]
-        if not there:
+        present = [file for file in files if (place / file).is_file()]
+        if not present:
             do_without = f"; or {layout.optional[name]}" if name in layout.optional else ""
             raise UserError(f"{CHECKPOINT}: {place} has no vocabulary: {' or '.join(files)}{do_without}")
-        if there == ["vocab.json"] and not (place / "merges.txt").is_file():
-            raise UserError(f"{CHECKPOINT}: {place} has vocab.json, but no merges.txt, without which it says nothing")
-        for file in there:
+        if present == ["vocab.json"] and not (place / "merges.txt").is_file():
+            raise UserError(f"{CHECKPOINT}: {place} has vocab.json, but not merges.txt, which is required with it")
+        for file in present:
             check_file(place / file, where)
         settings = place / "tokenizer_config.json"
         if settings.is_file():

@@ -1,4 +1,4 @@
-"""What a family of diffusers models writes: a `Layout`, and the methods here that are not as they are by default.
+"""Interface of a family of diffusers models: a `Layout`, and the methods here that differ from the defaults.
 
 Shape letters: B samples, C latent channels, F frames, H W height and width (of latents: h w). sigma = 1 is noise, 0 is
 data.
@@ -25,11 +25,15 @@ __all__ = ["Family"]
 
 
 class Family(Backbone):
-    """What `DiffusersBackbone` asks a family.
+    """Methods that `DiffusersBackbone` calls on a family.
 
-    pipeline: diffusers' own, on which a family calls `encode_prompt` and the like; network: the denoiser that is
-    trained, adapter included; others: the denoisers that are not, by subdirectory; vae: the autoencoder, in float32;
-    dtype: of the network's frozen weights, in which it is run; prediction: what the network gives.
+    Attributes:
+        pipeline: diffusers pipeline, on which a family calls `encode_prompt` and similar methods.
+        network: The trained denoiser, including the adapter.
+        others: Denoisers that are not trained, by subdirectory.
+        vae: The autoencoder, in float32.
+        dtype: dtype of the network's frozen weights, in which it runs.
+        prediction: Prediction type of the network.
     """
 
     layout: ClassVar[Layout]
@@ -43,25 +47,30 @@ class Family(Backbone):
 
     @abstractmethod
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Prompts to conditioning as `Backbone.encode` promises: called without gradient, without autocast, while the
-        text encoders are on the device."""
+        """Encode prompts as specified by `Backbone.encode`. Called without gradient and without autocast, with the text
+        encoders on the device."""
 
     @abstractmethod
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """The output [B, ...] of a denoiser, of whichever kind `prediction` says; the base makes a velocity of it.
+        """Run a denoiser. Returns its output [B, ...], of the type `prediction`, which the base class converts to a
+        velocity.
 
-        x [B, ...]: the state as the network knows it, in `dtype`; time float32 [B]: sigma itself for flow models, else
-        places in the table of noise levels; conditioning: its floating tensors in `dtype`.
+        Args:
+            x: Latents [B, ...] in the network's coordinates, in `dtype`.
+            time: float32 [B]: sigma for flow models, otherwise timesteps of the noise schedule.
+            conditioning: Conditioning with its floating-point tensors in `dtype`.
         """
 
     @abstractmethod
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of one row of each of `embed`'s tensors, from configurations alone: tokenizers are None here."""
+        """Return the shape of one row of each tensor of `embed`, from configurations only (tokenizers may be None)."""
 
     def to_pixels(self, x0: Tensor) -> Tensor:
-        """Float32 latents [B, C, ...] to images [B, 3, H, W] or videos [B, 3, F, H, W] about [-1, 1]: by default the
-        autoencoder's decoding of x0 * latents_std / scaling_factor + latents_mean or shift_factor, where it has
-        these."""
+        """Decode float32 latents [B, C, ...] to images [B, 3, H, W] or videos [B, 3, F, H, W], roughly in [-1, 1].
+
+        By default, decodes x0 * latents_std / scaling_factor + latents_mean + shift_factor, with those of the factors
+        that the autoencoder's config has.
+        """
         config, sides = self.vae.config, (1,) * (x0.ndim - 2)
         std, mean, factor, shift = (
             torch.tensor(value, device=x0.device).view(1, -1, *sides) if isinstance(value, list | tuple) else value
@@ -76,8 +85,8 @@ class Family(Backbone):
         return pixels
 
     def sides(self) -> tuple[range, range]:
-        """Heights and widths in pixels that are possible, as `multiples`: by default of the autoencoder's factor times
-        the patch size, as far as the position embeddings reach."""
+        """Return the possible heights and widths in pixels. By default, multiples of the autoencoder's factor times the
+        patch size, up to the size of the position embeddings."""
         config = self.network.config
         step = self.pipeline.vae_scale_factor * (getattr(config, "patch_size", None) or 1)
         reach = getattr(config, "pos_embed_max_size", None)
@@ -85,17 +94,17 @@ class Family(Backbone):
         return possible, possible
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent for a possible size in pixels: by default (C, h, w) of the autoencoder."""
+        """Return the shape of one latent for a possible size in pixels. By default (C, h, w) of the autoencoder."""
         factor = self.pipeline.vae_scale_factor
         return self.vae.config.latent_channels, height // factor, width // factor
 
     def readers(self) -> Sequence[tuple[Any, int]]:
-        """Tokenizers, some of which may be None, with how many of their tokens are read: for `truncated_prompts`."""
+        """Return tokenizers (or None) with the number of tokens that is used of each, for `truncated_prompts`."""
         return ()
 
     def schedule(self, height: int, width: int, steps: int) -> Schedule:
-        """By default the layout's grid, with the shift and the terminal time of the checkpoint's scheduler; of a
-        network that predicts noise the scheduler's own times."""
+        """Return the noise schedule. By default the layout's grid with the shift and terminal time of the checkpoint's
+        scheduler, or the scheduler's own times if the network predicts noise."""
         if isinstance(self.prediction, EpsilonPrediction):
             return self.prediction.schedule(steps)
         config = self.pipeline.scheduler.config
@@ -103,34 +112,34 @@ class Family(Backbone):
         return Schedule(shift=shift, grid=self.layout.grid, terminal=terminal)
 
     def parameterize(self) -> FlowPrediction:
-        """What the network gives, by what the checkpoint's scheduler says: by default the velocity. Raises UserError
-        for a scheduler whose times are not known."""
+        """Return the prediction type of the network, from the checkpoint's scheduler. By default the velocity. Raises
+        UserError for an unsupported scheduler."""
         check_flow(self.pipeline.scheduler.config, f"backbone.checkpoint: {self.section.checkpoint}/scheduler")
         return FlowPrediction()
 
     def tokens(self, height: int, width: int) -> int:
-        """Tokens of a sample of a possible size, by which some schedulers shift: by default one for each step of
-        `sides`."""
+        """Return the number of tokens of a sample, on which the shift of some schedulers depends. By default one per
+        step of `sides` in each direction."""
         first, second = self.sides()
         return (height // first.step) * (width // second.step)
 
     def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
-        """Of a checkpoint with two denoisers: which samples [B] are the trained one's, and the end of a sentence that
-        tells a user how to train at these times alone."""
-        raise NotImplementedError(f"{type(self).__name__} has several denoisers and does not say which one is run")
+        """For a checkpoint with two denoisers: return a mask [B] of the samples that use the trained one, and a suffix
+        for a message that tells users how to train at its times only."""
+        raise NotImplementedError(f"{type(self).__name__} has several denoisers, but does not implement `belonging`")
 
     def components_to_load(self, index: Index) -> Sequence[str]:
-        """Which models of the layout are loaded, by what the checkpoint's index says: by default all."""
+        """Return the models of the layout to load, given the checkpoint's index. By default all."""
         return list(self.layout.models)
 
     def trained(self, components_to_load: Collection[str]) -> str:
-        """Which of the loaded denoisers is trained."""
+        """Return the name of the denoiser to train."""
         return self.layout.denoiser
 
     def settings(self, index: Index) -> Mapping[str, Any]:
-        """Arguments of the pipeline, read from the checkpoint's index: by default none."""
+        """Return arguments of the pipeline from the checkpoint's index. By default none."""
         return {}
 
     def check(self, pipeline: Any, directory: Path) -> None:
-        """Raise UserError for parts that do not fit each other, or this family; attributes and keys that are not there
-        may be met without care. By default nothing."""
+        """Raise UserError if components do not match each other or this family. Missing attributes and keys need no
+        handling here. By default checks nothing."""

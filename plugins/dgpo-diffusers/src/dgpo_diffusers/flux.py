@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["FluxBackbone"]
 
 DEV, SCHNELL = 512, 256
-"""T5 tokens that the two were trained with."""
+"""Number of T5 tokens that FLUX.1-dev and FLUX.1-schnell were trained with."""
 
 
 class FluxBackbone(DiffusersBackbone):
     """diffusers' FLUX.1 transformer, autoencoder and text encoders; trains a peft LoRA, or the whole transformer.
 
-    Latents are images [C, h, w] everywhere but in the transformer, which is given squares of 2 x 2 as tokens.
+    Latents have shape [C, h, w] outside the transformer, which receives patches of 2x2 latents as tokens.
 
-    Computed in bfloat16, or under such an autocast, the transformer rounds the times that it is given to eight bits, as
-    in its first publication: 0.901 and 0.903 are one to it. States are at their exact times, in rollouts and training
-    alike, and in float32 nothing is rounded.
+    In bfloat16, or under bfloat16 autocast, the transformer rounds its timestep input to eight bits, as in the original
+    implementation: it cannot distinguish 0.901 from 0.903. The latents themselves are at their exact times, in rollouts
+    and in training, and float32 does not round.
     """
 
     options: FluxOptions
@@ -54,8 +54,8 @@ class FluxBackbone(DiffusersBackbone):
         alike=r"Flux(Img2Img|Inpaint)Pipeline",
         numbers={"transformer": ("in_channels",), "vae": ("scaling_factor", "shift_factor")},
         grid="even",
-        # The attention of both kinds of blocks; single ones have queries, keys and values alone. Their `proj_out` is no
-        # attention's and, as an ending, also the layer that gives the velocity.
+        # Attention of both kinds of blocks; single blocks have only queries, keys and values. `proj_out` is not an
+        # attention projection and, as a suffix, would also match the output layer.
         lora_targets=JOINT_ATTENTION,
         original=NAMES.original_pairs,
         comfyui=NAMES.comfyui_pairs,
@@ -63,27 +63,26 @@ class FluxBackbone(DiffusersBackbone):
 
     @property
     def text_length(self) -> int:
-        """T5 tokens of a prompt, padding included."""
+        """Number of T5 tokens per prompt, including padding."""
         return self.options.text_length or (DEV if self.network.config.guidance_embeds else SCHNELL)
 
     def check(self, pipeline: Any, directory: Path) -> None:
-        """Raise UserError for a transformer and an autoencoder of different latents, and for a guidance that the
-        transformer does not take."""
+        """Raise UserError if transformer and autoencoder do not match, or for embedded guidance without effect."""
         config, usual = pipeline.transformer.config, type(self.options).model_fields["embedded_guidance"].default
         if config.in_channels != 4 * pipeline.vae.config.latent_channels:
             raise UserError(
-                f"backbone.checkpoint: {directory}/transformer takes {config.in_channels} channels, which must be four "
-                f"times the autoencoder's {pipeline.vae.config.latent_channels}: it is not text-to-image"
+                f"backbone.checkpoint: {directory}/transformer has {config.in_channels} input channels, which must be "
+                f"four times the autoencoder's {pipeline.vae.config.latent_channels}: it is not a text-to-image model"
             )
         if not config.guidance_embeds and self.options.embedded_guidance != usual:
             raise UserError(
-                f"backbone.options.embedded_guidance: {self.options.embedded_guidance:g} is set, but {directory} takes "
-                "none (its guidance_embeds is false, as FLUX.1-schnell's): leave the option out"
+                f"backbone.options.embedded_guidance: {self.options.embedded_guidance:g} is set, but {directory} does "
+                "not support it (guidance_embeds is false, as in FLUX.1-schnell); remove the option"
             )
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """{"prompt_embeds" [B, T, D], "pooled" [B, P]}, as FluxPipeline makes them: T5's tokens, padding among them and
-        nothing masked, and what CLIP makes of the whole prompt."""
+        """Return {"prompt_embeds" [B, T, D], "pooled" [B, P]} as FluxPipeline does: T5 token embeddings, including
+        padding without a mask, and the pooled CLIP embedding."""
         prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
             [prompt.text for prompt in prompts],
             prompt_2=None,
@@ -93,7 +92,7 @@ class FluxBackbone(DiffusersBackbone):
         return Conditioning({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """T5's tokens, and CLIP's embedding."""
+        """Return the row shapes of T5's token embeddings and CLIP's pooled embedding."""
         config = self.network.config
         return {
             "prompt_embeds": (self.text_length, config.joint_attention_dim),
@@ -101,18 +100,17 @@ class FluxBackbone(DiffusersBackbone):
         }
 
     def readers(self) -> Sequence[tuple[Any, int]]:
-        """CLIP's tokenizer and T5's."""
+        """Return the tokenizers of CLIP and T5 with their maximum lengths."""
         p = self.pipeline
         return [(p.tokenizer, p.tokenizer_max_length), (p.tokenizer_2, self.text_length)]
 
     def sides(self) -> tuple[range, range]:
-        """Multiples of twice the autoencoder's factor: 16 pixels are one token."""
+        """Return multiples of twice the autoencoder's factor: one token covers 16 pixels."""
         possible = multiples(2 * self.pipeline.vae_scale_factor)
         return possible, possible
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """FLUX.1 was trained on v = noise - x0; the transformer is given sigma and the guidance itself, and multiplies
-        both by 1000. x [B, C, h, w]."""
+        """Predict v = noise - x0 for x [B, C, h, w]. The transformer multiplies sigma and the guidance by 1000."""
         batch, channels, height, width = x.shape
         h, w = height // 2, width // 2
         text = conditioning.tensors["prompt_embeds"]
@@ -120,7 +118,7 @@ class FluxBackbone(DiffusersBackbone):
         places[..., 1] += torch.arange(h, device=x.device)[:, None]
         places[..., 2] += torch.arange(w, device=x.device)
         out: Tensor = network(
-            # The four pixels of a token are the inner of its features, channels the outer.
+            # Features of a token are ordered by channel, then by position in the 2x2 patch.
             hidden_states=x.reshape(batch, channels, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
             encoder_hidden_states=text,
             pooled_projections=conditioning.tensors["pooled"],

@@ -1,4 +1,4 @@
-"""Options of the backbone `flux` (light: no torch)."""
+"""Options of the backbone `flux` (does not import torch)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ __all__ = ["FluxOptions"]
 
 
 class FluxOptions(DiffusersOptions):
-    """What is particular to FLUX.1; the checkpoint, LoRA and precision stand in `backbone` itself."""
+    """Options of FLUX.1. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
     embedded_guidance: Float = Field(
         default=3.5,
         ge=0,
         le=100,
-        description="The guidance that FLUX.1-dev was distilled with, a number that it is given beside the time "
-        "(diffusers' guidance_scale): the same in rollouts, training and evaluation. `rollout.guidance` is another "
-        "one, with two passes (diffusers' true_cfg_scale). FLUX.1-schnell has none, so nothing else is allowed there.",
+        description="Distilled guidance of FLUX.1-dev, an input of the transformer (`guidance_scale` in diffusers' "
+        "FluxPipeline); the same value is used in rollouts, training and evaluation. It is independent of "
+        "`rollout.guidance`, which needs a second forward pass (`true_cfg_scale` in diffusers). FLUX.1-schnell has no "
+        "distilled guidance; leave the default there.",
     )
     text_length: Int | None = Field(
         default=None,
         ge=1,
         le=512,
         json_schema_extra={"examples": [512, 256]},
-        description="T5 tokens of a prompt (diffusers' max_sequence_length), by default those that the checkpoint was "
-        "trained with: 512, or 256 of one without embedded guidance, as FLUX.1-schnell is. Padding is part of what the "
-        "model attends to: another length draws other images.",
+        description="Number of T5 tokens per prompt (`max_sequence_length` in diffusers). Default: the length of "
+        "training, which is 512, or 256 for checkpoints without distilled guidance such as FLUX.1-schnell. The model "
+        "attends to padding, so another length changes the images.",
     )

@@ -1,5 +1,4 @@
-"""FLUX.1's layers under the names of its first publication: as in diffusers'
-`convert_flux_transformer_checkpoint_to_diffusers`, the other way round."""
+"""Original names of FLUX.1's layers: the inverse of diffusers' `convert_flux_transformer_checkpoint_to_diffusers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes of images that a model can draw, and the shift of its times that goes with them."""
+"""Possible image sizes of a model, and the time shift that depends on them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from dgpo_schemas.problems import is_number, show
 __all__ = ["check_flow", "multiples", "nearest_size", "shift_of"]
 
 OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
-"""Of FlowMatchEulerDiscreteScheduler: times that are not the grid's."""
+"""Options of FlowMatchEulerDiscreteScheduler for time spacings that are not supported."""
 SHIFTS = {"shift": 1.0, "flow_shift": 1.0, "base_shift": 0.5, "max_shift": 1.15}
 SHIFTS |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
 
 
 def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for a flow model's scheduler that is another kind of model's, that spaces times in a way that is
-    not known, or whose shift is none. where: its place, for the message."""
-    kind, defaults = scheduler.get("prediction_type"), scheduler.get("_use_default_values", ())  # diffusers' note
+    """Raise UserError if a scheduler is not that of a flow model, or has an unsupported time spacing or an invalid
+    shift. where: location of the scheduler, for messages."""
+    # diffusers lists the defaulted keys in _use_default_values.
+    kind, defaults = scheduler.get("prediction_type"), scheduler.get("_use_default_values", ())
     if kind not in (None, "flow_prediction") and "prediction_type" not in defaults:
         raise UserError(f"{where}: prediction_type is {show(kind)}; allowed is flow_prediction, or nothing")
     for name in OTHER_GRIDS:
         if scheduler.get(name):
-            raise UserError(f"{where}: {name} is {show(scheduler[name])}; allowed is false: its times are not known")
+            raise UserError(f"{where}: {name} is {show(scheduler[name])}; allowed is false")
     for name, default in SHIFTS.items():
         value = scheduler.get(name, default)
         above = " above 0" if name in ("shift", "flow_shift") else ""
@@ -36,8 +37,8 @@ def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
     base, most = (scheduler.get(name, SHIFTS[name]) for name in ("base_image_seq_len", "max_image_seq_len"))
     if scheduler.get("use_dynamic_shifting") and base == most:
         raise UserError(
-            f"{where}: base_image_seq_len and max_image_seq_len are both {base}: there is no line through two "
-            "shifts at one number of tokens; allowed are two numbers"
+            f"{where}: base_image_seq_len and max_image_seq_len are both {base}, so the shift cannot be interpolated; "
+            "allowed are two different numbers"
         )
     terminal = scheduler.get("shift_terminal")
     if terminal is not None and not (isinstance(terminal, float) and 0 < terminal < 1):
@@ -45,12 +46,12 @@ def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
 
 
 def multiples(step: int, largest: int = LONGEST_SIDE) -> range:
-    """Possible sides in pixels, from one step to the largest."""
+    """Return possible side lengths in pixels, from one step to the largest."""
     return range(step, largest + 1, step)
 
 
 def nearest_size(size: tuple[int, int], possible: Sequence[range]) -> tuple[int, int]:
-    """The possible (height, width) nearest to one in pixels; possible: `multiples` of each side."""
+    """Return the possible (height, width) nearest to a size in pixels. possible: `multiples` of each side."""
     height, width = (
         min(max(side.start, round(given / side.step) * side.step), side[-1])
         for given, side in zip(size, possible, strict=True)
@@ -59,11 +60,11 @@ def nearest_size(size: tuple[int, int], possible: Sequence[range]) -> tuple[int,
 
 
 def shift_of(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """The shift k of times, sigma to k sigma / (1 + (k - 1) sigma), by a scheduler's configuration.
+    """Return the time shift k of a scheduler's configuration; it maps sigma to k sigma / (1 + (k - 1) sigma).
 
-    tokens: of a sample. With `use_dynamic_shifting` a number mu lies on the line through (base_image_seq_len,
-    base_shift) and (max_image_seq_len, max_shift), also beyond both, and k is exp(mu), or mu itself if
-    `time_shift_type` is "linear": `calculate_shift` of diffusers' pipelines and FlowMatchEulerDiscreteScheduler.
+    tokens: number of tokens of a sample. With `use_dynamic_shifting`, mu is linear in the number of tokens, through
+    (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), and k is exp(mu), or mu if `time_shift_type` is
+    "linear". Source: `calculate_shift` of diffusers' pipelines and FlowMatchEulerDiscreteScheduler.
     """
     if not scheduler.get("use_dynamic_shifting"):
         return float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))

@@ -1,7 +1,7 @@
-"""diffusers and transformers, without what they say to nobody in particular.
+"""Use of diffusers and transformers without their warnings and progress bars.
 
-Importing a pipeline warns of image processors that nobody here uses, and loading draws a bar for every
-part. What can really be wrong with a checkpoint is checked in `loading`, and said there once.
+Importing a pipeline warns about image processors that are not used here, and loading shows a progress bar for every
+component. `loading` checks checkpoints and reports each problem once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import transformers.utils.logging as transformers_logging
 __all__ = ["library_class", "quiet", "truncated_prompts"]
 
 LIBRARIES = (diffusers_logging, transformers_logging)
-"""What the two are told by how much to say."""
+"""Modules that set the verbosity of the two libraries."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors only and no bars from either library inside; their settings come back afterwards.
+    """Limit both libraries to errors, without progress bars, and restore their settings afterwards.
 
-    Models of diffusers import peft, and that bitsandbytes, if it is there, which warns on some processors of kernels
-    that nothing here uses.
+    The same applies to bitsandbytes, which diffusers imports through peft: on some CPUs it warns about kernels that are
+    not used here.
     """
     kernels = logging.getLogger("bitsandbytes")
     level = kernels.level
@@ -47,9 +47,9 @@ def quiet() -> Iterator[None]:
 
 
 def truncated_prompts(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Sequence[int], int]:
-    """Which texts have more tokens than any reader takes, by their places, and how many tokens are taken at most.
+    """Return the indices of texts with more tokens than any reader supports, and the largest supported number.
 
-    readers: transformers' tokenizers, with how many tokens are read of what each of them gives.
+    readers: tokenizers of transformers, each with the number of tokens that its text encoder reads.
     """
     left = list(range(len(texts)))
     for tokenizer, limit in sorted(readers, key=lambda reader: -reader[1]):
@@ -61,7 +61,7 @@ def truncated_prompts(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) 
 
 
 def library_class(name: str) -> Any:
-    """A class of diffusers or transformers by its name."""
+    """Return a class of diffusers or transformers by name."""
     with quiet():
         found = getattr(diffusers, name, None) or getattr(transformers, name, None)
     assert found is not None, f"neither diffusers nor transformers has a class {name}"

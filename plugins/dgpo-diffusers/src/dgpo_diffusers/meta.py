@@ -1,4 +1,4 @@
-"""Models without their weights: what their configuration files say, on torch's meta device, for `dgpo plan`."""
+"""Models without weights, built from configuration files on torch's meta device, for `dgpo plan`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ Configurations = dict[str, dict[str, Any]]
 
 
 def load_meta(family: Family) -> Any:
-    """The pipeline that `loading.load` gives, on the backbone's device, of the checkpoint's configurations alone: no
-    tokenizers, and on another device than meta random weights. Raises UserError where there are none to be had."""
+    """Build the pipeline of `loading.load` from the checkpoint's configurations only, on the backbone's device.
+
+    It has no tokenizers; on a device other than meta, its weights are random. Raises UserError if no configurations are
+    available.
+    """
     index, configs = _described(family)
     try:
         return _made_of(family, index, configs)
-    except Exception as error:  # the libraries raise what they like for a value that they do not expect
-        said = error_text(error, 300).replace("\n", " ")
+    except Exception as error:  # the libraries may raise anything for an unexpected value
+        reason = error_text(error, 300).replace("\n", " ")
         raise UserError(
-            f"{CHECKPOINT}: no model can be made of the config.json files of {family.section.checkpoint}: {said}"
+            f"{CHECKPOINT}: cannot build a model from the config.json files of {family.section.checkpoint}: {reason}"
         ) from error
 
 
@@ -54,7 +57,7 @@ def _made_of(family: Family, index: Index, configs: Configurations) -> Any:
 
 
 def _described(family: Family) -> tuple[Index, Configurations]:
-    """Component to configuration: those of a directory, or of a published model that the family knows by name."""
+    """Return the index and the configuration of each component, of a directory or of a known published model."""
     checkpoint, layout = family.section.checkpoint, family.layout
     directory = Path(resolve_checkpoint(checkpoint))
     if directory.is_dir():
@@ -72,16 +75,16 @@ def _described(family: Family) -> tuple[Index, Configurations]:
     known = _published(type(family), layout.backbone)
     published = [name for name in known if "/" in name]
     if checkpoint not in published:
-        known_are = f"; known are {', '.join(published)}" if published else ": give a directory"
+        known_are = f"; known models: {', '.join(published)}" if published else "; use a local directory"
         raise UserError(
-            f"{CHECKPOINT}: {checkpoint} is no directory here, and what it looks like is not known{known_are}"
+            f"{CHECKPOINT}: {checkpoint} is neither a local directory nor a model with known configurations{known_are}"
         )
     configs = {name: config for name, config in known.items() if "/" not in name} | known[checkpoint]
     return _index(configs), configs
 
 
 def _published(kind: type, name: str) -> Configurations:
-    """`NAME.json` beside the family's file: configurations that its models have in common, and each one's own."""
+    """Read `NAME.json` in the family's package: configurations that all its models share, and those of each model."""
     home = next(k for k in kind.__mro__ if "layout" in vars(k)).__module__.rpartition(".")[0]
     file = files(home).joinpath(f"{name}.json")
     known: Configurations = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -89,5 +92,5 @@ def _published(kind: type, name: str) -> Configurations:
 
 
 def _index(configs: Configurations) -> Index:
-    """One that names these components; "index": the settings that it has."""
+    """Create an index of these components; the key "index" of `configs` holds its settings."""
     return Index(Path(INDEX), {name: ["library", "class"] for name in configs} | configs.pop("index", {}))

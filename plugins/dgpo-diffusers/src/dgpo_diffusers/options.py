@@ -1,4 +1,4 @@
-"""Options that every backbone on diffusers has (light: no torch)."""
+"""Options common to all diffusers backbones (does not import torch)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["DiffusersOptions"]
 
 
 class DiffusersOptions(Options):
-    """What is particular to diffusers; the checkpoint, LoRA and precision stand in `backbone` itself."""
+    """Options common to all diffusers backbones. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
     offload_text: bool = Field(
         default=False,
         json_schema_extra=ANYTIME,
-        description="Keep the text encoders in host memory and bring them to the device while prompts are encoded.",
+        description="Keep the text encoders in CPU memory and move them to the device only to encode prompts.",
     )
     decode_chunk: Int = Field(
         default=8,
         ge=1,
         le=100_000,
         json_schema_extra=ANYTIME,
-        description="Images in one call of the autoencoder's decoder.",
+        description="Number of images per call of the autoencoder's decoder.",
     )
     variant: str | None = Field(
         default=None,
@@ -30,7 +30,7 @@ class DiffusersOptions(Options):
         max_length=64,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
         json_schema_extra={"examples": ["fp16", "bf16", "non_ema"]},
-        description="Which weights are read where files have several, as model.fp16.safetensors has the variant fp16. "
-        "A model without this one is read as it is. By default the plain ones, or the only variant there is. The "
-        "precision is `backbone.dtype`, whatever is read.",
+        description="Variant of the weight files to load (`variant` in diffusers), such as fp16 for "
+        "model.fp16.safetensors. Models without this variant are loaded from their plain files. Default: the plain "
+        "files, or the only variant available. It does not affect the data type, which is `backbone.dtype`.",
     )

@@ -1,4 +1,4 @@
-"""What dgpo-diffusers declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-diffusers. Do not import torch or diffusers here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ dgpo_contract = 2
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Component]:
-    """The families that need no distribution of their own."""
+    """Declare the backbones of this distribution."""
     return [
         Component(
             name="flux",

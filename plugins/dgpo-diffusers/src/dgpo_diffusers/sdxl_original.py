@@ -1,5 +1,5 @@
-"""Stable Diffusion XL's layers under the names of its first publication (`openaimodel.UNetModel`), where every layer of
-an outer block has a number of its own: as in diffusers' `_maybe_map_sgm_blocks_to_diffusers`, the other way round."""
+"""Original names of Stable Diffusion XL's layers (`openaimodel.UNetModel`): the inverse of diffusers'
+`_maybe_map_sgm_blocks_to_diffusers`. In the original, the layers of all outer blocks are numbered consecutively."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dgpo_diffusers.original import Names
 __all__ = ["NAMES"]
 
 LEVELS = 4
-"""Outer blocks on the way down and up, at most."""
+"""Maximum number of down blocks and of up blocks."""
 LAYERS = 3
-"""Numbers of one outer block: two layers and a downsampler, or three layers on the way up."""
+"""Numbers per outer block: two layers and a downsampler in a down block, three layers in an up block."""
 KINDS = {"resnets": {"time_emb_proj": "emb_layers.1"}, "attentions": None}
 
 NAMES = Names(

@@ -1,7 +1,7 @@
-"""Whether the sizes in a model's config.json can be those of the weights beside it.
+"""Plausibility check of the sizes in a model's config.json against its weights.
 
-The libraries build a model from its configuration before they look at the weights, so that a digit too many there takes
-all memory, or hours. Every size of a model is found again in its weights.
+The libraries build a model from its configuration before they read the weights, so a wrong digit can take all memory or
+hours of time. The weights limit every size of a model.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dgpo_schemas.problems import show
 __all__ = ["check_sizes"]
 
 LAYERS = re.compile(r"(^|_)(layers|blocks)(_|$)")
-"""Settings that count layers: each has a tensor at least."""
+"""Keys that count layers; each layer has at least one tensor."""
 COUNTS = re.compile(r"(^|_)(num|layers|blocks|groups|heads)(_|$)")
-"""Settings that count something; some libraries take -1 until the first image."""
+"""Keys that count something; some libraries accept -1 until the first image."""
 LARGEST = 4096
-"""Any number may be so large: sizes of images and lengths of texts stand in no weights."""
+"""Numbers up to this size are always accepted, since image sizes and text lengths are not visible in weights."""
 LONGEST = 64
-"""Any list may be so long."""
+"""Lists up to this length are always accepted."""
 
 
 def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, list[int]], where: str) -> None:
-    """Raise UserError for numbers that are larger than any model's with these tensors (name to shape).
+    """Raise UserError for numbers that are too large for a model with these tensors (name to shape).
 
-    where: what messages begin with, such as "backbone.checkpoint: vae: vae/config.json".
+    where: prefix of messages, such as "backbone.checkpoint: vae: vae/config.json".
     """
     side = max((n for shape in tensors.values() for n in shape), default=0)
     largest = max(LARGEST, side)
@@ -39,34 +39,34 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, list[int]], whe
             continue
         if not abs(value) <= largest:
             raise UserError(
-                f"{where}: {key} is {show(value)}, larger than every side of the tensors beside it (the largest is "
-                f"{side}); it belongs to another model, or is a slip"
+                f"{where}: {key} is {show(value)}, larger than every dimension of the weights (the largest is {side}); "
+                "it belongs to another model, or is a mistake"
             )
         if COUNTS.search(key) and not key.endswith("]") and value < 0:
-            raise UserError(f"{where}: {key} is {show(value)}; allowed are numbers from 0 on")
+            raise UserError(f"{where}: {key} is {show(value)}; allowed is a number of at least 0")
         if LAYERS.search(key) and not key.endswith("]") and value > len(tensors):
             raise UserError(
-                f"{where}: {key} is {show(value)}; allowed is {len(tensors)} at most, for so many tensors are beside it"
+                f"{where}: {key} is {show(value)}; allowed is at most {len(tensors)}, the number of its tensors"
             )
-    # Tables of positions of these sizes are computed when the model is built.
+    # Position tables of these sizes are computed when the model is built.
     for first, second in (("pos_embed_max_size",) * 2, ("num_attention_heads", "attention_head_dim")):
         one, other = config.get(first), config.get(second)
         if isinstance(one, int) and isinstance(other, int) and one * other > side:
             raise UserError(
-                f"{where}: {first} times {second} is {one * other}, larger than every side of the tensors beside it "
-                f"(the largest is {side}); it belongs to another model, or is a slip"
+                f"{where}: {first} times {second} is {one * other}, larger than every dimension of the weights (the "
+                f"largest is {side}); it belongs to another model, or is a mistake"
             )
 
 
 def _values(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Numbers and lists of a configuration with their keys, from outer to inner ones."""
-    waiting: list[tuple[str, Any]] = [*section.items()]
-    while waiting:
-        key, value = waiting.pop()
+    """Yield the numbers and lists of a configuration with their keys."""
+    pending: list[tuple[str, Any]] = [*section.items()]
+    while pending:
+        key, value = pending.pop()
         if isinstance(value, Mapping):
-            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+            pending += [(f"{key}.{name}", inner) for name, inner in value.items()]
         elif isinstance(value, list):
             yield key, value
-            waiting += [(f"{key}[{i}]", inner) for i, inner in enumerate(value)]
+            pending += [(f"{key}[{i}]", inner) for i, inner in enumerate(value)]
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield key, value

@@ -1,4 +1,4 @@
-"""Options of the backbone (light: no torch)."""
+"""Options of the backbone `sd3` (does not import torch)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["SD3Options"]
 
 
 class SD3Options(DiffusersOptions):
-    """What is particular to Stable Diffusion 3; the checkpoint, LoRA and precision stand in `backbone` itself."""
+    """Options of Stable Diffusion 3. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
     text_length: Int = Field(
         default=128,
         ge=0,
         le=512,
-        description="T5 tokens of a prompt (diffusers' max_sequence_length). 0 leaves T5 out altogether.",
+        description="Number of T5 tokens per prompt (`max_sequence_length` in diffusers); 0 disables T5.",
     )
     drop_t5: bool = Field(
         default=False,
-        description="Do not load the T5 text encoder (9 GB in bfloat16); its tokens are zeros, as in diffusers.",
+        description="Do not load the T5 text encoder (9 GB in bfloat16); its embeddings are zeros, as in diffusers.",
     )

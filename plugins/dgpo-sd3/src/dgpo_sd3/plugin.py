@@ -1,4 +1,4 @@
-"""What dgpo-sd3 declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-sd3. Do not import torch or diffusers here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ dgpo_contract = 2
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Component]:
-    """From texts to images."""
+    """Declare the text-to-image backbone."""
     summary = "Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)"
     return [Component("sd3", summary, "dgpo_sd3.backbone:SD3Backbone", "dgpo_sd3.options:SD3Options")]

@@ -1,5 +1,4 @@
-"""Wan's layers under the names of its first publication: as in diffusers' `convert_wan_transformer_to_diffusers`, the
-other way round."""
+"""Original names of Wan's layers: the inverse of diffusers' `convert_wan_transformer_to_diffusers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dgpo-wan declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-wan. Do not import torch or diffusers here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ dgpo_contract = 2
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Component]:
-    """From texts to videos."""
+    """Declare the text-to-video backbone."""
     summary = "Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft"
     return [Component("wan", summary, "dgpo_wan.backbone:WanBackbone", "dgpo_wan.options:WanOptions")]
