@@ -87,7 +87,7 @@ def read_manifest(text: str, source: str) -> CheckpointManifest:
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{source}: checkpoint format version {version!r} is unknown; this dgpo reads version {FORMAT_VERSION}"
+            f"{source}: unknown checkpoint format version {version!r}; this version of dgpo reads {FORMAT_VERSION}"
         )
     _check_seal(data, source)
     return _valid(CheckpointManifest, data, source)

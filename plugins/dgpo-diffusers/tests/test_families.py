@@ -313,7 +313,7 @@ def test_a_family_that_names_no_published_models_asks_for_a_directory() -> None:
     layout = replace(FluxBackbone.layout, backbone="mine")
     mine = type("MineBackbone", (FluxBackbone,), {"layout": layout, "__module__": FluxBackbone.__module__})
     section = BackboneSection(use="mine", checkpoint="some/model")
-    with pytest.raises(UserError, match=r"some/model is no directory here, .* is not known: give a directory$"):
+    with pytest.raises(UserError, match=r"some/model is neither a local directory nor .*; use a local directory$"):
         mine.meta_model(section, FluxOptions())
 
 

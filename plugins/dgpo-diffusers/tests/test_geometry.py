@@ -58,7 +58,7 @@ def test_published_shifts(side: int, k: float) -> None:
         ({"base_shift": None}, "base_shift is null"),
         (
             {"use_dynamic_shifting": True, "max_image_seq_len": 256},
-            "base_image_seq_len and max_image_seq_len are both 256: there is no line",
+            "base_image_seq_len and max_image_seq_len are both 256, so the shift cannot be interpolated",
         ),
         ({"shift_terminal": 2}, "shift_terminal is 2"),
     ],

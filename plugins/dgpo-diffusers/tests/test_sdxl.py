@@ -327,9 +327,9 @@ def test_the_autoencoder_runs_in_float32_and_nobody_marks_images(checkpoint: Pat
         ({"scheduler": {"beta_schedule": "cosine"}}, "cosine"),
         ({"scheduler": {"rescale_betas_zero_snr": True}}, "with rescale_betas_zero_snr; allowed is v_prediction"),
         ({"index": {"force_zeros_for_empty_prompt": "yes"}}, "force_zeros_for_empty_prompt is 'yes'; allowed is true"),
-        ({"index": {"_class_name": "StableDiffusion3Pipeline"}}, "for this one write use: sd3"),
-        ({"index": {"_class_name": "StableDiffusionXLPAGPipeline"}}, "made of the same models"),
-        ({"index": {"_class_name": "StableDiffusionXLImg2ImgPipeline"}}, "pipelines that are known: "),
+        ({"index": {"_class_name": "StableDiffusion3Pipeline"}}, "for this checkpoint, set use: sd3"),
+        ({"index": {"_class_name": "StableDiffusionXLPAGPipeline"}}, "it has the same models"),
+        ({"index": {"_class_name": "StableDiffusionXLImg2ImgPipeline"}}, "known pipelines: "),
     ],
 )  # fmt: skip
 def test_checkpoints_that_are_refused(changes: dict[str, Any], says: str, copy: Copy) -> None:

@@ -87,12 +87,12 @@ def test_an_index_with_a_byte_order_mark(build: Build, copy: Path) -> None:
 @pytest.mark.parametrize(
     "found, hint",
     [
-        ("WanPipeline", "for this one write use: wan"),
-        ("StableDiffusion3Img2ImgPipeline", "write StableDiffusion3Pipeline as _class_name"),
-        ("StableDiffusionPipeline", "pipelines that are known: StableDiffusion3Pipeline (sd3)"),
-        ("FluxPipeline", "for this one write use: flux"),
-        ("PixArtSigmaPipeline", "pipelines that are known: StableDiffusion3Pipeline (sd3), WanPipeline (wan)"),
-        ("Evil\x1b[31m", r"holds a Evil\x1b[31m;"),
+        ("WanPipeline", "for this checkpoint, set use: wan"),
+        ("StableDiffusion3Img2ImgPipeline", "set _class_name to StableDiffusion3Pipeline"),
+        ("StableDiffusionPipeline", "known pipelines: StableDiffusion3Pipeline (sd3)"),
+        ("FluxPipeline", "for this checkpoint, set use: flux"),
+        ("PixArtSigmaPipeline", "known pipelines: StableDiffusion3Pipeline (sd3), WanPipeline (wan)"),
+        ("Evil\x1b[31m", r"contains a Evil\x1b[31m;"),
     ],
 )
 def test_the_nearest_family(build: Build, copy: Path, found: str, hint: str) -> None:
@@ -145,7 +145,7 @@ def test_a_vocabulary_that_was_not_downloaded(build: Build, copy: Path, content:
 
 def test_half_a_vocabulary(build: Build, copy: Path) -> None:
     (copy / "tokenizer" / "tokenizer.json").rename(copy / "tokenizer" / "vocab.json")
-    assert "has vocab.json, but no merges.txt" in message(build, copy)
+    assert "has vocab.json, but not merges.txt" in message(build, copy)
 
 
 def test_a_tokenizer_of_another_model(build: Build, copy: Path) -> None:
@@ -206,7 +206,9 @@ def test_a_quantized_component(build: Build, copy: Path, component: str) -> None
 
 def test_a_model_of_another_class(build: Build, copy: Path) -> None:
     edit(copy / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    assert "config.json is of a FluxTransformer2DModel, not of a SD3Transformer2DModel" in message(build, copy)
+    assert "config.json is the config of a FluxTransformer2DModel, not of a SD3Transformer2DModel" in message(
+        build, copy
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000, ""])
@@ -233,7 +235,7 @@ def test_a_value_that_no_image_can_be_made_with(build: Build, copy: Path, compon
 def test_a_model_that_is_a_file(build: Build, copy: Path) -> None:
     shutil.rmtree(copy / "vae")
     (copy / "vae").touch()
-    assert f"{copy}/vae is no directory" in message(build, copy)
+    assert f"{copy}/vae is not a directory" in message(build, copy)
 
 
 @pytest.mark.parametrize("damage", ["no directory", "configuration alone", "no weights", "pointer", "cut"])
@@ -273,7 +275,7 @@ def test_nothing_is_read_before_all_is_looked_at(build: Build, copy: Path, monke
 def test_a_directory_like_a_repository(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert "a directory wins over the Hub repository of the same name" in message(build, "owner/name")
+    assert "a local directory takes precedence over a Hub repository" in message(build, "owner/name")
 
 
 def test_a_component_of_the_pipeline(build: Build, copy: Path) -> None:
@@ -283,21 +285,21 @@ def test_a_component_of_the_pipeline(build: Build, copy: Path) -> None:
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
 SIZES: list[tuple[str, dict[str, Any], str]] = [
-    ("transformer", {"num_layers": 10**6}, r"num_layers is 1000000, larger than every side"),
-    ("transformer", {"num_layers": 1000}, r"num_layers is 1000; allowed is \d+ at most, for so many tensors"),
-    ("transformer", {"num_layers": -1}, r"num_layers is -1; allowed are numbers from 0 on"),
+    ("transformer", {"num_layers": 10**6}, r"num_layers is 1000000, larger than every dimension"),
+    ("transformer", {"num_layers": 1000}, r"num_layers is 1000; allowed is at most \d+, the number of its tensors"),
+    ("transformer", {"num_layers": -1}, r"num_layers is -1; allowed is a number of at least 0"),
     ("transformer", {"num_layers": 0}, r"holds \d+ weights of layers that its config.json does not have"),
-    ("vae", {"norm_num_groups": -1}, r"norm_num_groups is -1; allowed are numbers from 0 on"),
+    ("vae", {"norm_num_groups": -1}, r"norm_num_groups is -1; allowed is a number of at least 0"),
     ("vae", {"up_block_types": {}}, r"holds \d+ weights of layers that its config.json does not have"),
     ("text_encoder", {"num_hidden_layers": 1}, r"holds 16 weights of layers that its config.json does not have"),
     ("transformer", {"pos_embed_max_size": 4000}, r"pos_embed_max_size times pos_embed_max_size is 16000000, larger"),
     ("transformer", {"attention_head_dim": 4096}, r"num_attention_heads times attention_head_dim is \d+, larger"),
-    ("vae", {"latent_channels": 10**25}, r"latent_channels is 10{25}, larger than every side"),
-    ("vae", {"scaling_factor": 1e30}, r"scaling_factor is 1e\+30, larger than every side"),
-    ("vae", {"scaling_factor": float("nan")}, r"scaling_factor is nan, larger than every side"),
-    ("vae", {"block_out_channels": [10**7]}, r"block_out_channels\[0\] is 10000000, larger than every side"),
+    ("vae", {"latent_channels": 10**25}, r"latent_channels is 10{25}, larger than every dimension"),
+    ("vae", {"scaling_factor": 1e30}, r"scaling_factor is 1e\+30, larger than every dimension"),
+    ("vae", {"scaling_factor": float("nan")}, r"scaling_factor is nan, larger than every dimension"),
+    ("vae", {"block_out_channels": [10**7]}, r"block_out_channels\[0\] is 10000000, larger than every dimension"),
     ("vae", {"up_block_types": ["UpDecoderBlock2D"] * 1000}, r"up_block_types has 1000 entries, but the weights are"),
-    ("text_encoder", {"num_hidden_layers": 4000}, r"num_hidden_layers is 4000; allowed is \d+ at most"),
+    ("text_encoder", {"num_hidden_layers": 4000}, r"num_hidden_layers is 4000; allowed is at most \d+"),
 ]
 
 

@@ -72,7 +72,7 @@ def test_an_index_that_is_none(build: Build, copy: Path, content: str, problem: 
 def test_another_architecture(build: Build, copy: Path, found: str) -> None:
     edit_json(copy / "model_index.json", _class_name=found)
     text = message(build, copy)
-    assert f"{copy} holds a {found}; the backbone sd3 allows StableDiffusion3Pipeline alone" in text
+    assert f"{copy} contains a {found}; the backbone sd3 requires a StableDiffusion3Pipeline" in text
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])

@@ -62,7 +62,7 @@ def test_an_index_that_is_none(build: Build, copy: Path, content: str, problem: 
 def test_another_architecture(build: Build, copy: Path, found: str) -> None:
     edit_json(copy / "model_index.json", _class_name=found)
     text = message(build, copy)
-    assert f"{copy} holds a {found}; the backbone wan allows WanPipeline alone (Wan 2.1 and 2.2 text-to-video" in text
+    assert f"{copy} contains a {found}; the backbone wan requires a WanPipeline (Wan 2.1 and 2.2 text-to-video" in text
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
@@ -229,7 +229,7 @@ def test_a_hub_repository(build: Build, checkpoint: Path, tmp_path: Path, monkey
 
     asked.clear()
     monkeypatch.setattr(checkpoints, "hf_hub_download", other)
-    assert "owner/model holds a FluxPipeline; the backbone wan allows" in message(build, "owner/model")
+    assert "owner/model contains a FluxPipeline; the backbone wan requires" in message(build, "owner/model")
     assert not asked, "what is of another architecture is not fetched"
 
 

@@ -144,8 +144,8 @@ def test_resume_with_an_unknown_format(world: World, version: str) -> None:
     assert '"format_version": 3,' in text
     manifest.write_text(text.replace('"format_version": 3,', f'"format_version": {version},'))
     expected = (
-        f"runs/toy/checkpoints/000002/manifest.json: checkpoint format version {json.loads(version)!r} is unknown; "
-        "this dgpo reads version 3"
+        f"runs/toy/checkpoints/000002/manifest.json: unknown checkpoint format version {json.loads(version)!r}; "
+        "this version of dgpo reads 3"
     )
     for arguments in (["train", "run.yaml", "--resume"], ["sample", "runs/toy"], ["evaluate", "runs/toy"],
                       ["export", "runs/toy"]):  # fmt: skip

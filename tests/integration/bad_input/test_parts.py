@@ -82,8 +82,8 @@ def test_numbers_of_frames_that_wan_cannot_draw(world: World, command: str, fram
     refused(
         world,
         [command, "run.yaml"],
-        f"run.yaml:2: backbone.options.frames: {frames} frames are not possible: Wan takes 1 frame and then 4 at a "
-        f"time, so the number is 4 k + 1; the nearest are {nearest}",
+        f"run.yaml:2: backbone.options.frames: {frames} frames are not possible: the autoencoder requires "
+        f"4 k + 1 frames; the nearest are {nearest}",
     )
 
 
@@ -227,8 +227,8 @@ def test_a_checkpoint_of_another_architecture(world: World, arguments: list[str]
     refused(
         world,
         arguments,
-        f"backbone.checkpoint: {world.path}/models/sdxl holds a StableDiffusionXLPipeline; the backbone sd3 allows "
-        "StableDiffusion3Pipeline alone (Stable Diffusion 3 and 3.5); for this one write use: sdxl",
+        f"backbone.checkpoint: {world.path}/models/sdxl contains a StableDiffusionXLPipeline; the backbone sd3 "
+        "requires a StableDiffusion3Pipeline (Stable Diffusion 3 and 3.5); for this checkpoint, set use: sdxl",
     )
 
 

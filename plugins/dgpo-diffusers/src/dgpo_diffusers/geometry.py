@@ -28,9 +28,7 @@ def check_flow(scheduler: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: prediction_type is {show(kind)}; allowed is flow_prediction, or nothing")
     for name in OTHER_GRIDS:
         if scheduler.get(name):
-            raise UserError(
-                f"{where}: {name} is {show(scheduler[name])}; allowed is false: this time spacing is not supported"
-            )
+            raise UserError(f"{where}: {name} is {show(scheduler[name])}; allowed is false")
     for name, default in SHIFTS.items():
         value = scheduler.get(name, default)
         above = " above 0" if name in ("shift", "flow_shift") else ""
