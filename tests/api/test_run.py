@@ -252,7 +252,7 @@ def test_exports_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
         (lambda run: run.sample("x", checkpoint=9), "no checkpoint '9'; there are newest, best and iterations 0, 1, 2"),
         (lambda run: run.sample([1]), "prompts[0]: must be a text, a Prompt, or a dict with the key `prompt`, not int"),
         (lambda run: run.sample([]), "prompts: must be a text, a Prompt, a dict or a list of these, not an empty list"),
-        (lambda run: run.sample({"text": "x"}), "prompts: `prompt` must be a text that is not empty"),
+        (lambda run: run.sample({"text": "x"}), "prompts: `prompt` must be a non-empty string"),
         (lambda run: run.export("x", model="base"), "model='base': the base model is the checkpoint"),
         (lambda run: run.export("x", format="peft"), "format='peft': choose one of toy"),
         (lambda run: run.export("runs"), "directory='runs': would replace runs/toy"),

@@ -76,7 +76,7 @@ def test_a_reward_that_compares_sees_the_samples_of_a_prompt() -> None:
         (lambda: score("brightness", GRAY[:, :1], "x"), "media[0]: must be [3, H, W]"),
         (lambda: score("brightness", GRAY, "x", device="gpu"), "device gpu: choose one of auto, cpu, cuda"),
         (lambda: score("brightness", GRAY, "x", batch=0), "batch=0: must be a whole number of 1 or more"),
-        (lambda: score("win-rate", GRAY, ["a", "a", "b", "c"]), "give it at least two"),
+        (lambda: score("win-rate", GRAY, ["a", "a", "b", "c"]), "give at least two files per prompt"),
     ],
 )
 def test_mistakes(call: Any, said: str) -> None:

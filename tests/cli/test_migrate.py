@@ -217,7 +217,7 @@ def test_in_place(dgpo: Run) -> None:
         assert dgpo("migrate", "run.yaml", *check).out == "run.yaml: no old names\n"
     assert Path("run.yaml").stat().st_mtime_ns == written
     done = dgpo("validate", "run.yaml")
-    assert "run.yaml:1: run.iterations: must be a whole number, not 'many'" in done.err
+    assert "run.yaml:1: run.iterations: must be an integer, not 'many'" in done.err
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_none_of_the_files_is_written_if_one_is_wrong(dgpo: Run) -> None:
     assert done.code == 2
     assert lines(done.err) == [
         "twice.yaml:2: optimizer: the file has this key twice, with its old and its new name (optimizer); delete one",
-        "none.yaml: there is no such file",
+        "none.yaml: no such file",
     ]
     assert Path("run.yaml").read_text() == OLD
     assert dgpo("migrate", ".").err == ".: is a directory; name a file\n"

@@ -163,7 +163,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("manifest.json", _change(iteration=3), "its content differs from what was saved"),
     ("manifest.json", _change(best_score=0.75), "its content differs from what was saved"),
     ("manifest.json", _change(counters={"skipped_updates": 2}), "its content differs from what was saved"),
-    ("manifest.json", _unseal, "has no digest of itself"),
+    ("manifest.json", _unseal, "contains no digest"),
     ("clock.json", _change(trained_seconds=9.0), "its content differs from what was saved"),
     ("clock.json", _unseal, "contains no digest"),
     ("clock.json", _halve, "not JSON"),
@@ -229,7 +229,7 @@ def test_another_format_is_not_passed_over(checkpoints: Checkpoints) -> None:
     save(checkpoints, 1)
     manifest = save(checkpoints, 2) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 4'))
-    with pytest.raises(UserError, match="format version 4 is unknown"):
+    with pytest.raises(UserError, match="unknown checkpoint format version 4"):
         checkpoints.newest()
 
 

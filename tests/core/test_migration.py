@@ -230,7 +230,7 @@ def test_an_axis_whose_values_are_sections() -> None:
         ("objective:\n  x: &s {fast: {}, slow: {}}\n  ema: *s\n", r"objective.ema: is an alias or has `<<`"),
         ("base: b\nset: {objective.ema: {slow: {}}}\n", r"run.yaml:2: set.objective.ema: sets both averages"),
         ("base: b\naxes: [{key: objective.ema, values: [{slow: {}}]}]\n", r"axes.0.values.0: sets both averages"),
-        ("optimiser: {}\noptimiser: {}\n", r"run.yaml:2: optimiser: stands here twice"),
+        ("optimiser: {}\noptimiser: {}\n", r"run.yaml:2: optimiser: duplicate key, first used in line 1"),
         ("optimiser: [\n", r"run.yaml:2: not YAML"),
         ("optimiser\n", r"run.yaml:1: must be a mapping"),
         ("evaluation:\n  view: |\n    slow\n", ""),

@@ -157,7 +157,7 @@ def test_a_refused_prompt_is_named_with_file_and_line(tmp_path: Path, bad: list[
     reward = Refuses("bad")
     with pytest.raises(UserError) as caught:
         check_prompts(reward, load_file(path))
-    assert str(caught.value) == f"{path}:{2 * bad[0] + 2}: prompt 'image {bad[0]} bad': has 'bad'"
+    assert str(caught.value) == f"{path}:{2 * bad[0] + 2}: prompt 'picture {bad[0]} bad': has 'bad'"
     assert reward.asked <= 9
 
 
@@ -266,7 +266,7 @@ def test_negative_texts_whose_end_is_not_read_are_counted_too() -> None:
 
 def test_a_text_that_is_none_is_refused_wherever_it_comes_from(registry: Registry) -> None:
     assert given("ein grüner Kreis 😀", "--prompt 1") == "ein grüner Kreis 😀"
-    with pytest.raises(UserError, match=r"--prompt 2: holds the byte 0xFF at character 3, which is not UTF-8"):
+    with pytest.raises(UserError, match=r"--prompt 2: contains the byte 0xFF at character 3, which is not UTF-8"):
         given("a \udcff", "--prompt 2")
     with pytest.raises(UserError, match=r"--prompt 2: contains half of a character \(the lone surrogate U\+D83D"):
         given("a \ud83d", "--prompt 2")

@@ -99,7 +99,7 @@ def test_a_manifest_is_read() -> None:
     [
         (
             manifest(format_version=2),
-            "m.json: checkpoint format version 2 is unknown; this dgpo reads version 3",
+            "m.json: unknown checkpoint format version 2; this version of dgpo reads 3",
         ),
         (manifest(format_version=True), "m.json: unknown checkpoint format version True"),
         (manifest(format_version=None), "m.json: unknown checkpoint format version None"),

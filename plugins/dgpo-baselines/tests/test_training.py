@@ -148,7 +148,7 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
             {"rollout": {"sampler": "flow-dpmpp"}},
             "rollout.sampler: flow-dpmpp is deterministic; use a random",
         ),
-        ("flow-grpo", {"timesteps": {"use": "uniform"}}, "choose a policy that draws them, such as sampler-steps"),
+        ("flow-grpo", {"timesteps": {"use": "uniform"}}, "use a policy that draws these times, such as sampler-steps"),
         ("flow-grpo", {"timesteps": {"count": 6, "t_min": 0.0}}, "only 5 of the sampler's 5 lie in"),
         ("flow-grpo, cps", {"timesteps": {"count": 5, "t_min": 0.0}}, "only 4 of the sampler's 4 lie in"),
         ("flow-grpo", {"timesteps": {"shared_noise": False}}, "timesteps.shared_noise: has no effect with objective"),

@@ -197,7 +197,7 @@ def test_a_key_like_one_that_is_missing_is_a_mistake(given: dict[str, Any], near
         (dogs(count=1.5), ["'include[0].count'", "must be a whole number, not"]),
         (dogs(count=math.inf), ["'include[0].count'", "must be a whole number, not"]),
         (dogs(count=0), ["'include[0].count'", "must be at least 1, not 0"]),
-        (dogs(count=True), ["'include[0].count'", "not the switch"]),
+        (dogs(count=True), ["'include[0].count'", "not the boolean"]),
         (dogs(count="2"), ["'include[0].count'", "must be a whole number, not"]),
         (prompt(tag="colors", include=[{"count": 1}]), ["'include[0].class'", "is missing"]),
         (

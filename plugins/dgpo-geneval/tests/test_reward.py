@@ -406,5 +406,5 @@ def test_an_unknown_detector_names_the_nearest(registry: Registry) -> None:
 
 def test_what_is_not_a_detector_is_refused(registry: Registry) -> None:
     registry.register(Detectors(), distribution="dogs")
-    with pytest.raises(UserError, match=r"detector odd of dogs 0: .*:NotADetector is no Detector"):
+    with pytest.raises(UserError, match=r"detector odd of dogs 0: .*:NotADetector is not a subclass of Detector"):
         GenEvalReward(GenEvalOptions.model_validate({"detector": {"use": "odd"}}), device=CPU)

@@ -237,7 +237,7 @@ def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path
         (["brightness", "--option", "{" * 9999], f"--option {'{' * 9999}: is not valid JSON: "),
         (
             ["brightness", "--option", '{"scale": "\\ud800"}'],
-            '--option {"scale": "\\ud800"}: `scale` holds half of a char',
+            '--option {"scale": "\\ud800"}: `scale` contains half of a char',
         ),
         (["brightness", "--option", "scale"], "--option scale: "),
         (["dgpo", "--checkpoint", "tiny"], "--checkpoint tiny: applies to backbones only, and no backbone is selected"),

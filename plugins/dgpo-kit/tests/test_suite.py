@@ -184,7 +184,7 @@ class NoRange(RewardModel):
             r"that are not finite are scored or missing, not an error \(ValueError: what",
         ),
         (Spreads, "not-finite", "a sample that is not finite leaves the others their scores"),
-        (Marks, "diagnostics", "give exactly one of `box` and `polygon`"),
+        (Marks, "diagnostics", "set exactly one of `box` and `polygon`"),
         (Shares, "threads", "a thread makes no difference"),
         (MainOnly, "threads", "it can be called from another thread: .*signal only works"),
         (Upside, "examples", "good examples score above bad ones: gray 0.4, white 1"),

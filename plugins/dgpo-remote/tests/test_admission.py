@@ -122,13 +122,13 @@ def test_the_reward_runs_out_of_memory(server: Any, parts: ModuleType, monkeypat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"memory_mib": 1000}, "set at least 1024, or lower limits.max_body_mib to 250"),
+        ({"memory_mib": 1000}, "set it to at least 1024, or lower limits.max_body_mib to 250"),
         ({"memory_mib": 3}, "memory_mib"),
-        ({"connections": {"max": 32}}, "must be more than `queue`"),
+        ({"connections": {"max": 32}}, "must be greater than `queue`"),
         ({"connections": {"body_seconds": 1e10}}, "body_seconds"),
-        ({"origins": ["example.org"]}, "is no origin"),
-        ({"origins": ["https://example.org/page"]}, "is no origin"),
-        ({"origins": ["*"]}, "is no origin"),
+        ({"origins": ["example.org"]}, "is not an origin"),
+        ({"origins": ["https://example.org/page"]}, "is not an origin"),
+        ({"origins": ["*"]}, "is not an origin"),
         ({"limits": {"max_prompts": 999}}, "max_prompts"),
         ({"limits": {"max_json_kib": 100}}, "max_json_kib"),
     ],
@@ -161,7 +161,7 @@ def test_default_limits_depend_on_the_others() -> None:
         (
             {"prompts": [{"text": "a\ud800"}]},
             422,
-            "prompts.0.text holds half of a character (the lone surrogate U+D800, character 2)",
+            "prompts.0.text contains half of a character (the lone surrogate U+D800, character 2)",
         ),
         (b'{"prompts": ' + b"[" * 100_000, 400, "not JSON"),
         (b'{"prompts": [{"text": "", "metadata": {"a": %s}}]}' % (b"[" * 70 + b"]" * 70), 422, "nested deeper than 64"),

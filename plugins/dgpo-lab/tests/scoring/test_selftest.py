@@ -94,7 +94,7 @@ def test_the_examples_can_be_annotated(dgpo: Run) -> None:
          "reward stubb: use: unknown reward 'stubb'; did you mean stub? (installed: brightness, images-only, stub, "
          "win-rate)"),
         (["empty", "a.png"], "empty: neither a reward nor a run directory (it has no config.yaml)"),
-        (["no.yaml", "a.png"], "no.yaml: there is no such file"),
+        (["no.yaml", "a.png"], "no.yaml: no such file"),
         (["stub", "a.png", "--reward", "x"], "--reward x: selects a reward of a run, but stub is the name of a reward"),
         (["one.yaml", "a.png", "--reward", "x"], "--reward x: one.yaml is not a run file (it has no `rewards`); it "
          "contains one reward"),
@@ -129,7 +129,7 @@ def test_the_examples_can_be_annotated(dgpo: Run) -> None:
         (["stub", "a.png", "--prompts", "p.txt"], "--prompts p.txt: has 2 prompts for 1 file; give one line per file, "
          "in the order of the files, or a .jsonl file that names them: {{\"file\": ..., \"prompt\": ...}}"),
         (["stub", "a.png", "--prompts", "p.png"], "p.png: a prompt file must end in .txt (one prompt per line), .jsonl "
-         "(one object a line), or in .json (one list)"),
+         "(one object per line) or .json (one list)"),
         (["stub", "a.png", "--prompts", "named.jsonl"], "named.jsonl:2: `file` must name a file, as in the other "
          "lines"),
         (["stub", "a.png", "--prompts", "twice.jsonl"], "twice.jsonl:2: a.png has a different prompt in twice.jsonl:1"),
