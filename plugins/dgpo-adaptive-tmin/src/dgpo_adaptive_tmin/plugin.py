@@ -9,6 +9,8 @@ from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_timestep_policies"]
 
+dgpo_contract = 3
+
 
 @hookimpl
 def dgpo_timestep_policies() -> Sequence[Component]:

@@ -9,6 +9,8 @@ from dgpo_core.hookspecs import Component, Kind
 
 __all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards"]
 
+dgpo_contract = 3
+
 
 @hookimpl
 def dgpo_kinds() -> Sequence[Kind]:

@@ -9,6 +9,8 @@ from dgpo_core.hookspecs import Component
 
 __all__ = ["dgpo_rewards"]
 
+dgpo_contract = 3
+
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
