@@ -298,12 +298,12 @@ def data(directory: Path, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("prompts.train.1.source", "many", "prompts.train.1.source: two sources are called 'many'"),
-        ("prompts.train.1.rewards", ["brightnes"], "prompts.train.1.rewards.0: there is no reward 'brightnes' in "
+        ("prompts.train.1.source", "many", "prompts.train.1.source: the name 'many' is already used"),
+        ("prompts.train.1.rewards", ["brightnes"], "prompts.train.1.rewards.0: unknown reward 'brightnes' in "
          "rewards; did you mean brightness?"),
-        ("prompts.train.1.rewards", ["twice", "twice"], "prompts.train.1.rewards.1: 'twice' is there twice"),
+        ("prompts.train.1.rewards", ["twice", "twice"], "prompts.train.1.rewards.1: 'twice' is listed twice"),
         ("prompts.train.1.rewards", [], "prompts.train.1.rewards: must have at least 1 entry"),
-        ("prompts.train.0.rewards", ["brightness"], "rewards.1: no source of prompts.train asks for 'twice'"),
+        ("prompts.train.0.rewards", ["brightness"], "rewards.1: no source of prompts.train uses 'twice'"),
         ("rewards.1.weight", 0, ""),
         ("prompts.train.0.weight", 0, "prompts.train.0.weight: must be at least 0.001"),
         ("prompts.train.0.weight", 0.0015, "prompts.train.0.weight: must be a multiple of 0.001"),
@@ -313,7 +313,7 @@ def data(directory: Path, **changes: Any) -> dict[str, Any]:
         ("prompts.train", [], "prompts.train: must have at least 1 entry"),
         ("prompts.train.1", "x.txt", "prompts.train.1: must be a section with keys such as"),
         ("prompts.heldout.1.rewards", ["twice", "monitor"],
-         "prompts.heldout.1.rewards.1: there is no reward 'monitor'"),
+         "prompts.heldout.1.rewards.1: unknown reward 'monitor'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -334,7 +334,7 @@ def test_mistakes_are_named(tmp_path: Path, key: str, value: Any, message: str) 
 def test_a_source_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
     made = data(tmp_path)
     made["rewards"][0]["weight"] = 0
-    with pytest.raises(ValidationError, match="each has the weight 0: there is nothing to learn from this source"):
+    with pytest.raises(ValidationError, match="weight 0, so there is nothing to learn from this source"):
         RunConfig.model_validate(made)
 
 
