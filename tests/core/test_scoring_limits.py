@@ -244,7 +244,7 @@ THROWN = [
     (KeyboardInterrupt(), "KeyboardInterrupt"),
     (GeneratorExit(), "GeneratorExit"),
     (StopIteration(3), "StopIteration: 3"),
-    (Mute(), "Mute: (its text cannot be had: RuntimeError)"),
+    (Mute(), "Mute: (no message: __str__ raised RuntimeError)"),
     (UserError("options.x: is odd"), "options.x: is odd"),
     (RuntimeError("a\x1b[31mb"), "RuntimeError: a\\x1b[31mb"),
     (RuntimeError("\ud800"), "RuntimeError: \\ud800"),
