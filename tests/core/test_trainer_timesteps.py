@@ -140,7 +140,7 @@ def test_the_model_is_measured_as_the_rollouts_will_see_it(
         seen.append(f"{model} {members} x {self.steps}")
         return sample_groups(self, prompts, members, draws, model, **keywords)
 
-    monkeypatch.setattr(RolloutSampler, "rollout", watched)
+    monkeypatch.setattr(RolloutSampler, "sample_groups", watched)
     config = seeking(
         make_config, objective={"ema_rollouts_after": 1}, prompts={"heldout": None}, evaluation={"every": 0}
     )
