@@ -48,7 +48,7 @@ def test_a_token_that_is_not_set(dgpo: Run, reward: Path, monkeypatch: pytest.Mo
         ("{}", "reward: is missing"),
         ("reward: brightness\nprot: 1", "reward.yaml:2: prot: unknown key; did you mean port?"),
         ("reward: brightness\nport: 70000", "port: must be"),
-        ("reward: brightness\nhost: 0.0.0.0", "host 0.0.0.0 can be reached from other machines: set `token_variable`"),
+        ("reward: brightness\nhost: 0.0.0.0", "host 0.0.0.0 can be reached from other machines; set `token_variable`"),
         ("reward: brightness\nhost: example.org", "host example.org can be reached from other machines"),
         ("reward: {use: brightness, weight: 2}", "reward.weight: unknown key"),
         ("reward: brightness\nbatching: {max_batch: 0}", "batching.max_batch: must be"),
