@@ -317,7 +317,9 @@ def test_fitting_makes_the_fewest_changes() -> None:
 
 
 def test_a_backbone_without_a_meta_model_is_refused(make_config: Any, registry: Registry) -> None:
-    with pytest.raises(UserError, match=r"backbone\.use: toy cannot be planned: ToyBackbone does not say"):
+    with pytest.raises(
+        UserError, match=r"backbone\.use: toy cannot be planned: ToyBackbone does not implement meta_model"
+    ):
         measure_model(make_config(), registry)
 
 
