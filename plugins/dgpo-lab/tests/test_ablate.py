@@ -285,7 +285,7 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_again(
     (cell / "config.yaml").write_text("")
     done = dgpo("ablate", file)
     assert (done.code, done.err) == (
-        2, "runs/trial contains cells but no plan.json; choose another `name` or move it\n"
+        2, "runs/trial contains cells but no plan.json; choose another `name`, or move the directory\n"
     )  # fmt: skip
     shutil.rmtree(HERE)
     dgpo("ablate", file)
