@@ -167,7 +167,7 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
         (
             "diffusion-nft",
             {"objective": {"ema_rollouts_after": 200}},
-            "objective.ema_rollouts_after: 200: the samples of diffusion-nft are",
+            "objective.ema_rollouts_after: 200: diffusion-nft takes the samples of the old policy",
         ),
         (
             "diffusion-nft",
