@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TOY = Path("runs/toy")
-PHASES = r"roll out \S+s  score \S+s  weigh \S+s  optimize \S+s"
+PHASES = r"rollout \S+s  score \S+s  compute advantages \S+s  optimize \S+s"
 LINE = rf"\[(\d)/4\] reward (\S+) ± (\S+)  kl (\S+)  σ\(S\) (\S+)  {PHASES}  left \S+s"
 
 

@@ -265,5 +265,5 @@ def test_weights_of_another_adapter(dgpo: Run, trained: Any) -> None:
     # Two matrices in each of two layers, in each of three views.
     assert done.err == (
         "runs/other/checkpoints/000004: made by another model or adapter: 12 weights differ, the first is "
-        "ema_fast/0.down.weight (here (3, 37), there (4, 37))\n"
+        "ema/0.down.weight (expected (3, 37), found (4, 37))\n"
     )

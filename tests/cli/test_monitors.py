@@ -286,5 +286,5 @@ def test_seconds_of_each_reward_are_reported_where_there_are_several(
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = [row for section in page().rows.values() for row in section]
     # Four iterations of 16 samples: 64 in 8 and in 2 seconds.
-    assert ["of it brightness", "8.0s", "–", "8.0"] in rows
-    assert ["of it gloom", "2.0s", "–", "32.0"] in rows
+    assert ["score: brightness", "8.0s", "–", "8.0"] in rows
+    assert ["score: gloom", "2.0s", "–", "32.0"] in rows

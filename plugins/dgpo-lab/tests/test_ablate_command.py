@@ -46,7 +46,7 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(dgpo: Run, ablation: Run) 
     [
         ({"axes": [{"key": "wieghting", "values": ["uniform"]}]}, "wieghting: unknown key; did you mean weighting?"),
         ({"axes": [{"key": "rollout.group_size", "values": [4, "many"]}]},
-         "rollout.group_size: must be a whole number, not 'many'"),
+         "rollout.group_size: must be an integer, not 'many'"),
         ({"seeds": 0}, "seeds: at least one seed is needed"),
     ],
 )  # fmt: skip
@@ -64,7 +64,7 @@ def test_a_mistake_in_the_file_starts_nothing(
 def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
     assert "give either an ablation file or --report" in dgpo("ablate").err
     assert "give either an ablation file or --report" in dgpo("ablate", ablation(), "--report", "x").err
-    assert dgpo("ablate", "none.yaml").err == "none.yaml: there is no such file\n"
+    assert dgpo("ablate", "none.yaml").err == "none.yaml: no such file\n"
     assert dgpo("ablate", "--report", "none").err == "none: no such ablation directory\n"
     done = dgpo("ablate", "--report", trained.path)
     assert done.err == "runs/toy: not an ablation directory (it has no plan.json)\n"
