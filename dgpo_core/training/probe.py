@@ -23,10 +23,10 @@ __all__ = ["PolicyProbe"]
 
 
 class PolicyProbe(Probe):
-    """The policy's view `view` on `prompts`, taken in turn.
+    """The policy's model `model` on `prompts`, taken in turn.
 
-    rollout_sampler: the one of the rollouts; many_step: the same with so many times the steps; draws: key of the noise, the
-    same at every measurement."""
+    rollout_sampler: draws the rollouts; many_step: the same with a multiple of its steps; draws: key of the noise, the
+    same for every measurement."""
 
     def __init__(
         self,

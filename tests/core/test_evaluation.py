@@ -410,7 +410,9 @@ def test_random_samplers_have_no_many_step_samples(where: str, make_config: Make
         config = make_config(rollout={"sampler": "flow-sde"}, evaluation=asked)
     else:
         config = make_config(evaluation=asked | {"sampler": "flow-sde"})
-    with pytest.raises(UserError, match=r"evaluation\.many_step: .*sampler of evaluation, flow-sde, is random; set eval"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.many_step: .*sampler of evaluation, flow-sde, is random; set eval"
+    ):
         of_steps(config, registry)
     mended = make_config(rollout={"sampler": "flow-sde"}, evaluation=asked | {"sampler": "flow-euler"})
     assert of_steps(mended, registry)["step_disagreement"].value > 0
