@@ -270,7 +270,8 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
     [
         (["runs/toy", "-p", "x", "--prompts", "p.txt"], "give --prompt or --prompts, not both"),
         (["runs/toy", "--prompts", "p.txt"], "p.txt: no such prompt file"),
-        (["runs/toy", "--model", "fast"], "--model fast: choose one of base, policy, ema_fast, ema; did you mean ema_fast?"),
+        (["runs/toy", "--model", "fast"], "--model fast: choose one of base, policy, ema_fast, ema; did you mean "
+         "ema_fast?"),
         (["runs/toy", "--set", "rollout.steps=4"], "--set belongs to a run file; a run directory keeps the "
          "configuration it was trained with"),
         (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
