@@ -55,7 +55,7 @@ def is_config_of_run(file: Path) -> bool:
 
 
 def _written() -> str:
-    from dgpo_core import __version__
+    from dgpo_core.system.version import __version__
 
     return f"was written by {EARLIER}, and this is dgpo {'.'.join(__version__.split('.')[:2])}, which cannot read it"
 
