@@ -37,7 +37,7 @@ def test_a_card_that_was_measured(tmp_path: Path) -> None:
     phase = {"seconds": 2.0, "samples_per_second": 24.0, "tflops": 400.0, "fraction": 0.57}
     gpu: dict[str, Any] = {"sd35-512": {"device": "a card", "phases": {"rollout": phase, "optimize": phase}}}
     text = write_page({"gpu": {"machine": record.machine(), "measured": gpu}}, tmp_path).read_text(encoding="utf-8")
-    assert "| sd35-512 | a card | roll out | 2.00 | 24.00 | 400 | 0.57 | 0.55 |" in text
+    assert "| sd35-512 | a card | rollout | 2.00 | 24.00 | 400 | 0.57 | 0.55 |" in text
 
 
 def test_one_component_replaces_itself_alone(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits
     assert dgpo("report", "runs/toy", "--output", "page.html").code == 0
     page = Path("page.html").read_text()
     assert '<img class="medium tiny" src="data:image/png;base64,' in page
-    assert "not: &lt;b&gt;no&lt;/b&gt;" in page
+    assert "negative prompt: &lt;b&gt;no&lt;/b&gt;" in page
     assert "<b>no</b>" not in page
     assert "2, 1 with media, 1 with a negative text, SHA-256 " in page
     image("a.png", 11)
@@ -166,4 +166,7 @@ def test_what_samples_were_drawn_from_may_be_damaged(dgpo: Run, trained: Any) ->
     (sorted((trained.path / "images").iterdir())[0] / "conditions.json").write_text("{")
     found = dgpo("report", trained.path, "--output", "page.html")
     assert found.code == 0
-    assert "What the images in 000000 were drawn from is not known (conditions.json)." in Path("page.html").read_text()
+    assert (
+        "The conditions of the images in 000000 are unknown: conditions.json cannot be read."
+        in Path("page.html").read_text()
+    )

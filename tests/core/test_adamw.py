@@ -131,4 +131,4 @@ def test_a_run_with_8_bits_resumes_bit_for_bit(
         for key, tensor in wanted.items():
             assert torch.equal(found[key], tensor), key
     held = _held(whole.build().backbone, whole.config)
-    assert held["AdamW"] == pytest.approx(2 * held["trained weights"] * (1 + 4 / 256) / 4, abs=1)
+    assert held["AdamW state"] == pytest.approx(2 * held["trained weights"] * (1 + 4 / 256) / 4, abs=1)

@@ -85,7 +85,7 @@ def test_a_process_that_is_lost_after_an_update_costs_no_line_of_the_log(make_co
                 raise ProcessLostError("lost")
         return value
 
-    trainer.processes.reported = reported  # type: ignore[method-assign]
+    trainer.processes.broadcast_object = reported  # type: ignore[method-assign]
     with pytest.raises(ProcessLostError, match="lost; the state after iteration 2 is saved; continue with --resume"):
         trainer.train()
     lines = (run_path(config) / "metrics.jsonl").read_text().splitlines()

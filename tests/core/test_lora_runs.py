@@ -137,8 +137,8 @@ def test_every_weight_of_it(known: Registry, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "train", "problem"),
     [
-        ("no-adapter", "lora", "has no adapter; write `train: full`"),
-        ("always", "full", "has an adapter all the same; write `train: lora`"),
+        ("no-adapter", "lora", "has no adapter; set `train: full`"),
+        ("always", "full", "always has an adapter; set `train: lora`"),
     ],
 )
 def test_a_model_that_trains_something_else(

@@ -58,7 +58,7 @@ def test_each_fits_its_card(registry: Registry) -> None:
 def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--preset: '24gib' is no preset of backbone sd3; did you mean 24gb\?"):
         load_run_config(EXAMPLE, [], registry, preset="24gib")
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_run_config(EXAMPLE, [], registry, preset=str(tmp_path / "mine.yaml"))
 
 

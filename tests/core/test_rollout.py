@@ -87,7 +87,7 @@ def test_a_backbone_that_cannot_merge(make_config: Make, registry: Registry, mon
 
 
 def test_nothing_to_merge(make_config: Make) -> None:
-    with pytest.raises(ValueError, match=r"there is no adapter while backbone\.train is full"):
+    with pytest.raises(ValueError, match=r"rollout\.merge_adapter: has no effect because backbone\.train is full"):
         make_config(rollout={"merge_adapter": True}, backbone={"use": "toy", "train": "full", "lora": {}})
 
 

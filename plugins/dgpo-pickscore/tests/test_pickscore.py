@@ -212,7 +212,7 @@ def test_a_prompt_that_is_no_text_is_missing(pickscore: Build, images: Tensor) -
     assert scores.missing.tolist() == [False, True, True]
     assert scores.values[0] == reward.score(images[:1], prompts[:1]).values[0]
     assert "the prompt contains half of a character" in scores.diagnostics[1]["reason"]
-    assert "the prompt holds the byte 0xFF" in scores.diagnostics[2]["reason"]
+    assert "the prompt contains the byte 0xFF" in scores.diagnostics[2]["reason"]
     reward.check_prompts(prompts[:1])
     with pytest.raises(UserError, match="the prompt contains half of a character"):
         reward.check_prompts(prompts)
