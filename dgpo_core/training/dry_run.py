@@ -24,7 +24,7 @@ from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.flow.groups import by_source, compute_advantages
 from dgpo_core.flow.sizes import largest
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media, is_out_of_memory
-from dgpo_core.training.run import Run
+from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.scored import reasons_of
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer
@@ -63,7 +63,7 @@ def dry_run(trainer: Trainer) -> dict[str, Any]:
         return found
 
 
-def _score_one(run: Run, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
+def _score_one(run: TrainingRun, prompts: Sequence[Prompt], scorer: Scorer) -> tuple[Prompt, dict[str, list[float]]]:
     """Sample and score one group of the largest size per source; return the first prompt and the scores by label."""
     draws = run.draws
     chosen = [
@@ -94,14 +94,14 @@ def _first(prompts: Sequence[Prompt], groups: int, draws: Draws) -> list[Prompt]
     return of_sources([Source("", 1, prompts)], 0, groups, draws.at("prompt order"))
 
 
-def _largest(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+def _largest(run: TrainingRun, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """Return the prompts of the largest size, which need the most memory."""
     resolution = run.training_rollout_sampler.resolution
     most = largest(prompts, resolution)
     return [prompt for prompt in prompts if (prompt.size or resolution) == most]
 
 
-def dry_run_training(run: Run) -> dict[str, str]:
+def dry_run_training(run: TrainingRun) -> dict[str, str]:
     """Roll out and score one micro-batch, and run one update with full-size micro-batches; restore the state
     bit-exactly.
 
@@ -129,7 +129,7 @@ def dry_run_training(run: Run) -> dict[str, str]:
     return found
 
 
-def _sample_groups(run: Run) -> Rollout:
+def _sample_groups(run: TrainingRun) -> Rollout:
     """Sample the first micro-batch of this rank's part of an iteration."""
     section, draws = run.config.rollout, run.draws
     per_rank = -(-section.groups * section.group_size // run.runtime.processes.count)
@@ -143,7 +143,7 @@ def _sample_groups(run: Run) -> Rollout:
         return next(drawn)
 
 
-def _score(run: Run, rollout: Rollout) -> int:
+def _score(run: TrainingRun, rollout: Rollout) -> int:
     """Score the samples of a rollout and return their number.
 
     For rewards that compare samples, some are submitted again, in micro-batches of at most the same size, to complete
@@ -163,7 +163,7 @@ def _score(run: Run, rollout: Rollout) -> int:
     return count
 
 
-def _update(run: Run, rollout: Rollout) -> int:
+def _update(run: TrainingRun, rollout: Rollout) -> int:
     """Run one update with a new optimizer, so that only the policy's weights must be restored; return the micro-batch
     size. Raises UserError with the objective's name if plugin code fails."""
     config, optimizer = run.config, run.make_optimizer()
@@ -206,7 +206,7 @@ def _what_fit(rollout: Rollout) -> str:
     return f"the rollout of {len(rollout.samples)} samples and their scoring did fit"
 
 
-def _batch(run: Run, rollout: Rollout, groups: int) -> TrainingBatch:
+def _batch(run: TrainingRun, rollout: Rollout, groups: int) -> TrainingBatch:
     """Make groups by repeating the samples of a rollout; all members have a nonzero weight, half of them positive."""
     members = run.config.rollout.group_size
     local = split_samples(groups, members, run.config.optimizer.updates, run.runtime.processes.count)[

@@ -23,7 +23,7 @@ from dgpo_core.training.evaluation import NotFiniteError
 from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.training.monitors import alarms
-from dgpo_core.training.run import Run
+from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.saving import Saver
 from dgpo_core.training.scored import ScoredSamples, merged, missing_beyond, not_finite
 from dgpo_core.training.state import RunState
@@ -39,7 +39,7 @@ class Loop:
     Each rank runs its own loop; all ranks reach the same decisions.
     """
 
-    def __init__(self, run: Run, state: RunState, store: RunStore) -> None:
+    def __init__(self, run: TrainingRun, state: RunState, store: RunStore) -> None:
         self.run = run
         self.state = state
         self.saver = Saver(run, state, store)

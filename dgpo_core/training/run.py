@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Run", "build_run"]
+__all__ = ["TrainingRun", "build_run"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Run(Engine):
+class TrainingRun(Engine):
     """An engine with the components for training; created by `build_run`.
 
     training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; sources: training
@@ -131,7 +131,9 @@ class Run(Engine):
         }
 
 
-def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: Phases, stop: StopRequest) -> Run:
+def build_run(
+    config: RunConfig, registry: Registry, runtime: Runtime, phases: Phases, stop: StopRequest
+) -> TrainingRun:
     """Build all components of a run. Writes nothing.
 
     Raises UserError for configuration errors; then all resources are closed.
@@ -152,7 +154,7 @@ def build_run(config: RunConfig, registry: Registry, runtime: Runtime, phases: P
         _check_prompts(engine, objective, phases.callbacks, train, heldout)
         scorer = training_scorer(engine, train)
         evaluator = _evaluator(engine, heldout)
-        run = Run(
+        run = TrainingRun(
             **vars(engine),
             objective=objective,
             weighting=weighting,

@@ -11,7 +11,7 @@ from dgpo_core.system.spelling import option
 from dgpo_core.system.stopping import Interrupted
 from dgpo_core.training.memory import TooLittleMemoryError
 from dgpo_core.training.nonfinite import Standing
-from dgpo_core.training.run import Run
+from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.state import RunState
 
 __all__ = ["Saver"]
@@ -20,7 +20,7 @@ __all__ = ["Saver"]
 class Saver:
     """Saves the state of a run to its store."""
 
-    def __init__(self, run: Run, state: RunState, store: RunStore) -> None:
+    def __init__(self, run: TrainingRun, state: RunState, store: RunStore) -> None:
         self.run = run
         self.state = state
         self.store = store

@@ -19,7 +19,7 @@ from dgpo_core.system.stopping import StopRequest
 from dgpo_core.training.callbacks import Callback, Callbacks, Phases
 from dgpo_core.training.loop import Loop
 from dgpo_core.training.observers import Logs, PluginObservers, Trackers
-from dgpo_core.training.run import Run, build_run
+from dgpo_core.training.run import TrainingRun, build_run
 from dgpo_core.training.state import RunState
 from dgpo_schemas.manifest import CheckpointManifest
 from dgpo_schemas.metrics import OutcomeRecord
@@ -71,7 +71,7 @@ class Trainer:
         self.closing = ExitStack()
         self.closing.callback(self.store.release)
         self.closing.callback(self.runtime.close)
-        self._run: Run | None = None
+        self._run: TrainingRun | None = None
 
     def train(
         self, *, resume: Resume = False, max_iterations: int | None = None, accept: Collection[Accepted] = ()
@@ -108,7 +108,7 @@ class Trainer:
         state = self.state
         self.callbacks.on_end(OutcomeRecord(outcome=outcome, iteration=state.iteration, ended_by=state.ended_by))
 
-    def build(self) -> Run:
+    def build(self) -> TrainingRun:
         """Build all components of the run, once. Writes nothing. Raises UserError for configuration errors."""
         if self._run is None:
             phases = Phases(self.callbacks, self.runtime.synchronize)

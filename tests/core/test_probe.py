@@ -15,7 +15,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.policy import ModelName
 from dgpo_core.training.probe import PolicyProbe
-from dgpo_core.training.run import Run
+from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Schedule
 from dgpo_kit.given import prompts_of
@@ -28,7 +28,7 @@ SIGMAS = torch.tensor([0.05, 0.4, 1.0], dtype=torch.float64)
 
 
 @pytest.fixture
-def engine(make_config: Make, registry: Registry) -> Run:
+def engine(make_config: Make, registry: Registry) -> TrainingRun:
     """The toy in float64, every view with weights of its own; six prompts, samples in micro-batches of 4."""
     made = Trainer(
         make_config(
@@ -43,11 +43,11 @@ def engine(make_config: Make, registry: Registry) -> Run:
     return made
 
 
-def probe(engine: Run, model: ModelName = "policy", micro_batch: int | None = None) -> PolicyProbe:
+def probe(engine: TrainingRun, model: ModelName = "policy", micro_batch: int | None = None) -> PolicyProbe:
     return engine.probe(engine.rollout_sampler(micro_batch=micro_batch), model)
 
 
-def velocity(engine: Run, model: ModelName, x: Array, sigma: float, text: str) -> Array:
+def velocity(engine: TrainingRun, model: ModelName, x: Array, sigma: float, text: str) -> Array:
     """Of one sample: a hidden layer of tanh, each layer with its adapter unless the view is the base."""
     fixed = {name: p.detach().numpy() for name, p in engine.backbone.module.named_parameters() if "base" in name}
     trained = {name: t.numpy() for name, t in engine.policy.state().items()}
@@ -63,13 +63,13 @@ def velocity(engine: Run, model: ModelName, x: Array, sigma: float, text: str) -
     return layer(2, np.tanh(layer(0, np.concatenate([x.ravel(), [sigma], c])))).reshape(x.shape)
 
 
-def texts_of(engine: Run) -> list[str]:
+def texts_of(engine: TrainingRun) -> list[str]:
     """Of the first six samples."""
     order = Draws(3).at("probe", "prompts").permutation(6).tolist()
     return [engine.train_prompts[i].text for i in order]
 
 
-def x0_by_hand(engine: Run, model: ModelName, i: int, steps: int) -> Array:
+def x0_by_hand(engine: TrainingRun, model: ModelName, i: int, steps: int) -> Array:
     """Euler steps of the guided flow from the noise of sample i."""
     x = Draws(3).at("probe", "samples", i, 0, "noise").normal(SHAPE).double().numpy()
     sigmas = engine.sampler.sigmas(steps, Schedule(3.0)).tolist()
@@ -81,7 +81,9 @@ def x0_by_hand(engine: Run, model: ModelName, i: int, steps: int) -> Array:
 
 @pytest.mark.parametrize("model", ["policy", "ema_fast"])
 @pytest.mark.parametrize("refine", [1, 4])
-def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Run, model: ModelName, refine: int) -> None:
+def test_samples_are_rollouts_of_the_same_noise_in_more_steps(
+    engine: TrainingRun, model: ModelName, refine: int
+) -> None:
     found = probe(engine, model).samples(7, refine=refine)
     assert found.shape == (7, *SHAPE)
     for i in range(7):
@@ -89,7 +91,7 @@ def test_samples_are_rollouts_of_the_same_noise_in_more_steps(engine: Run, model
         np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-6)  # the sampler's times are float32
 
 
-def test_samples_do_not_depend_on_their_number_or_the_micro_batch(engine: Run) -> None:
+def test_samples_do_not_depend_on_their_number_or_the_micro_batch(engine: TrainingRun) -> None:
     whole = probe(engine, micro_batch=100).samples(7, refine=2)
     for micro_batch in (1, 3):
         torch.testing.assert_close(
@@ -97,7 +99,7 @@ def test_samples_do_not_depend_on_their_number_or_the_micro_batch(engine: Run) -
         )
 
 
-def test_every_measurement_has_the_same_noise_and_prompts(engine: Run) -> None:
+def test_every_measurement_has_the_same_noise_and_prompts(engine: TrainingRun) -> None:
     """Whatever was drawn before, so that what changes is the model."""
     first = probe(engine).samples(4)
     torch.manual_seed(5)
@@ -111,7 +113,7 @@ def test_every_measurement_has_the_same_noise_and_prompts(engine: Run) -> None:
 
 @pytest.mark.parametrize("model", ["policy", "ema_fast"])
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
-def test_errors_are_those_of_a_loop_in_float64(engine: Run, model: ModelName, micro_batch: int) -> None:
+def test_errors_are_those_of_a_loop_in_float64(engine: TrainingRun, model: ModelName, micro_batch: int) -> None:
     """Of the unguided model, as it is trained; one noise a sample for every time."""
     x0 = torch.randn(7, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = probe(engine, model, micro_batch).errors(x0, SIGMAS)
@@ -151,7 +153,7 @@ def test_prompts_are_in_an_order_of_their_own(make_config: Make, registry: Regis
     assert orders[0] != orders[1]
 
 
-def test_the_models_model_and_gradients_are_as_they_were(engine: Run) -> None:
+def test_the_models_model_and_gradients_are_as_they_were(engine: TrainingRun) -> None:
     weights = {name: p.data_ptr() for name, p in engine.policy.parameters.items()}
     for model in ("policy", "ema_fast"):
         seen = probe(engine, model)
@@ -163,7 +165,7 @@ def test_the_models_model_and_gradients_are_as_they_were(engine: Run) -> None:
     assert all(p.requires_grad and p.grad is None for p in engine.policy.parameters.values())
 
 
-def test_the_model_is_restored_where_the_model_fails(engine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_restored_where_the_model_fails(engine: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = probe(engine, "ema_fast")
     x0: Tensor = seen.samples(2)
     with monkeypatch.context() as patched:
@@ -177,7 +179,7 @@ def test_the_model_is_restored_where_the_model_fails(engine: Run, monkeypatch: p
     seen.errors(x0, SIGMAS)
 
 
-def test_errors_have_the_models_weight(engine: Run) -> None:
+def test_errors_have_the_models_weight(engine: TrainingRun) -> None:
     x0 = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     plain = probe(engine).errors(x0, SIGMAS)
     engine.backbone.loss_weight = lambda sigma: (2 - sigma).square()  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dgpo_core.training.policy import Policy
-from dgpo_core.training.run import Run
+from dgpo_core.training.run import TrainingRun
 from dgpo_kit.toy import ToyBackbone, ToyOptions, run_data
 from dgpo_schemas.run import RunConfig
 from tests.parity.published import Averages

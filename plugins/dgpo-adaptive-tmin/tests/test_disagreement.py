@@ -19,7 +19,7 @@ from dgpo_core.contracts import Probe, TimestepContext
 from dgpo_core.draws import Draws
 from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.run import Run
+from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Conditioning, Schedule
 from dgpo_kit.toy import SHAPE, ToyBackbone, ToyOptions, run_data

@@ -275,7 +275,7 @@ def test_nothing_is_read_before_all_is_looked_at(build: Build, copy: Path, monke
 def test_a_directory_like_a_repository(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert "a local directory takes precedence over a Hub repository" in message(build, "owner/name")
+    assert "a local directory takes precedence over the Hub repository of the same name" in message(build, "owner/name")
 
 
 def test_a_component_of_the_pipeline(build: Build, copy: Path) -> None:

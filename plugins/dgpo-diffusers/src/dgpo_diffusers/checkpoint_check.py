@@ -79,7 +79,9 @@ def index_in(directory: Path, layout: Layout, given: str) -> Path:
     path = directory / INDEX
     if path.is_file():
         return path
-    twice = "; a local directory takes precedence over a Hub repository" if NAME.fullmatch(given) else ""
+    twice = (
+        "; a local directory takes precedence over the Hub repository of the same name" if NAME.fullmatch(given) else ""
+    )
     raise UserError(
         f"{CHECKPOINT}: {directory} has no {INDEX}{where_instead(directory, INDEX)}{twice}; allowed is a directory in "
         f"diffusers' format ({layout.pipeline}.save_pretrained), with the subdirectories "
