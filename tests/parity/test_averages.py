@@ -105,5 +105,5 @@ def test_rollouts_come_from_the_fast_average_after_the_change(make_config: Calla
         theirs = Averages(np.zeros(1))
         for update in range(ema_rollouts_after + 3):
             run = SimpleNamespace(config=config)
-            assert Run.rollout_model(run, update) == theirs.rollouts(ema_rollouts_after)  # type: ignore[arg-type]
+            assert TrainingRun.rollout_model(run, update) == theirs.rollouts(ema_rollouts_after)  # type: ignore[arg-type]
             theirs.update(np.ones(1))

@@ -135,7 +135,7 @@ class _Plugin:
 
 def on_flow(
     backbone: str, registry: Registry, directory: Path, t_min: float = 0.0, **options: Any
-) -> tuple[float, Run]:
+) -> tuple[float, TrainingRun]:
     """t_min that the policy chooses for the engine's own probe."""
     registry.register(_Plugin(), distribution="flows")
     timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 0.999999, **options}}
