@@ -214,7 +214,7 @@ def test_a_checkpoint_that_is_not_there(world: World, arguments: list[str]) -> N
     refused(
         world,
         arguments,
-        "backbone.checkpoint: there is no directory ./models/sd35-medium (the nearest that exists is "
+        "backbone.checkpoint: no such directory: ./models/sd35-medium (the nearest existing directory is "
         f"{world.path}); allowed is a directory, a Hub repository (owner/name), or package:NAME/path for weights "
         "inside an installed package",
     )
