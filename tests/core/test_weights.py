@@ -178,7 +178,7 @@ def test_where_a_pipeline_is_in_the_hubs_cache(tmp_path: Path) -> None:
     make(entry, f"snapshots/4567/{WANTED}", "refs/main")
     (entry / "refs" / "main").write_text("4567")
     several = where_instead(entry, WANTED)
-    assert several.endswith(f"give {entry}/snapshots/4567 (refs/main) or {entry}/snapshots/0123abc")
+    assert several.endswith(f"use {entry}/snapshots/4567 (refs/main) or {entry}/snapshots/0123abc")
     assert "models--org--the--name/snapshots/0123abc" in where_instead(tmp_path / "hub", WANTED)
     for name in ("0123abc", "4567"):
         (entry / "snapshots" / name / WANTED).unlink()

@@ -322,4 +322,4 @@ def test_what_is_asked_of_the_hub(
 
 
 def test_a_head_that_is_not_there(aesthetic: Aesthetic, tmp_path: Path) -> None:
-    assert f"{tmp_path / 'other.pth'} is not there: " in message(aesthetic, head=tmp_path, head_file="other.pth")
+    assert f"{tmp_path / 'other.pth'} does not exist; " in message(aesthetic, head=tmp_path, head_file="other.pth")

@@ -46,7 +46,7 @@ def test_a_reward_of_videos_where_images_are_made(world: World, place: str, argu
     refused(
         world,
         arguments,
-        f"{place}.use: motion scores videos, but the backbone toy makes images; choose a reward that scores images",
+        f"{place}.use: motion scores videos, but the backbone toy generates images; choose a reward that scores images",
     )
 
 
@@ -62,7 +62,7 @@ def test_a_reward_of_images_where_videos_are_made(world: World, film: object, pl
     refused(
         world,
         arguments,
-        f"{place}.use: brightness scores images, but the backbone film makes videos; show it single frames: "
+        f"{place}.use: brightness scores images, but the backbone film generates videos; score single frames with "
         "{use: frames, options: {reward: {use: brightness, ...}}}",
     )
 
