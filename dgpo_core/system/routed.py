@@ -42,7 +42,7 @@ class Routed:
     def __init__(
         self, library: ModuleType, *, limits: Any = None, network: Any = None, on_message: bool = False
     ) -> None:
-        """network: an httpcore network backend that opens the connections. on_message: log, once per reason, why a proxy
+        """network: an httpcore network backend that opens connections. on_message: log, once per reason, why a proxy
         cannot be used or reached."""
         self._library = library
         self._network = network
