@@ -1,1 +1,1 @@
-"""Prompts and where they come from."""
+"""Load, check and distribute prompts."""

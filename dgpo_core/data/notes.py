@@ -1,6 +1,6 @@
-"""What people are told of prompts: what evaluation measures twice, what nobody reads, what may be meant otherwise.
+"""Warnings and notes about prompts: held-out prompts that are trained on, truncated texts, doubtful keys.
 
-Light: `dgpo validate` tells of it, so torch comes with the first draw.
+Imports torch only when prompts are drawn at random, because `dgpo validate` uses this module.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def counted(found: Mapping[str, Any]) -> list[str]:
-    """What `counts` has found, or run.json says of the prompts of a split, in words, without the sources."""
+    """Describe the result of `counts`, or the same record in run.json, without the sources."""
     words = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
-    return [f"{found[key]} {said}" for key, said in words.items() if found.get(key)]
+    return [f"{found[key]} {text}" for key, text in words.items() if found.get(key)]
 
 
 def guided(config: RunConfig) -> bool:
-    """Whether there is a place in a run where guidance is not 1."""
+    """Return whether a run uses a guidance scale other than 1."""
     scales = (config.rollout.guidance, config.evaluation.guidance or 1.0, config.objective.kl_cfg)
     return any(scale != 1 for scale in scales)
 

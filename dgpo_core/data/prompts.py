@@ -1,6 +1,6 @@
-"""Prompts of a run: from a file or a generator, and which of them an iteration takes.
+"""Load the prompts of a run from a file or a generator, and select prompts for an evaluation.
 
-Light: `dgpo validate` reads prompts with it, so torch comes with the first draw.
+Imports torch only when prompts are drawn at random, because `dgpo validate` uses this module.
 """
 
 from __future__ import annotations
@@ -43,18 +43,20 @@ __all__ = [
 
 PromptLike: TypeAlias = str | Prompt | Mapping[str, Any]
 Prompts: TypeAlias = PromptLike | Sequence[PromptLike] | Path
-"""What `given_prompts` takes."""
+"""Types that `given_prompts` accepts."""
 
 
 def load_file(path: str | Path, limit: int | None = None) -> list[Prompt]:
-    """Prompts of a .txt, .jsonl or .json file, the first `limit` of them, whose media are looked at. Raises UserError
-    naming file and line."""
+    """Load the first `limit` prompts of a .txt, .jsonl or .json file and check their media.
+
+    Raises UserError naming file and line.
+    """
     path = Path(path)
     try:
         records = read_prompts(path)
     except ValueError as error:
         raise UserError(str(error)) from error
-    # What comes through a pipe lies beside no file.
+    # A pipe has no directory, so media paths are relative to the working directory.
     beside = Path() if str(path).startswith(("/dev/", "/proc/")) else path.parent
     return [_prompt(record, where, beside) for where, record in islice(records.items(), limit)]
 
@@ -112,7 +114,7 @@ def _media(paths: Iterable[Path], where: str) -> tuple[ConditionMedium, ...]:
 
 
 def typed(texts: Sequence[str], negative: str | None, media: Sequence[Path]) -> list[Prompt]:
-    """Prompts of a command line, each with the negative text and the media. Raises UserError naming the option."""
+    """Return the prompts of a command line, each with the negative prompt and the media. Raises UserError."""
     if negative is not None:
         negative = given(negative, "--negative")
     found = _media(media, "--media")
@@ -123,8 +125,10 @@ def typed(texts: Sequence[str], negative: str | None, media: Sequence[Path]) -> 
 
 
 def load_sources(section: PromptsSection, split: Literal["train", "heldout"], registry: Registry) -> list[Source]:
-    """The prompts of a split by source, of which there is one, without a name, where the split is no list. Raises
-    UserError like `load_prompts`."""
+    """Load the prompts of a split by source; a split that is not a list has one source without a name.
+
+    Raises UserError like `load_prompts`.
+    """
     blocks = section.sources(split)
     if not blocks:
         loaded = [load_prompts(block, split, registry) for block in section.blocks(split)]
@@ -142,8 +146,10 @@ def load_sources(section: PromptsSection, split: Literal["train", "heldout"], re
 def load_prompts(
     block: PromptsBlock, split: Literal["train", "heldout"], registry: Registry, where: str | None = None
 ) -> list[Prompt]:
-    """The prompts a block names; where: its place in the run file. Raises UserError for a file that cannot be read or a
-    source that yields nothing."""
+    """Load the prompts of a block. where: its key in the run file.
+
+    Raises UserError if the file cannot be read or the source yields no prompts.
+    """
     where = where or f"prompts.{split}"
     if block.file is not None:
         try:
@@ -160,7 +166,7 @@ def load_prompts(
 
 
 def some_of_each(sources: Sequence[Source], count: int) -> list[Prompt]:
-    """At most `count` prompts for an evaluation, of several sources by their weights, drawn as `some_of` draws."""
+    """Return at most `count` evaluation prompts, split over the sources by weight and drawn as in `some_of`."""
     if len(sources) == 1:
         return some_of(sources[0].prompts, count)
     split_samples = cut_to_shares(sources, count)
@@ -168,8 +174,10 @@ def some_of_each(sources: Sequence[Source], count: int) -> list[Prompt]:
 
 
 def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """At most `count` prompts, in their order: drawn at random, because prompt files are often sorted by task. Always
-    the same ones, so that runs of any seed can be compared."""
+    """Draw at most `count` prompts at random, in their original order, because prompt files are often sorted by task.
+
+    The draw does not depend on the run's seed, so that runs can be compared.
+    """
     if len(prompts) <= count:
         return list(prompts)
     from dgpo_core.draws import Draws
@@ -179,8 +187,10 @@ def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of texts and metadata, and of negative texts, media, sizes and sources where there are some: two runs
-    with the same digest saw the same prompts."""
+    """Return the SHA-256 of all texts, metadata, negative prompts, media, sizes and sources.
+
+    Two runs with the same digest used the same prompts.
+    """
     sha = hashlib.sha256()
     for prompt in prompts:
         reported: list[Any] = [prompt.text, dict(prompt.metadata)]
@@ -197,8 +207,7 @@ def digest(prompts: Sequence[Prompt]) -> str:
 
 
 def counts(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """How many prompts say what else they are drawn from, without what none of them says; `sources`: how many each list
-    has."""
+    """Count the prompts with media, negative prompts and sizes, omitting zeros; `sources`: prompts per source."""
     found: dict[str, Any] = {
         "media": sum(bool(prompt.media) for prompt in prompts),
         "negative_texts": sum(prompt.negative is not None for prompt in prompts),

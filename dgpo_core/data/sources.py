@@ -1,10 +1,9 @@
-"""Several sources of prompts: how an iteration's groups are shared out among them.
+"""Distribute the groups of an iteration over several prompt sources.
 
-Groups are numbered over the whole run; group p belongs to the source that is furthest behind its share of the groups up
-to and with p (the first of several), as in smooth weighted round-robin. Every stretch of groups, such as those of an
-update, so has sources in nearly the proportion of their weights, and what is left over in one iteration is made up for
-in the next ones. Weights are whole numbers here, so the order of sources repeats exactly: it is a function of p alone,
-and nothing is kept from one iteration to the next.
+Groups are numbered over the whole run. Group p belongs to the source that is furthest behind its share of the groups
+0..p (the first one on a tie), as in smooth weighted round-robin. Any range of groups, such as those of an update,
+therefore has sources nearly in proportion to their weights, and later iterations compensate for rounding. Weights are
+integers here, so the order of sources is periodic and a function of p alone; no state is kept between iterations.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ __all__ = ["Source", "cut_to_shares", "integer_weights", "of_sources", "turns"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Prompts that share a name, empty where a run has one list; weight: a whole number, in proportion to those of the
-    other sources."""
+    """Prompts with a source name (empty if a run has a single list) and an integer weight relative to other sources."""
 
     name: str
     weight: int
@@ -36,21 +34,21 @@ class Source:
 
 
 def integer_weights(blocks: Sequence[SourceBlock]) -> list[int]:
-    """Weights of sources as the smallest whole numbers in their proportion."""
+    """Return the weights of sources as the smallest integers in the same ratio."""
     steps = [round(block.weight * STEP) for block in blocks]
     common = gcd(*steps) if steps else 1
     return [step // common for step in steps]
 
 
 class _Walk:
-    """The turns of sources, group by group. It goes on from where it was, for iterations follow each other."""
+    """The sequence of sources, group by group. Keeps its position, because iterations are consecutive."""
 
     def __init__(self, weights: tuple[int, ...]) -> None:
         self.weights, self.total = weights, sum(weights)
         self.group, self.behind = 0, [0] * len(weights)
 
     def to(self, group: int) -> list[int]:
-        """Stand before this group, less than `total`; how many groups each source has had by then."""
+        """Move to a group (less than `total`); return how many earlier groups each source has had."""
         if group < self.group:
             self.group, self.behind = 0, [0] * len(self.weights)
         while self.group < group:
@@ -58,11 +56,11 @@ class _Walk:
         return [(group * w - lag) // self.total for w, lag in zip(self.weights, self.behind, strict=True)]
 
     def step(self) -> int:
-        """The source of the next group."""
+        """Advance by one group and return its source."""
         behind = [lag + weight for lag, weight in zip(self.behind, self.weights, strict=True)]
         chosen = max(range(len(behind)), key=behind.__getitem__)
         behind[chosen] -= self.total
-        self.group, self.behind = (self.group + 1) % self.total, behind  # which is 0 everywhere when they repeat
+        self.group, self.behind = (self.group + 1) % self.total, behind  # all zero at the end of a period
         return chosen
 
 
@@ -70,8 +68,10 @@ _walk = lru_cache(maxsize=8)(_Walk)
 
 
 def turns(weights: tuple[int, ...], start: int, count: int) -> tuple[list[int], list[int]]:
-    """How many groups before group `start` each source has had, and the sources, as numbers, of the `count` groups from
-    there on. They repeat after sum(weights), which may be millions: no more are looked at than have been asked for."""
+    """Return how many groups before `start` each source has had, and the source indices of the next `count` groups.
+
+    The sequence repeats after sum(weights), which may be millions; computes no more groups than requested.
+    """
     walk = _walk(weights)
     passes, place = divmod(start, walk.total)
     taken = [passes * weight + had for weight, had in zip(weights, walk.to(place), strict=True)]
@@ -79,8 +79,11 @@ def turns(weights: tuple[int, ...], start: int, count: int) -> tuple[list[int], 
 
 
 def of_sources(sources: Sequence[Source], iteration: int, groups: int, draws: Draws) -> list[Prompt]:
-    """The prompts of an iteration (from 0). Each source passes through its own prompts in an order that is keyed by its
-    name and the pass; a single source has the order of a run without any."""
+    """Return the prompts of an iteration (from 0), one per group.
+
+    Each source iterates over its prompts in a random order keyed by its name and epoch; a single source has the same
+    order as a run without named sources.
+    """
     taken, chosen = turns(tuple(source.weight for source in sources), iteration * groups, groups)
     keys = [draws] if len(sources) == 1 else [draws.at("source", source.name) for source in sources]
     orders: dict[tuple[int, int], list[int]] = {}
@@ -96,8 +99,10 @@ def of_sources(sources: Sequence[Source], iteration: int, groups: int, draws: Dr
 
 
 def cut_to_shares(sources: Sequence[Source], count: int) -> list[int]:
-    """How many of `count` prompts of an evaluation each source may give: its share by weight, rounded by the largest
-    remainders (the first of equal ones), but at least one."""
+    """Return how many of the `count` evaluation prompts each source contributes, at least one.
+
+    Proportional to the weights, rounded by largest remainder (the first source on a tie).
+    """
     total = sum(source.weight for source in sources)
     split_samples = [count * source.weight // total for source in sources]
     remainders = [count * source.weight % total for source in sources]

@@ -1,1 +1,1 @@
-"""Images and clips: read, written, shown."""
+"""Read and write images and videos."""

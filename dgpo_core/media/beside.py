@@ -1,4 +1,4 @@
-"""What samples were drawn from beside their text, shown beside them: the first of their media, and negative texts."""
+"""Save the conditions of samples next to them: negative prompts and the first condition medium."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ log = logging.getLogger(__name__)
 
 FILE = "conditions.json"
 SIDE = 128
-"""Longest side in pixels of what is shown of a medium."""
+"""Longest side of a thumbnail in pixels."""
 
 
 def thumbnails(prompts: Sequence[Prompt]) -> dict[str, Image.Image]:
-    """The first medium of each prompt that has some, small, by its digest; of a video its first frame. One that cannot
-    be read any more is left out, with a warning: it is no reason to lose the samples."""
+    """Return a thumbnail of the first medium of each prompt, by its digest; of a video, its first frame.
+
+    A medium that can no longer be read is skipped with a warning, so that the samples are still written.
+    """
     found: dict[str, Image.Image] = {}
     for medium in {p.media[0].digest: p.media[0] for p in prompts if p.media}.values():
         try:
             tensor = medium.read()
         except UserError as error:
-            log.warning("a medium is not shown: %s", error)
+            log.warning("skipped the thumbnail of a medium: %s", error)
             continue
         frame = tensor if tensor.dim() == 3 else tensor[0]
         image = Image.fromarray((frame * 255).round().byte().permute(1, 2, 0).numpy())
@@ -39,18 +41,20 @@ def thumbnails(prompts: Sequence[Prompt]) -> dict[str, Image.Image]:
 
 
 def write_conditions(directory: Path, prompts: Sequence[Prompt], shown: Mapping[str, Image.Image]) -> None:
-    """conditions.json, a list with an object for each sample that has a negative text or media, else null; and
-    media-DIGEST.png of each medium. Nothing where no prompt has any."""
+    """Write conditions.json, a list with an object per sample (null without conditions), and media-DIGEST.png files.
+
+    Writes nothing if no prompt has a negative prompt or media.
+    """
     if not any(prompt.media or prompt.negative is not None for prompt in prompts):
         return
     for digest, image in shown.items():
         image.save(directory / _name(digest))
-    reported = []
+    records = []
     for prompt in prompts:
         medium = prompt.media[0].digest if prompt.media else ""
-        one = {"negative_prompt": prompt.negative, "media": _name(medium) if medium in shown else None}
-        reported.append({key: value for key, value in one.items() if value is not None} or None)
-    (directory / FILE).write_text(json.dumps(reported, indent=1), encoding="utf-8")
+        record = {"negative_prompt": prompt.negative, "media": _name(medium) if medium in shown else None}
+        records.append({key: value for key, value in record.items() if value is not None} or None)
+    (directory / FILE).write_text(json.dumps(records, indent=1), encoding="utf-8")
 
 
 def _name(digest: str) -> str:
@@ -60,8 +64,10 @@ def _name(digest: str) -> str:
 def between(
     tiles: Sequence[Image.Image], columns: int, prompts: Sequence[Prompt], shown: Mapping[str, Image.Image]
 ) -> tuple[list[Image.Image], int]:
-    """Tiles of one size and in so many columns, of which every row is of one prompt, with a tile before each row that
-    shows the first medium of the prompt; and the number of columns."""
+    """Prepend a tile with the prompt's first medium to each row; return the tiles and the new number of columns.
+
+    tiles: all of the same size, row by row, one prompt per row.
+    """
     if not shown:
         return list(tiles), columns
     made = []
@@ -74,7 +80,7 @@ def between(
 
 
 def _tile(image: Image.Image | None, size: tuple[int, int]) -> Image.Image:
-    """A medium in the middle of a white tile."""
+    """Center a medium on a white tile."""
     made = Image.new("RGB", size, "white")
     if image is not None:
         small = image.copy()

@@ -1,7 +1,7 @@
-"""Videos as mp4 files, through PyAV, which is an extra: `pip install 'dgpo[video]'`.
+"""Encode videos as mp4 files with PyAV, an optional dependency: `pip install 'dgpo[video]'`.
 
-To look at, not to compute with: H.264 in yuv420p, which every browser and player shows. One thread, so that the same
-frames are the same bytes.
+The files are for viewing only: lossy H.264 in yuv420p, which every browser and player supports. Encodes on one thread,
+so that equal frames give equal bytes.
 """
 
 from __future__ import annotations
@@ -14,52 +14,51 @@ from numpy.typing import NDArray
 __all__ = ["FPS", "TINY", "encode", "frame_rate", "why_not"]
 
 FPS = 16
-"""Frames a second, as Wan was trained."""
+"""Default frame rate in frames per second, as in Wan's training data."""
 TINY = 128
-"""Videos up to this side, in pixels, are enlarged: players show them in their own size."""
+"""Videos with sides up to this many pixels are enlarged, because players show them at their native size."""
 ENCODERS = {
-    "libx264": {"crf": "10", "preset": "medium"},  # no difference that is seen
-    "mpeg4": {"qmin": "1", "qmax": "2"},  # where PyAV was built without x264; players show it, browsers do not
+    "libx264": {"crf": "10", "preset": "medium"},  # visually lossless
+    "mpeg4": {"qmin": "1", "qmax": "2"},  # if PyAV was built without x264; players support it, browsers do not
 }
-"""Encoders by preference, with the options of good quality."""
+"""Encoders in order of preference, with options for high quality."""
 BT709 = np.array(
     [[0.2126, 0.7152, 0.0722], [-0.1146, -0.3854, 0.5], [0.5, -0.4542, -0.0458]],
     dtype=np.float32,
 )
 """RGB in [0, 1] to Y in [0, 1] and Cb, Cr in [-0.5, 0.5] (ITU-R BT.709)."""
 TAG = 1
-"""What FFmpeg calls this matrix, these primaries, this transfer, and the narrow range."""
+"""FFmpeg's code for the BT.709 matrix, primaries and transfer function, and for the limited range."""
 
 
 def why_not() -> str | None:
-    """Why no mp4 can be written here, in words; None if it can."""
+    """Return the reason why mp4 files cannot be written; None if they can."""
     try:
         import av
     except ImportError:
-        return "mp4 files need PyAV: pip install 'dgpo[video]'"
+        return "mp4 files require PyAV: pip install 'dgpo[video]'"
     if _encoder() is None:
-        return f"mp4 files need PyAV with an encoder, {' or '.join(ENCODERS)}; av {av.__version__} was built without"
+        return f"mp4 files require PyAV with the encoder {' or '.join(ENCODERS)}; av {av.__version__} has neither"
     return None
 
 
-def frame_rate(frames: int, asked: int | None = None) -> int:
-    """Frames a second: what was asked for, else 16, or fewer of a short video, so that it lasts a second."""
-    return asked or max(1, min(FPS, frames))
+def frame_rate(frames: int, requested: int | None = None) -> int:
+    """Return the frame rate in frames per second: as requested, else 16, or less so that a short video lasts 1 s."""
+    return requested or max(1, min(FPS, frames))
 
 
 def encode(frames: NDArray[np.uint8], fps: int) -> bytes:
-    """RGB frames uint8 [F, H, W, 3] as an mp4 file, which needs what `why_not` asks for.
+    """Encode RGB frames, uint8 [F, H, W, 3], as an mp4 file. Requires that `why_not` returns None.
 
-    Tiny videos (both sides at most `TINY`) are enlarged by a whole, even number, pixel by pixel, so that players show
-    something; others lose nothing but an odd row or column, which is doubled because yuv420p has even sides. Raises
-    ValueError if the encoder refuses them.
+    Tiny videos (both sides at most `TINY`) are enlarged by an even integer factor, nearest neighbor. Of others, an odd
+    last row or column is duplicated, because yuv420p requires even sides. Raises ValueError if the encoder fails.
     """
     import av
 
     frames = _fitting(frames)
     name = _encoder()
     assert name is not None
-    buffer = io.BytesIO()  # a full disk is for whoever writes the bytes to find
+    buffer = io.BytesIO()  # so that the caller handles a full disk
     try:
         with av.open(buffer, "w", format="mp4") as file:
             stream = file.add_stream(name, rate=fps, options=ENCODERS[name])
@@ -78,7 +77,7 @@ def encode(frames: NDArray[np.uint8], fps: int) -> bytes:
 
 
 def _encoder() -> str | None:
-    """The first encoder that PyAV has."""
+    """Return the first encoder that PyAV supports."""
     import av
 
     for name in ENCODERS:
@@ -91,7 +90,7 @@ def _encoder() -> str | None:
 
 
 def _fitting(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The frames with even sides, tiny ones enlarged."""
+    """Return the frames with even sides, tiny ones enlarged."""
     height, width = frames.shape[1:3]
     largest = max(height, width)
     if largest <= TINY:
@@ -101,8 +100,10 @@ def _fitting(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _yuv420p(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A frame [H, W, 3] as the planes that FFmpeg takes, [3 H / 2, W]: its own conversion blurs the colors more, and
-    which matrix it takes has changed between versions."""
+    """Convert a frame [H, W, 3] to FFmpeg's planes, [3 H / 2, W].
+
+    FFmpeg's own conversion blurs colors more, and its default matrix differs between versions.
+    """
     height, width = frame.shape[:2]
     ycc = frame.astype(np.float32) / 255 @ BT709.T
     luma = 16 + 219 * ycc[..., 0]

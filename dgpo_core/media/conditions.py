@@ -1,6 +1,6 @@
-"""Condition media: images and videos that samples are conditioned on, known by the SHA-256 of their bytes.
+"""Condition media: images and videos that samples are conditioned on, identified by the SHA-256 of their bytes.
 
-Light: `dgpo validate` looks at them with it, so torch comes with the first tensor.
+Imports torch only when a tensor is created, because `dgpo validate` uses this module.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_BYTES = 256 << 20
-"""Of one file, as of a request to a reward service. What it unpacks to is bounded by `pixels.MAX_PIXELS`."""
+"""Maximum size of a file, as of a request to a reward service; `pixels.MAX_PIXELS` limits its decoded size."""
 NEIGHBORS = 10_000
-"""Names in a directory among which one is looked for that is meant."""
+"""Maximum number of directory entries to search for a similar name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,15 @@ class _Known:
 
 
 _KNOWN: dict[tuple[int, ...], _Known] = {}
-"""Files that this process has decoded, by what tells whether they are still the same: device, inode, size, times."""
+"""Files that this process has decoded, keyed by device, inode, size and times to detect changes."""
 
 
 def condition_medium(source: Path | bytes) -> ConditionMedium:
-    """The medium that a file, or its bytes, holds: an image or a video, which is decoded as a whole to find out, each
-    distinct file once a process.
+    """Return the medium, an image or a video, in a file or its bytes.
 
-    Raises UserError, naming the file: missing, no regular file, unreadable, larger than MAX_BYTES or than
-    `pixels.MAX_PIXELS` once unpacked, no image or video, a video where PyAV is not installed.
+    Decodes the whole file to check it, once per distinct file and process. Raises UserError, naming the file, if it is
+    missing, not a regular file, unreadable, larger than MAX_BYTES or (decoded) `pixels.MAX_PIXELS`, not an image or a
+    video, or a video while PyAV is not installed.
     """
     if isinstance(source, bytes):
         known = _examined(source, "")
@@ -62,25 +62,27 @@ def condition_medium(source: Path | bytes) -> ConditionMedium:
 
 
 def notes_of(medium: ConditionMedium) -> tuple[str, ...]:
-    """What reading the file changes or leaves out, in words."""
+    """Return notes about what decoding the file converts or drops."""
     return _examined_file(Path(medium.path)).notes if medium.content is None else ()
 
 
 def checked_medium(medium: ConditionMedium) -> ConditionMedium:
-    """The medium with a reader. Raises UserError if it is not what it says it is: its bytes are not there, or others
-    than its digest, or no such image or video."""
+    """Return the medium with a reader.
+
+    Raises UserError if its bytes are missing, do not match its digest, or do not contain a medium of its kind.
+    """
     found = condition_medium(Path(medium.path) if medium.content is None else medium.content)
     if found.digest != medium.digest:
         raise _changed(medium)
     if found.kind != medium.kind:
-        raise UserError(f"{name_of(medium)}: holds {one_of(found.kind)}, not {one_of(medium.kind)}")
+        raise UserError(f"{name_of(medium)}: contains {one_of(found.kind)}, not {one_of(medium.kind)}")
     return replace(medium, reader=tensor_of)
 
 
 def content_of(medium: ConditionMedium) -> bytes:
-    """Its bytes, which have its digest. Raises UserError, naming the file."""
+    """Return the bytes of a medium, checked against its digest. Raises UserError, naming the file."""
     if medium.content is None and not medium.path:
-        raise UserError(f"{name_of(medium)} cannot be read here: a check of prompts sends digests alone")
+        raise UserError(f"{name_of(medium)} cannot be read here: a check of prompts sends only digests")
     content = _content(Path(medium.path)) if medium.content is None else medium.content
     if hashlib.sha256(content).hexdigest() != medium.digest:
         raise _changed(medium)
@@ -88,8 +90,10 @@ def content_of(medium: ConditionMedium) -> bytes:
 
 
 def measured(medium: ConditionMedium, most_frames: int) -> tuple[int, int, int]:
-    """Its frames, of which one more than `most_frames` are counted at most, height and width, by the headers of its
-    file. Raises UserError, naming the file."""
+    """Return the number of frames, height and width of a medium, from the headers of its file.
+
+    Counts at most `most_frames` + 1 frames. Raises UserError, naming the file.
+    """
     from dgpo_core.media.pixels import Unreadable, measure
 
     try:
@@ -99,7 +103,7 @@ def measured(medium: ConditionMedium, most_frames: int) -> tuple[int, int, int]:
 
 
 def pixels_of(medium: ConditionMedium) -> Pixels:
-    """What it shows. Raises UserError, naming the file."""
+    """Decode a medium. Raises UserError, naming the file."""
     known: Pixels | None = medium.pixels
     return _decoded(content_of(medium), name_of(medium)) if known is None else known
 
@@ -115,7 +119,7 @@ def _examined_file(path: Path) -> _Known:
     try:
         state = os.stat(path)
     except (OSError, ValueError):
-        return _examined(_content(path), str(path))  # which says why
+        return _examined(_content(path), str(path))  # raises with the reason
     key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     if key not in _KNOWN:
         _KNOWN[key] = _examined(_content(path), str(path))
@@ -129,19 +133,19 @@ def _examined(content: bytes, name: str) -> _Known:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file. Raises UserError."""
+    """Read the bytes of a file. Raises UserError."""
     shown = clean(str(path), 300)
     try:
         return read_file(path, MAX_BYTES)
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise UserError(f"{shown}: is a link that leads nowhere") from error
-        raise UserError(f"{shown}: there is no such file{_near(path)}") from error
+            raise UserError(f"{shown}: is a broken symbolic link") from error
+        raise UserError(f"{shown}: no such file{_near(path)}") from error
     except (OSError, ValueError) as error:
         reason = why(error)
         raise UserError(f"{shown}: {reason if reason.startswith('is ') else f'cannot be read: {reason}'}") from error
     except MemoryError as error:
-        raise UserError(f"{shown}: there is no memory to read it") from error
+        raise UserError(f"{shown}: not enough memory to read it") from error
 
 
 def _decoded(content: Source, name: str) -> Pixels:
@@ -153,30 +157,30 @@ def _decoded(content: Source, name: str) -> Pixels:
     except (Unreadable, NotInstalled) as error:
         raise UserError(f"{begin}{clean(str(error), 500)}") from error
     except MemoryError as error:
-        raise UserError(f"{begin}there is no memory to unpack it") from error
+        raise UserError(f"{begin}not enough memory to decode it") from error
 
 
 def _near(path: Path) -> str:
-    """In words, a file beside it whose name is nearly the same, or the part of the path that is not there."""
+    """Return "; ..." that names a file with a similar name, or the missing directory; else ""."""
     try:
         if not path.parent.is_dir():
-            return f"; there is no directory {clean(str(path.parent), 200)}"
+            return f"; no such directory: {clean(str(path.parent), 200)}"
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in islice(entries, NEIGHBORS)]
     except (OSError, ValueError):
         return ""
     found = [name for name in names if name.casefold() == path.name.casefold()]
     found = found or get_close_matches(path.name, names, 1, 0.8)
-    return f"; there is {clean(found[0], 200)}" if found else ""
+    return f"; did you mean {clean(found[0], 200)}?" if found else ""
 
 
 def name_of(medium: ConditionMedium) -> str:
-    """What it is called in messages."""
+    """Return the name of a medium for messages."""
     return clean(medium.path, 300) or f"the {medium.kind} sha256:{clean(medium.digest, 12)}"
 
 
 def _changed(medium: ConditionMedium) -> UserError:
     return UserError(
-        f"{name_of(medium)}: has another content than when the prompts were read (SHA-256 was "
-        f"{clean(medium.digest, 12)}…); put it back"
+        f"{name_of(medium)}: has changed since the prompts were read (SHA-256 was "
+        f"{clean(medium.digest, 12)}…); restore it"
     )

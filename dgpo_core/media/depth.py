@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel, of which Pillow alone would keep 8 wherever there is color."""
+"""Decode images with more than 8 bits per channel, which Pillow reduces to 8 bits for color images."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ __all__ = ["deep_pixels"]
 
 FULL = 65535
 DARK = 2**14
-"""Where no value of 16 bits is as high, nothing is brighter than a quarter: more often fewer bits than a dark scene."""
+"""If all 16-bit values are below this (a quarter of white), the image more likely has fewer bits than a dark scene."""
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""Pillow's names of byte orders: big endian, little endian, the machine's."""
+"""Pillow's names of byte orders, each with the opposite: big endian, little endian, the machine's."""
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-"""Tags of TIFF."""
+"""TIFF tags."""
 
 
 def deep_pixels(
     image: Image.Image, reopen: Callable[[], Image.Image], file: Callable[[], IO[bytes]], notes: list[str]
 ) -> tuple[NDArray[np.uint16], int] | None:
-    """Pixels of an image of 16 bits a channel, [H, W, 3], upright, and the value that is white in them; None for
-    images of 8 bits.
+    """Return the upright pixels [H, W, 3] of an image with 16 bits per channel, and its white value; None for 8 bits.
 
-    image: as it was opened, before it is loaded; reopen: opens it once more; file: opens its bytes. `notes` is told
-    what the file does not say for sure. What is transparent is shown on white.
+    image: opened, but not loaded. reopen: opens the image again. file: opens its bytes. notes: receives a note about
+    everything that the file leaves uncertain. Transparent pixels are blended on white.
 
-    White is 65535, unless the file says otherwise: 4095 in a TIFF of 12 bits; in a PNG whose sBIT chunk names fewer
-    bits and whose values are not scaled to 16, as the standard demands, the highest of so many bits. Values of fewer
-    bits of which nothing in the file tells cannot be known from those of a dark image; a note says so.
+    White is 65535 unless the file declares fewer bits: 4095 in a 12-bit TIFF; 2**bits - 1 in a PNG whose sBIT chunk
+    declares fewer bits and whose values are not scaled to 16 bits, as the standard requires. Undeclared values of fewer
+    bits cannot be distinguished from a dark image; a note reports it.
     """
     channels = _channels(image, reopen, notes)
     if channels is None:
@@ -44,18 +43,20 @@ def deep_pixels(
     if tags is not None and image.format == "TIFF":
         if tags.get(BITS_PER_SAMPLE, (16,))[0] == 12:
             white = 4095
-        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8 bits round, and not 16
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 8-bit images, but not 16-bit ones
             colors = (white - np.minimum(colors, white)).astype(np.uint16)
     bits = _significant(file) if image.format == "PNG" else ()
     if bits and len(set(bits[: colors.shape[2]])) == 1 and _is_unscaled(colors, bits[0]):
         white = 2 ** bits[0] - 1
-        notes.append(f"its sBIT chunk says {bits[0]} bits, and its values reach {int(colors.max())}: white is {white}")
+        notes.append(
+            f"its sBIT chunk declares {bits[0]} bits and its largest value is {int(colors.max())}: white is {white}"
+        )
         if alpha is not None and int(alpha.max()) < 2 ** bits[-1]:
             alpha_white = 2 ** bits[-1] - 1
     elif white == FULL and 0 < int(colors.max()) < DARK:
         notes.append(
-            f"the brightest of its 16-bit values is {int(colors.max())} of {FULL}, and it is scored as dark as that; "
-            "if white is less in it (4095 of 12 bits), which the file does not say, scale its values to 65535 first"
+            f"its largest 16-bit value is {int(colors.max())} of {FULL}, so it is scored as a dark image; if its white "
+            "is lower (4095 for 12 bits), which the file does not declare, scale its values to 65535 first"
         )
     colors = _without_transparency(colors, white, alpha, alpha_white, notes)
     return np.broadcast_to(colors, (*colors.shape[:2], 3)), white
@@ -64,7 +65,7 @@ def deep_pixels(
 def _channels(
     image: Image.Image, reopen: Callable[[], Image.Image], notes: list[str]
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16] | None] | None:
-    """Gray or colors [H, W, 1 or 3] and what is opaque [H, W, 1] or None; None for an image of 8 bits."""
+    """Return gray or color values [H, W, 1 or 3] and alpha [H, W, 1] or None; None for an 8-bit image."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
         gray = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None]
         key = image.info.get("transparency")
@@ -75,14 +76,14 @@ def _channels(
         return None
     colors, order = deep[0].groups()
     if len(raw) > 1 or (colors, image.mode) not in (("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA")):
-        notes.append("of its 16 bits the upper 8 are read")
+        notes.append("only the upper 8 of its 16 bits are read")
         return None
-    if colors == "LA":  # four bytes: both of the gray, both of the alpha
+    if colors == "LA":  # four bytes: two of gray, two of alpha
         pieces = _decoded(image, "RGBA")
         pairs = _joined(pieces[..., 0::2], pieces[..., 1::2])
         return pairs[..., :1], pairs[..., 1:]
     key = image.info.get("transparency")
-    # Pillow keeps the upper byte; told that the bytes are the other way round, it keeps the lower.
+    # Pillow keeps the upper byte; with the opposite byte order it keeps the lower one.
     lower = _decoded(reopen(), f"{colors};16{OTHER_ORDER[order]}")
     pixels = _joined(_decoded(image, f"{colors};16{order}"), lower)
     if colors == "RGBA":
@@ -91,19 +92,19 @@ def _channels(
 
 
 def _raw_mode(tile: tuple[object, ...]) -> str:
-    """How the bytes of a piece of an image are to be read, in Pillow's words."""
+    """Return Pillow's raw mode of a tile."""
     mode = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
     return mode if isinstance(mode, str) else ""
 
 
 def _decoded(image: Image.Image, raw_mode: str) -> NDArray[np.uint8]:
-    """Pixels [H, W, C] of an image whose bytes are read in another way."""
-    opened: Any = image  # what Pillow opens has tiles
-    opened.tile = [_retold(tile, raw_mode) for tile in opened.tile]
+    """Decode an image with another raw mode to pixels [H, W, C]."""
+    opened: Any = image  # images opened by Pillow have tiles
+    opened.tile = [_with_raw_mode(tile, raw_mode) for tile in opened.tile]
     return np.asarray(ImageOps.exif_transpose(image))
 
 
-def _retold(tile: Any, raw_mode: str) -> Any:
+def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
     arguments = (raw_mode, *tile[3][1:]) if isinstance(tile[3], tuple) else raw_mode
     return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)  # before Pillow 11.1
 
@@ -113,7 +114,7 @@ def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.ui
 
 
 def _keyed(pixels: NDArray[np.uint16], key: tuple[int, ...]) -> NDArray[np.uint16]:
-    """Opaque where a pixel is not the one color that stands for transparency."""
+    """Return alpha that is 0 where a pixel equals the transparent color `key`."""
     return np.where((pixels == np.array(key)).all(2, keepdims=True), 0, FULL).astype(np.uint16)
 
 
@@ -122,14 +123,16 @@ def _without_transparency(
 ) -> NDArray[np.uint16]:
     if alpha is None or int(alpha.min()) >= opaque:
         return colors
-    notes.append("what is transparent in it is shown on white")
+    notes.append("its transparent pixels are shown on white")
     share = np.minimum(alpha, opaque).astype(np.uint32)  # 65535 ** 2 fits 32 bits
     return ((colors * share + white * (opaque - share) + opaque // 2) // opaque).astype(np.uint16)
 
 
 def _is_unscaled(values: NDArray[np.uint16], bits: int) -> bool:
-    """Whether values of so many bits stand in 16 as they are, and not, as the PNG standard demands, above zeros or
-    above their own upper bits."""
+    """Return whether values of `bits` bits are stored unscaled in 16 bits.
+
+    The PNG standard requires them shifted up, with the low bits zero or repeating their upper bits.
+    """
     if not 8 <= bits < 16 or int(values.max()) >= 2**bits:
         return False
     rest = 16 - bits
@@ -138,7 +141,7 @@ def _is_unscaled(values: NDArray[np.uint16], bits: int) -> bool:
 
 
 def _significant(opened: Callable[[], IO[bytes]]) -> tuple[int, ...]:
-    """Significant bits of each channel, by a PNG's sBIT chunk (PNG 11.3.2.7); empty without it."""
+    """Return the significant bits of each channel from a PNG's sBIT chunk (PNG 11.3.2.7); empty without it."""
     with opened() as file:
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"PLTE", b"IEND"):

@@ -60,11 +60,11 @@ def read_media(path: Path) -> Medium:
     """Read an image (PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF, JPEG 2000, QOI) or a video (animated images, mp4, mov,
     webm, mkv, avi).
 
-    An image is turned as its EXIF orientation says; what is transparent is shown on white, with a note. Images of 16
-    bits a channel keep them if they are PNG, gray or RGB(A) TIFF, or gray PGM; of others, and of those that move, the
-    upper 8 are read. See `depth.deep_pixels` for fewer bits in 16. Raises MediaError for a file that is empty, no
-    image or video, cut off, or larger than pixels.MAX_PIXELS once unpacked, and for pixels of which nobody says what
-    is white: floats, and integers that are signed or have 32 bits. Raises UserError for a video if PyAV is not there.
+    Applies the EXIF orientation and blends transparent pixels on white, with a note. 16 bits per channel are kept for
+    PNG, gray or RGB(A) TIFF, and gray PGM; for other formats and animated images only the upper 8 are read. See
+    `depth.deep_pixels` for fewer bits stored in 16. Raises MediaError for a file that is empty, not an image or a
+    video, truncated, or larger than pixels.MAX_PIXELS when decoded, and for pixels without a defined white value:
+    floats, and integers that are signed or have 32 bits. Raises UserError for a video if PyAV is not installed.
     """
     try:
         pixels = read_pixels(path)

@@ -1,4 +1,4 @@
-"""Media to files: images and videos with their prompts, and one sheet to look at."""
+"""Write images and videos with their prompts and a contact sheet."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ __all__ = ["contact_sheet", "film_strip", "to_image", "write_images"]
 log = logging.getLogger(__name__)
 
 ACROSS = 8
-"""Most frames of a video side by side."""
+"""Maximum number of video frames in a row."""
 GAP = 2
 """Pixels between frames."""
 SHEET_SIDE = 256
-"""Longest side in pixels of a frame beside its video: 81 of 832x480 would be a PNG of 70 MB."""
+"""Longest side in pixels of a frame in a film strip: 81 frames of 832x480 would be a 70 MB PNG."""
 
 
 def to_image(media: Tensor) -> Image.Image:
-    """One image [3, H, W], float in [0, 1]; of a video [F, 3, H, W] its film strip."""
+    """Convert an image [3, H, W], float in [0, 1], or a video [F, 3, H, W] as a film strip."""
     if media.dim() == 4:
         return film_strip(media)
     return Image.fromarray(_bytes(media).permute(1, 2, 0).numpy())
 
 
 def film_strip(video: Tensor, largest: int | None = None) -> Image.Image:
-    """Every frame of a video [F, 3, H, W], float in [0, 1], in reading order: eight in a row, two pixels apart; reduced
-    if it has a side of more than `largest` pixels."""
+    """Return all frames of a video [F, 3, H, W], float in [0, 1], in rows of eight.
+
+    largest: maximum side of a frame in pixels; larger frames are scaled down.
+    """
     frames = [to_image(frame) for frame in video]
     if largest is not None:
         for frame in frames:
@@ -45,7 +47,7 @@ def film_strip(video: Tensor, largest: int | None = None) -> Image.Image:
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
-    """Images on a white grid whose cells are as large as the largest; smaller ones stand in the upper left."""
+    """Arrange images on a white grid with cells of the largest size; smaller images are aligned to the upper left."""
     columns = columns or max(1, min(len(images), round(len(images) ** 0.5 * 1.5)))
     width, height = max(image.width for image in images), max(image.height for image in images)
     rows = -(-len(images) // columns)
@@ -63,17 +65,18 @@ def write_images(
     columns: int | None = None,
     fps: int | None = None,
 ) -> None:
-    """Media, which may differ in size, as files, a sheet of them all, grid.png, and their prompts, prompts.json.
+    """Write media, which may differ in size, a contact sheet (grid.png) and the prompts (prompts.json).
 
-    Images [3, H, W]: NN.png, and grid.png with so many columns. Videos [F, 3, H, W]: NN.mp4 at `fps` frames a second
-    (see `clips`), NN.png with every frame (`film_strip`, to 256 pixels), and grid.png with a row for each video: its
-    frames, or eight of them from the first to the last. Where no mp4 can be written, of which `clips.why_not` tells,
-    NN.png is all there is, so it keeps the frames as they are.
+    Images [3, H, W]: NN.png, and grid.png with `columns` columns. Videos [F, 3, H, W]: NN.mp4 at `fps` frames per
+    second (see `clips`), NN.png with all frames (`film_strip`, at most 256 pixels), and grid.png with up to eight
+    frames of each video in a row, from the first to the last. If mp4 files cannot be written (`clips.why_not`), NN.png
+    keeps the frames at full size.
 
-    Where prompts have media or negative texts, conditions.json and media-DIGEST.png say so (`beside.write_conditions`),
-    and on the sheet the first medium of a prompt stands before its row, or, without `columns`, before each image.
+    If prompts have media or negative prompts, also writes conditions.json and media-DIGEST.png
+    (`beside.write_conditions`), and grid.png shows the first medium of a prompt before its row, or before each image
+    without `columns`.
 
-    What the directory held before is replaced. Raises UserError if it cannot be written.
+    Replaces the directory. Raises UserError if it cannot be written.
     """
     video = media[0].dim() == 4
     with new_directory(directory) as aside:
@@ -91,13 +94,13 @@ def write_images(
 
 
 def _write_clip(path: Path, video: Tensor, fps: int | None) -> bool:
-    """Whether the video could be written."""
+    """Write a video as mp4 and return whether this was possible."""
     if clips.why_not() is not None:
         return False
     try:
         data = clips.encode(_bytes(video).permute(0, 2, 3, 1).numpy(), clips.frame_rate(len(video), fps))
-    except ValueError as error:  # no reason to lose a run, nor the other images
-        log.warning("%s is left out: %s", path.name, error)
+    except ValueError as error:  # must not end the run or lose the other files
+        log.warning("skipped %s: %s", path.name, error)
         return False
     path.write_bytes(data)
     return True
@@ -115,16 +118,16 @@ def _sheet(
 
 
 def _video_sheet(media: Sequence[Tensor], prompts: Sequence[Prompt], shown: Mapping[str, Image.Image]) -> Image.Image:
-    """A row for each video [F, 3, H, W]; all have as many frames."""
+    """Return a sheet with a row per video [F, 3, H, W]; all videos have the same number of frames."""
     count = len(media[0])
     across = min(count, ACROSS)
     chosen = [round(i * (count - 1) / max(1, across - 1)) for i in range(across)]
     frames = [to_image(video[i]) for video in media for i in chosen]
-    return contact_sheet(*between([_easily_seen(frame) for frame in frames], across, prompts, shown))
+    return contact_sheet(*between([_resized(frame) for frame in frames], across, prompts, shown))
 
 
-def _easily_seen(frame: Image.Image) -> Image.Image:
-    """A large frame reduced, a tiny one enlarged by a whole number, pixel by pixel, as its mp4 is."""
+def _resized(frame: Image.Image) -> Image.Image:
+    """Scale a large frame down; enlarge a tiny one by an integer factor, nearest neighbor, like its mp4."""
     factor = max(1, clips.TINY // max(frame.size))
     if factor > 1:
         return frame.resize((factor * frame.width, factor * frame.height), Image.Resampling.NEAREST)
@@ -133,5 +136,5 @@ def _easily_seen(frame: Image.Image) -> Image.Image:
 
 
 def _bytes(media: Tensor) -> Tensor:
-    """Float in [0, 1] to uint8 on the CPU."""
+    """Convert float in [0, 1] to uint8 on the CPU."""
     return (media * 255).round().clamp(0, 255).byte().cpu()

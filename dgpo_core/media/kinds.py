@@ -1,4 +1,4 @@
-"""Images or videos: whether a reward scores what there is to score."""
+"""Media kinds (image or video), and checks that a reward supports the kind that the backbone generates."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Kind = Literal["image", "video"]
 
 
 def plural(kinds: Iterable[Kind]) -> str:
-    """Kinds in words: images, videos, or both."""
+    """Return kinds for messages: "images", "videos" or "images and videos"."""
     return " and ".join(f"{kind}s" for kind in sorted(kinds))
 
 
 def one_of(kind: Kind) -> str:
-    """A kind in words: an image or a video."""
+    """Return a kind for messages: "an image" or "a video"."""
     return "an image" if kind == "image" else "a video"
 
 
 def adapter(registry: Registry, made: Kind, scored: Set[Kind]) -> str | None:
-    """An installed reward that shows media of the one kind to a reward of the other, in its option `reward`."""
+    """Return an installed reward that adapts media of the kind `made` to a wrapped reward for one of `scored`."""
     adapts = (
         (name, one.component.adapts) for name, one in registry.components("reward").items() if one.component.adapts
     )
@@ -37,7 +37,7 @@ def adapter(registry: Registry, made: Kind, scored: Set[Kind]) -> str | None:
 
 
 def check_range(reward: RewardBase, use: str, where: str) -> None:
-    """Raise PluginError, naming the place in the run file, unless a reward declares a range that values can lie in."""
+    """Raise PluginError, naming the key in the run file, unless a reward declares a valid range."""
     declared = getattr(reward, "range", None)
     try:
         low, high = (float(bound) for bound in declared or ())
@@ -46,18 +46,18 @@ def check_range(reward: RewardBase, use: str, where: str) -> None:
         sound = False
     if not sound:
         raise PluginError(
-            f"{where}.use: the reward {use} declares the range {declared!r}; a range is its smallest and its largest "
-            "value, two numbers of which the first is less (infinities where there is no bound)"
+            f"{where}.use: the reward {use} declares the range {declared!r}; a range must be two numbers, the minimum "
+            "and a larger maximum (infinite if there is no bound)"
         )
 
 
 def check_reward(
     reward: RewardBase, block: RewardBlock, where: str, backbone: BackboneSection, registry: Registry
 ) -> None:
-    """Raise UserError, naming the key and the way out, unless a reward scores what the backbone makes.
+    """Raise UserError, naming the key and a fix, unless a reward supports the media that the backbone generates.
 
-    `where` is the block's place in the run file, such as `rewards.0`. The backbone's class says what it makes, so its
-    weights need not be loaded.
+    where: the block's key in the run file, such as `rewards.0`. Reads the kind of media from the backbone's class,
+    without loading weights.
     """
     _check_declarations(reward, block, where)
     made: Kind = registry.implementation(registry.find("backbone", backbone.use)).media
@@ -66,24 +66,24 @@ def check_reward(
     advice = f"choose a reward that scores {made}s"
     if shows := adapter(registry, made, reward.media):
         wrapped = f"{{use: {shows}, options: {{reward: {{use: {block.use}, ...}}}}}}"
-        advice = f"show it single frames: {wrapped}" + (", in its service's file too" if block.service else "")
+        advice = f"score single frames with {wrapped}" + (", also in the file of its service" if block.service else "")
     raise UserError(
-        f"{where}.use: {block.use} scores {plural(reward.media)}, but the backbone {backbone.use} makes {made}s; "
+        f"{where}.use: {block.use} scores {plural(reward.media)}, but the backbone {backbone.use} generates {made}s; "
         f"{advice}"
     )
 
 
 def _check_declarations(reward: RewardBase, block: RewardBlock, where: str) -> None:
-    """Raise PluginError unless what a reward says of itself is of the types of its contract."""
+    """Raise PluginError unless a reward's declared attributes have the types of the contract."""
     check_range(reward, block.use, where)
     media = reward.media
     sound = {
         f"media = {media!r}; it must be a set of 'image' and 'video'": isinstance(media, Set | Sequence)
         and bool(media)
         and all(one in ("image", "video") for one in media),
-        f"concurrency = {reward.concurrency!r}; it must be a whole number": isinstance(reward.concurrency, int),
+        f"concurrency = {reward.concurrency!r}; it must be an integer": isinstance(reward.concurrency, int),
         f"group_by = {reward.group_by!r}; it must be a metadata key or None": isinstance(reward.group_by, str | None),
     }
-    for what, fine in sound.items():
-        if not fine:
-            raise PluginError(f"{where}.use: the reward {block.use} declares {what}")
+    for problem, valid in sound.items():
+        if not valid:
+            raise PluginError(f"{where}.use: the reward {block.use} declares {problem}")

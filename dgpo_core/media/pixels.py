@@ -1,4 +1,4 @@
-"""Image and video files as arrays, without torch: what only reads files starts at once and stays small."""
+"""Decode image and video files to arrays, without torch, so that processes that only read files start fast."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ __all__ = [
 ]  # fmt: skip
 
 Source = Path | bytes
-"""A file, or what it holds."""
+"""A file or its bytes."""
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
-"""What Pillow may read. Its other formats start programs (EPS), have no first bytes to tell them by (TGA), hold several
-sizes of one image (ICO) or hardly occur: they are not worth their risks."""
+"""Formats that Pillow may read. Its other formats start programs (EPS), have no magic bytes (TGA), contain several
+sizes of one image (ICO) or are rare, which is not worth the risk."""
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")
-"""Formats whose further images are frames. A phone's JPEG may carry others, which are not."""
+"""Formats whose further images are frames. Further images in a phone's JPEG are not."""
 MAX_PIXELS = 2**27
-"""Most pixels of one file, all frames together: 1.6 GB as float32. A small file may unpack to any size. Pillow warns of
-fewer, and refuses more unless somebody has lowered `Image.MAX_IMAGE_PIXELS`."""
+"""Maximum number of pixels of one file, over all frames: 1.6 GB as float32. A small file can decode to any size. Pillow
+warns below this limit and refuses above it, unless `Image.MAX_IMAGE_PIXELS` is lower."""
 DECODING = threading.RLock()
 
 
 class Unreadable(ValueError):
-    """A file that cannot be read as an image or a video; says why, without its name. too_large: only its size is at
-    fault."""
+    """A file that cannot be decoded as an image or a video; the message omits its name.
+
+    too_large: whether its size is the only problem.
+    """
 
     def __init__(self, reason: str, *, too_large: bool = False) -> None:
         super().__init__(reason)
@@ -46,9 +48,9 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """What a file holds: uint8 or uint16, RGB, [H, W, 3] of an image or [F, H, W, 3] of a video.
+    """Decoded RGB pixels, uint8 or uint16: [H, W, 3] for an image or [F, H, W, 3] for a video.
 
-    white: the value that is 1.0, as is everything above it; notes: what reading has changed or left out, in words.
+    white: the value that maps to 1.0; larger values are clipped. notes: what decoding has converted or dropped.
     """
 
     values: NDArray[np.uint8] | NDArray[np.uint16]
@@ -57,29 +59,29 @@ class Pixels:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the floats: [3, H, W] or [F, 3, H, W]."""
+        """Shape of `floats()`: [3, H, W] or [F, 3, H, W]."""
         *frames, height, width, channels = self.values.shape
         return (*frames, channels, height, width)
 
     def floats(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """float32 in [0, 1], [3, H, W] or [F, 3, H, W]; into `out` where it is given."""
+        """Return float32 in [0, 1], [3, H, W] or [F, 3, H, W], written to `out` if given."""
         scaled = np.empty(self.shape, dtype=np.float32) if out is None else out
-        for channel in range(3):  # one copy, and no more: it may be 1.6 GB
+        for channel in range(3):  # avoids a second copy, which may take 1.6 GB
             np.divide(self.values[..., channel], self.white, out=scaled[..., channel, :, :], dtype=np.float32)
         return np.minimum(scaled, 1, out=scaled)
 
 
 def readable_formats() -> list[str]:
-    """Those of FORMATS that this Pillow was built with, by its names."""
+    """Return the FORMATS that this build of Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Pillow without its warnings: of a file's small flaws, which are not the user's, and of sizes below MAX_PIXELS.
+    """Suppress Pillow's warnings about minor file flaws and about sizes below MAX_PIXELS.
 
-    Python switches warnings for the whole process, so only one thread at a time is in here.
+    Warning filters are global to the process, so only one thread at a time may enter.
     """
     with DECODING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,33 +90,33 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Whatever a reader raises, in words."""
+    """Convert the exceptions of decoders to Unreadable."""
     try:
         yield
     except (Unreadable, video.NotInstalled, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-        whose = " (PIL.Image.MAX_IMAGE_PIXELS)" if most < MAX_PIXELS else ""
+        source = " (PIL.Image.MAX_IMAGE_PIXELS)" if most < MAX_PIXELS else ""
         raise Unreadable(
-            f"it would unpack to more than {min(most, MAX_PIXELS):,} pixels{whose}", too_large=True
+            f"it would decode to more than {min(most, MAX_PIXELS):,} pixels{source}", too_large=True
         ) from error
     except UnidentifiedImageError as error:
-        raise Unreadable("not an image or a video that can be read") from error
+        raise Unreadable("not a readable image or video") from error
     except ValueError as error:
         raise Unreadable(str(error)) from error
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # Pillow's readers meet broken data with whatever comes
-        raise Unreadable(f"not an image that can be read: {type(error).__name__}: {error}") from error
+    except Exception as error:  # Pillow's decoders may raise anything for damaged data
+        raise Unreadable(f"not a readable image: {type(error).__name__}: {error}") from error
 
 
 @_explained()
 def read_pixels(source: Source, most: int | None = None) -> Pixels:
-    """Read an image or a video: `media.read_media` says what is read, and how.
+    """Decode an image or a video; see `media.files.read_media` for the formats and conversions.
 
-    most: pixels of all frames together, MAX_PIXELS by default. Raises Unreadable, and video.NotInstalled for a video
-    if PyAV is not there.
+    most: maximum number of pixels over all frames, MAX_PIXELS by default. Raises Unreadable, and video.NotInstalled for
+    a video if PyAV is not installed.
     """
     most = MAX_PIXELS if most is None else min(most, MAX_PIXELS)
     with _bytes(source) as handle:
@@ -126,8 +128,10 @@ def read_pixels(source: Source, most: int | None = None) -> Pixels:
 
 @_explained()
 def measure(source: Source, most_frames: int) -> tuple[int, int, int]:
-    """Frames, height and width of a file, by its headers; nothing is unpacked. An image has one frame. Frames of a
-    video are counted up to one more than `most_frames`. Raises what `read_pixels` raises."""
+    """Return the number of frames, height and width of a file from its headers, without decoding it.
+
+    An image has one frame. Counts at most `most_frames` + 1 frames of a video. Raises like `read_pixels`.
+    """
     with _bytes(source) as handle:
         kind = _container(handle)
         if kind is not None:
@@ -137,7 +141,7 @@ def measure(source: Source, most_frames: int) -> tuple[int, int, int]:
 
 
 def moves(source: Source) -> bool:
-    """Whether a file is a video, by as little of it as tells. Raises whatever comes."""
+    """Return whether a file is a video, reading as little as possible. Passes on exceptions of the decoders."""
     with _bytes(source) as handle:
         if _container(handle) is not None:
             return True
@@ -150,7 +154,7 @@ def _bytes(source: Source) -> IO[bytes]:
 
 
 def _container(handle: IO[bytes]) -> str | None:
-    """What container a video is in; None for what may be an image. Raises Unreadable for nothing at all."""
+    """Return the container format of a video; None for a possible image. Raises Unreadable for an empty file."""
     head = handle.read(video.HEAD)
     if not head:
         raise Unreadable("the file is empty")
@@ -170,10 +174,10 @@ def _pillow(source: Source, most: int) -> Pixels:
     with quietly(), _open(source) as image:
         pages, frames = getattr(image, "n_frames", 1), _frames(image)
         if frames * image.width * image.height > most:
-            what = "its frames hold" if frames > 1 else "it would unpack to"
-            raise Unreadable(f"{what} more than {most:,} pixels; cut it, or make it smaller", too_large=True)
+            what = "its frames have" if frames > 1 else "it would decode to"
+            raise Unreadable(f"{what} more than {most:,} pixels; shorten it or reduce its size", too_large=True)
         if pages > 1 and image.format == "TIFF":
-            notes.append(f"it holds {pages} images, of which the first is scored")
+            notes.append(f"it contains {pages} images; only the first is scored")
         if frames > 1:
             pixels, white = np.stack([_rgb(_frame(image, i), notes) for i in range(frames)]), 255
             return Pixels(pixels, white, tuple(dict.fromkeys(notes)))
@@ -190,17 +194,17 @@ def _frame(image: Image.Image, index: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] of an image of 8 bits and any mode; appends to `notes` what was changed."""
-    if image.mode.startswith("I;16"):  # a frame: images have gone through `deep_pixels`
-        notes.append("of its 16 bits the upper 8 are read")
+    """Convert an 8-bit image of any mode to pixels [H, W, 3]; appends conversions to `notes`."""
+    if image.mode.startswith("I;16"):  # a frame; still images were handled by `deep_pixels`
+        notes.append("only the upper 8 of its 16 bits are read")
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(
-            "its pixels have 32 bits, signs or fractions, of which nobody says what is white; save it with 8 or 16 bits"
+            "its pixels are 32-bit, signed or floating-point values without a defined white; save it with 8 or 16 bits"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            notes.append("what is transparent in it is shown on white")
+            notes.append("its transparent pixels are shown on white")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))

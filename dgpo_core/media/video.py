@@ -1,7 +1,7 @@
-"""Frames of video files, through PyAV, which is an extra: `pip install 'dgpo[video]'`.
+"""Decode video files with PyAV, an optional dependency: `pip install 'dgpo[video]'`.
 
-Only the containers that people keep clips in, recognized by their first bytes: FFmpeg's guess would also follow
-playlists to other files and read text as images.
+Supports only common containers, recognized by their first bytes: FFmpeg's detection would also follow playlists to
+other files and read text as images.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "NotInstalled", "container", "is_installed", "measure", "read_frames"]
 
 HEAD = 16
-"""Bytes that tell the container."""
+"""Number of bytes that identify the container."""
 STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
-"""Images that are stored like an mp4."""
+"""Brands of image formats that share the mp4 container."""
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def container(head: bytes) -> str | None:
-    """FFmpeg's name of the container that a file with these first bytes is; None if it is not one of ours."""
+    """Return FFmpeg's name of the container of a file with these first bytes; None if it is not supported."""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and head[8:12] not in STILL_BRANDS:
         return "mov"
     if head.startswith(EBML):
@@ -37,30 +37,32 @@ def container(head: bytes) -> str | None:
 
 
 def is_installed() -> bool:
-    """Whether PyAV is there."""
+    """Return whether PyAV is installed."""
     return importlib.util.find_spec("av") is not None
 
 
 class NotInstalled(ValueError):
-    """What reads videos is not there."""
+    """PyAV is not installed."""
 
     def __init__(self) -> None:
-        super().__init__("reading this video needs PyAV: pip install 'dgpo[video]'")
+        super().__init__("reading this video requires PyAV: pip install 'dgpo[video]'")
 
 
 def read_frames(handle: IO[bytes], kind: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Every frame of the first video stream of an opened file, upright: uint8 [F, H, W, 3], RGB.
+    """Decode all frames of the first video stream of an open file, upright: RGB uint8 [F, H, W, 3].
 
-    kind: its `container`. Raises ValueError, saying what is wrong: no video, no frames, cut off, broken, or more than
-    `max_pixels` in all frames together; NotInstalled without PyAV.
+    kind: its `container`. Raises ValueError if there is no video stream or no frame, if the file is truncated or
+    damaged, or if its frames have more than `max_pixels` pixels in total; NotInstalled without PyAV.
     """
     with _opened(handle, kind) as opened:
         return _decoded(opened.decode(opened.streams.video[0]), max_pixels)
 
 
 def measure(handle: IO[bytes], kind: str, most: int) -> tuple[int, int, int]:
-    """Frames, height and width of the same, by its headers and the number of its packets, counted up to `most` + 1.
-    Raises ValueError and NotInstalled."""
+    """Return the number of frames (counted by packets, up to `most` + 1), height and width, without decoding.
+
+    Raises ValueError and NotInstalled like `read_frames`.
+    """
     with _opened(handle, kind) as opened:
         stream = opened.streams.video[0]
         frames = 0
@@ -78,15 +80,15 @@ def _opened(handle: IO[bytes], kind: str) -> Iterator[InputContainer]:
     import av
 
     if not _whole(handle, kind):
-        raise ValueError("the file is cut off")
+        raise ValueError("the file is truncated")
     handle.seek(0)
     try:
         with av.open(handle, mode="r", format=kind) as opened:
             if not opened.streams.video:
-                raise ValueError("it holds no video")
+                raise ValueError("it contains no video")
             yield opened
     except av.error.FFmpegError as error:
-        raise ValueError(f"not a video that can be read: {error.strerror}") from error
+        raise ValueError(f"not a readable video: {error.strerror}") from error
 
 
 def _decoded(frames: object, max_pixels: int) -> NDArray[np.uint8]:
@@ -96,7 +98,7 @@ def _decoded(frames: object, max_pixels: int) -> NDArray[np.uint8]:
         if frame.is_corrupt:
             raise ValueError(f"frame {len(images)} is damaged")
         if (len(images) + 1) * frame.width * frame.height > max_pixels:
-            raise ValueError(f"its frames hold more than {max_pixels:,} pixels; cut it, or make it smaller")
+            raise ValueError(f"its frames have more than {max_pixels:,} pixels; shorten it or reduce its size")
         pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
         upright = np.rot90(pixels, round(frame.rotation / 90))
         if images and upright.shape != images[0].shape:
@@ -108,7 +110,7 @@ def _decoded(frames: object, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _whole(handle: IO[bytes], kind: str) -> bool:
-    """Whether a file is as long as its container says. FFmpeg reads as far as it gets and calls that the video."""
+    """Return whether a file is as long as its container declares; FFmpeg silently accepts truncated files."""
     length = handle.seek(0, 2)
     handle.seek(0)
     if kind == "mov":
@@ -120,7 +122,7 @@ def _whole(handle: IO[bytes], kind: str) -> bool:
     start = _vint(handle)
     handle.seek(start or 0, 1)
     if handle.read(4) != SEGMENT:
-        return True  # FFmpeg knows better
+        return True  # left to FFmpeg
     size = _vint(handle)
     return size is None or handle.tell() + size <= length
 
@@ -132,16 +134,16 @@ def _whole_boxes(handle: IO[bytes], length: int) -> bool:
         size = int.from_bytes(handle.read(8)[:4], "big")
         if size == 1:
             size = int.from_bytes(handle.read(8), "big")
-        if size == 0:  # the last one, up to the end
+        if size == 0:  # the last box, up to the end of the file
             return True
         if size < 8:
-            return True  # nonsense, which FFmpeg will say
+            return True  # invalid; FFmpeg reports it
         at += size
     return at <= length
 
 
 def _vint(handle: IO[bytes]) -> int | None:
-    """EBML's number of variable length; None stands for an unknown size (a stream that was recorded live)."""
+    """Read a variable-length EBML integer; None for an unknown size (a stream that was recorded live)."""
     first = handle.read(1)[0:1]
     if not first or first == b"\x00":
         return None

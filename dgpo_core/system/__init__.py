@@ -1,1 +1,1 @@
-"""The system below: files that may be anything, signals, threads of OpenMP."""
+"""Operating system: files, signals, child processes, proxies, devices and OpenMP threads."""

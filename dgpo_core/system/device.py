@@ -1,4 +1,4 @@
-"""Where to compute: the one place that chooses between the CPU and a card."""
+"""Select the device: CPU or CUDA."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NAMES = ("auto", "cpu", "cuda")
 
 
 def choose_device(name: str, key: str = "run.device") -> torch.device:
-    """The device for the setting `key`: of NAMES, where `auto` is this process's CUDA card if there is one.
+    """Return the device for the setting `key`: one of NAMES, where `auto` is the current CUDA device if available.
 
-    Raises UserError for another name, and if CUDA is asked for and absent.
+    Raises UserError for any other name, and if CUDA is requested but not available.
     """
     if name not in NAMES:
         raise UserError(f"{key} {name}: choose one of {', '.join(NAMES)}")

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: names, types, shapes and places of tensors, without the tensors."""
+"""Read headers of safetensors files: names, dtypes, shapes and offsets of tensors, without their data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["BadHeader", "read_header"]
 
 METADATA = "__metadata__"
 LIMIT = 100_000_000
-"""Bytes; safetensors' own limit."""
+"""Maximum header length in bytes, as in the safetensors library."""
 
 
 class BadHeader(ValueError):
-    """What is wrong with a file, in words that go on after its name; incomplete: because it is cut off."""
+    """An invalid header. The message follows the file's name. incomplete: whether the file is truncated."""
 
     def __init__(self, message: str, *, incomplete: bool = False) -> None:
         super().__init__(message)
@@ -22,16 +22,16 @@ class BadHeader(ValueError):
 
 
 def read_header(file: BinaryIO, size: int) -> tuple[Mapping[str, Mapping[str, Any]], int]:
-    """Entries by names of tensors, and where the tensors' bytes begin, of a file that is read from its beginning.
+    """Return the header entries by tensor name, and the offset of the tensor data in bytes.
 
-    size: of the file, in bytes. Raises BadHeader for a file that is none of safetensors, or ends before its tensors do;
-    and OSError.
+    file: open at its beginning. size: of the file, in bytes. Raises BadHeader if it is not a safetensors file or is
+    truncated, and OSError if it cannot be read.
     """
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or length > LIMIT:
-        raise BadHeader(f"its {size} bytes do not begin with a header")
+        raise BadHeader(f"its {size} bytes do not start with a header")
     if length > size - 8:
-        raise BadHeader(f"it ends within its header, after {size} bytes", incomplete=True)
+        raise BadHeader(f"it ends inside its header, after {size} bytes", incomplete=True)
     try:
         header = json.loads(file.read(length))
         entries = {name: entry for name, entry in header.items() if name != METADATA}

@@ -1,4 +1,4 @@
-"""How requests travel: through the proxy that `proxies` decides on for each address."""
+"""Send HTTP requests through the proxy that `proxies.route` selects for each address."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Routed:
     def __init__(
         self, library: ModuleType, *, limits: Any = None, network: Any = None, on_message: bool = False
     ) -> None:
-        """network: makes the connections, as httpcore's backends do; tell: log, once, why a proxy could not be used or
-        reached."""
+        """network: an httpcore network backend that opens connections. on_message: log, once per reason, why a proxy
+        cannot be used or reached."""
         self._library = library
         self._network = network
         self._report = on_message
@@ -69,7 +69,7 @@ class Routed:
             raise self._failed(f"{error_text(error, 300)} through {proxy}", request) from error
 
     def _failed(self, message: str, request: Any) -> Exception:
-        if self._report and message not in self._reported:  # the library may have words of its own instead
+        if self._report and message not in self._reported:  # the library may replace the message
             self._reported.add(message)
             log.warning("%s", message)
         made: Exception = self._library.ConnectError(message, request=request)

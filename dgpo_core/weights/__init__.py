@@ -1,8 +1,8 @@
-"""Where a model's files are, and whether they are what they should be: looked at before any weight is read.
+"""Locate a model's files and check them before any weight is loaded.
 
-No torch, no library of models, no code of a checkpoint: names, configurations and the headers of safetensors files,
-a few milliseconds whatever the size. Everything that is wrong is a UserError of one line, which begins with what the
-caller calls the setting (`where`), names file and key, and says the way on.
+Reads only file names, configuration files and safetensors headers, which takes milliseconds for models of any size.
+Imports neither torch nor a model library, and runs no code from a checkpoint. Every problem is a one-line UserError
+that begins with the setting (`where`), names the file and the key, and suggests a fix.
 """
 
 from dgpo_core.weights.configurations import read_json, refuse_quantized

@@ -1,4 +1,4 @@
-"""Files of weights: which one of a directory is read, and whether it is whole, by its header alone."""
+"""Select a model's weight files and check that they are complete, by their headers alone."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ __all__ = ["check_file", "check_weights", "shapes"]
 
 SAFETENSORS, INDEX = ".safetensors", ".safetensors.index.json"
 LARGEST = 10**16
-"""A side of a tensor."""
+"""Maximum size of a tensor dimension."""
 SMALL = re.compile(r"F[468](_.*)?|I8|U8")
-"""Types of which no weights are, unless they are quantized."""
+"""Dtypes that only quantized weights have."""
 SCALES = re.compile(
     r"(^|\.)(scale_weight|scaled_fp8|weight_scale(_inv|_2)?|absmax|nested_absmax|quant_map|SCB|qweight|qzeros|wscales|"
     r"smooth_factor(_orig)?|weight\._data|weight_qtype|weight_packed)$|\.quant_state\."
 )
-"""Names that only quantized weights have: scaled fp8, modelopt, bitsandbytes, GPTQ and AWQ, nunchaku, quanto."""
+"""Tensor names that only quantized weights have: scaled fp8, modelopt, bitsandbytes, GPTQ and AWQ, nunchaku, quanto."""
 SINGLE = ("model.diffusion_model.", "joint_blocks.", "double_blocks.", "first_stage_model.", "cond_stage_model.")
-"""How names of tensors begin in checkpoints of a single file, and in ComfyUI's."""
+"""Prefixes of tensor names in single-file checkpoints, including those of ComfyUI."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SHOWN = 6
 
 
 def check_weights(directory: Path, stem: str, where: str, *, variant: str | None = None) -> str | None:
-    """Check the weights of one model, and tell which variant of them is to be read: None for the plain ones.
+    """Check the weights of one model and return the variant to load; None for files without a variant.
 
-    stem: how the files are called, "model" (transformers) or "diffusion_pytorch_model" (diffusers); variant: which is
-    preferred where there are several, such as "fp16". The one asked for wins, then the plain ones, then the only one
-    there is. Raises UserError, beginning with `where`, if there are none, if several variants leave the choice, and for
-    weights that are incomplete, damaged, or quantized.
+    stem: the base name of the files, "model" (transformers) or "diffusion_pytorch_model" (diffusers). variant: the
+    preferred variant, such as "fp16". Order of choice: the preferred variant, the files without a variant, the only
+    variant available. Raises UserError, beginning with `where`, if there are no weights, if several variants remain, or
+    if the weights are incomplete, damaged or quantized.
     """
     names = _names(directory, where)
     found = _variants(names, stem)
@@ -47,9 +47,9 @@ def check_weights(directory: Path, stem: str, where: str, *, variant: str | None
         if not found:
             raise UserError(f"{where}: {directory} {_none(directory, names, stem)}")
         if len(found) > 1:
-            there = ", ".join(sorted(str(one) for one in found))
+            available = ", ".join(sorted(str(name) for name in found))
             raise UserError(
-                f"{where}: {directory} has its weights in several variants, {there}; choose one with the option variant"
+                f"{where}: {directory} has weights in several variants, {available}; choose one with the option variant"
             )
         (chosen,) = found
     for name in _files(directory, found[chosen], where):
@@ -58,8 +58,10 @@ def check_weights(directory: Path, stem: str, where: str, *, variant: str | None
 
 
 def shapes(directory: Path, stem: str, where: str, *, variant: str | None) -> dict[str, list[int]]:
-    """Tensors by name, as the headers of checked safetensors files have them; variant: as `check_weights` returned it.
-    Raises UserError for a shape that is none."""
+    """Return the shape of each tensor by name, from the headers of checked safetensors files.
+
+    variant: as returned by `check_weights`. Raises UserError for an invalid shape.
+    """
     found: dict[str, list[int]] = {}
     for name in _files(directory, _variants(_names(directory, where), stem)[variant], where):
         path = directory / name
@@ -68,37 +70,40 @@ def shapes(directory: Path, stem: str, where: str, *, variant: str | None) -> di
         for tensor, entry in header.items():
             shape = entry.get("shape")
             if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n <= LARGEST for n in shape):
-                raise UserError(f"{where}: {path}: the shape of {clean(tensor, 150)} is none; download it again")
+                raise UserError(f"{where}: {path}: the shape of {clean(tensor, 150)} is invalid; download it again")
             found[tensor] = shape
     return found
 
 
 def check_file(path: Path, where: str) -> None:
-    """Raise UserError for a file of weights that is not there, empty, a stand-in for the file, cut off, damaged or
-    quantized. Of a safetensors file the header is read, of others the first bytes."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write into it
-        raise UserError(f"{where}: {path} is no file")
+    """Raise UserError if a weight file is missing, empty, a git-lfs pointer, truncated, damaged or quantized.
+
+    Reads the header of a safetensors file, and the first bytes of any other file.
+    """
+    if path.exists() and not path.is_file():  # opening a pipe would block until a writer connects
+        raise UserError(f"{where}: {path} is not a regular file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             beginning = file.read(512)
             if is_pointer(beginning):
                 raise UserError(
-                    f"{where}: {path} is a pointer of git-lfs ({size} bytes), not the weights: run `git lfs pull` there"
+                    f"{where}: {path} is a git-lfs pointer ({size} bytes), not the weights; "
+                    "run `git lfs pull` in its directory"
                 )
             if not beginning:
-                raise UserError(f"{where}: {path} is empty: download it again{unfinished(path.parent)}")
+                raise UserError(f"{where}: {path} is empty; download it again{unfinished(path.parent)}")
             if beginning.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-                raise UserError(f"{where}: {path} is a page of a web site, not the weights: download it again")
+                raise UserError(f"{where}: {path} is an HTML page, not the weights; download it again")
             if beginning.startswith(b"GGUF"):
-                raise quantized(f"{where}: {path} is in GGUF's format")
+                raise quantized(f"{where}: {path} is in GGUF format")
             if path.suffix == SAFETENSORS:
                 file.seek(0)
                 _check_header(_header(file, size, path, where), path, where)
     except FileNotFoundError as error:
         link = path.is_symlink()
-        what = f"is a link to {clean(os.readlink(path), 300)}, which is not there" if link else "is not there"
-        raise UserError(f"{where}: {path} {what}: the download is incomplete{_again(path.parent)}") from error
+        what = f"is a link to {clean(os.readlink(path), 300)}, which does not exist" if link else "does not exist"
+        raise UserError(f"{where}: {path} {what}; the download is incomplete{_again(path.parent)}") from error
     except OSError as error:
         raise UserError(f"{where}: {path} cannot be read: {error.strerror or error}") from error
 
@@ -107,14 +112,16 @@ def _names(directory: Path, where: str) -> list[str]:
     try:
         return sorted(os.listdir(directory))
     except FileNotFoundError as error:
-        raise UserError(f"{where}: there is no directory {directory}{_again(directory)}") from error
+        raise UserError(f"{where}: no such directory: {directory}{_again(directory)}") from error
     except OSError as error:
         raise UserError(f"{where}: {directory} cannot be read: {error.strerror or error}") from error
 
 
 def _variants(names: Iterable[str], stem: str) -> dict[str | None, str]:
-    """Variant to the file that is opened first: an index of shards, or all weights in one. As the libraries call them:
-    STEM.VARIANT.safetensors, STEM.safetensors.index.VARIANT.json."""
+    """Map each variant to the file to open first: a shard index or a single weight file.
+
+    File names follow the libraries: STEM.VARIANT.safetensors, STEM.safetensors.index.VARIANT.json.
+    """
     one = re.compile(rf"{re.escape(stem)}(?:\.(?P<variant>.+))?\.safetensors")
     index = re.compile(rf"{re.escape(stem)}\.safetensors\.index(?:\.(?P<variant>.+))?\.json")
     shard = re.compile(r".*-\d{5}-of-\d{5}")
@@ -129,13 +136,13 @@ def _variants(names: Iterable[str], stem: str) -> dict[str | None, str]:
 
 
 def _files(directory: Path, first: str, where: str) -> Sequence[str]:
-    """The files that hold the tensors."""
+    """Return the files that contain the tensors."""
     if not first.endswith(".json"):
         return [first]
     path = directory / first
     shards = read_json(path, where).get("weight_map")
     if not isinstance(shards, Mapping) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise UserError(f"{where}: {path}: weight_map must say for every tensor which file holds it")
+        raise UserError(f"{where}: {path}: weight_map must map every tensor name to a file name")
     names = sorted(set(shards.values()))
     odd = next((name for name in names if Path(name).name != name or "\0" in name or name in ("", "..")), None)
     if odd is not None:
@@ -143,35 +150,35 @@ def _files(directory: Path, first: str, where: str) -> Sequence[str]:
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
         raise UserError(
-            f"{where}: {directory} lacks {len(missing)} of the {len(names)} files that {first} names, "
-            f"{', '.join(missing[:SHOWN])}: the download is incomplete{_again(directory)}"
+            f"{where}: {directory} is missing {len(missing)} of the {len(names)} files listed in {first}: "
+            f"{', '.join(missing[:SHOWN])}; the download is incomplete{_again(directory)}"
         )
     return names
 
 
 def _none(directory: Path, names: Sequence[str], stem: str) -> str:
-    """What there is instead of weights."""
+    """Describe what a directory without weights contains instead."""
     wanted = f"{stem}{SAFETENSORS}"
     pickles = [name for name in names if name.endswith(PICKLES)]
     others = [name for name in names if name.endswith(SAFETENSORS)]
     shards = [name for name in others if re.search(r"-\d{5}-of-\d{5}", name)]
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf:
-        return f"has its weights in GGUF's format ({gguf[0]}), which is quantized and not supported: take the original"
+        return f"has quantized weights in GGUF format ({gguf[0]}), which is not supported; use the original weights"
     if shards:
-        return f"has shards of weights ({shards[0]}), but not {stem}{INDEX}, which says what is in which: download it"
+        return f"has weight shards ({shards[0]}), but not their index {stem}{INDEX}; download it"
     if others:
-        return f"has no {wanted}; {others[0]} is called otherwise: if it holds these weights, rename it"
+        return f"has no {wanted}; if {others[0]} contains these weights, rename it"
     if pickles:
         return (
-            f"has its weights as {pickles[0]} alone, a pickle, which is not read: load the model once where you trust "
-            "it, and save_pretrained(DIRECTORY, safe_serialization=True)"
+            f"has its weights only as a pickle, {pickles[0]}, which is not supported; load the model where you trust "
+            "it and convert it with save_pretrained(DIRECTORY, safe_serialization=True)"
         )
-    return f"has no weights: there is no {wanted}{_again(directory)}"
+    return f"has no weights: no such file: {wanted}{_again(directory)}"
 
 
 def _again(directory: Path) -> str:
-    """How to fetch what is missing of one model's directory, which may be one of several of a pipeline."""
+    """Return "; ..." that says how to complete the directory of one model, which may be part of a pipeline."""
     return fetch_again(directory) if hub_repository(directory.absolute()) else unfinished(directory)
 
 
@@ -179,23 +186,23 @@ def _header(file: BinaryIO, size: int, path: Path, where: str) -> Mapping[str, A
     try:
         header, _ = read_header(file, size)
     except BadHeader as error:
-        way_on = f": the download is incomplete{_again(path.parent)}" if error.incomplete else "; download it again"
-        raise UserError(f"{where}: {path} is no whole safetensors file: {error}{way_on}") from error
+        advice = f"; the download is incomplete{_again(path.parent)}" if error.incomplete else "; download it again"
+        raise UserError(f"{where}: {path} is not a complete safetensors file: {error}{advice}") from error
     if not header:
-        raise UserError(f"{where}: {path} holds no tensors")
+        raise UserError(f"{where}: {path} contains no tensors")
     return header
 
 
 def _check_header(header: Mapping[str, Any], path: Path, where: str) -> None:
-    """Raise UserError for quantized tensors, and for the names of another program."""
+    """Raise UserError for quantized tensors, and for tensor names of a single-file checkpoint."""
     for name, entry in header.items():
         shown, kind, shape = clean(name, 150), str(entry.get("dtype")), entry.get("shape") or ()
         if SCALES.search(name):
-            raise quantized(f"{where}: {path} has {shown}, as quantized weights have")
+            raise quantized(f"{where}: {path} has the tensor {shown}, which only quantized weights have")
         if SMALL.fullmatch(kind) and (kind.startswith("F") or ("weight" in name and len(shape) > 1)):
-            raise quantized(f"{where}: {path} holds {shown} as {kind}")
+            raise quantized(f"{where}: {path} contains {shown} as {kind}")
         if name.startswith(SINGLE):
             raise UserError(
-                f"{where}: {path} has {shown}, a name of checkpoints of a single file: convert it with diffusers "
-                "(`from_single_file`, then `save_pretrained`), or take the repository in diffusers' format"
+                f"{where}: {path} has {shown}, a tensor name of single-file checkpoints; convert it with diffusers "
+                "(`from_single_file`, then `save_pretrained`), or use the repository in diffusers format"
             )

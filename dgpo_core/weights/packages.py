@@ -1,7 +1,7 @@
-"""`package:NAME/path`: weights among the files of an installed plugin, found without importing it.
+"""Resolve `package:NAME/path`: weights among the files of an installed plugin, found without importing it.
 
-NAME is the package of an entry point of the group `dgpo`, so that a run file cannot have any other module imported, nor
-one that lies in the working directory.
+NAME must be the package of an entry point in the group `dgpo`, so that a run file cannot make any other module be
+imported, such as one in the working directory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ SHOWN = 8
 
 
 def in_package(text: str, where: str) -> Path:
-    """The directory that `package:NAME/path` names. Raises UserError for a package that no installed plugin declares,
-    and for a path that leads out of it or is not there."""
+    """Return the directory that `package:NAME/path` names.
+
+    Raises UserError if no installed plugin declares the package, or if the path does not exist or leaves the package.
+    """
     shown = clean(text, 300)
     name, _, inner = text.removeprefix(PACKAGE).partition("/")
     if not name or not inner.strip("/. "):
@@ -32,35 +34,35 @@ def in_package(text: str, where: str) -> Path:
     declared = _declared()
     if name not in declared:
         raise UserError(
-            f"{where}: {shown} wants the package {clean(name, 100)}, which no installed plugin declares (entry points "
-            f"of the group dgpo){nearest(name, declared)}{_there_are()}"
+            f"{where}: {shown} requires the package {clean(name, 100)}, which no installed plugin declares (entry "
+            f"points of the group dgpo){nearest(name, declared)}{_there_are()}"
         )
     path = PurePosixPath(inner)
     if path.is_absolute() or ".." in path.parts or "\\" in inner or not inner.isprintable():
-        raise UserError(f"{where}: {shown}: the path must stay inside the package: names with slashes between, no ..")
+        raise UserError(f"{where}: {shown}: the path must stay inside the package: names separated by slashes, no ..")
     roots = list(_roots(name))
     if not roots:
-        raise UserError(f"{where}: {shown}: the package {name} has no files of its own; is it installed whole?")
+        raise UserError(f"{where}: {shown}: the package {name} has no directory of its own; check its installation")
     try:
         found = next((root / path for root in roots if (root / path).is_dir()), None)
     except OSError as error:
-        raise UserError(f"{where}: {shown}: cannot be looked at: {error.strerror or error}") from error
+        raise UserError(f"{where}: {shown}: cannot be read: {error.strerror or error}") from error
     if found is not None:
         return found
     beside = sorted({p.name for root in roots for p in (root / path).parent.glob("[!_.]*") if p.is_dir()})
     raise UserError(
-        f"{where}: {shown}: there is no directory {roots[0] / path}; "
+        f"{where}: {shown}: no such directory: {roots[0] / path}; "
         f"directories beside it: {', '.join(beside[:SHOWN]) or 'none'}"
     )
 
 
 def _declared() -> set[str]:
-    """Packages of the installed plugins: the first part of each entry point's module."""
+    """Return the packages of the installed plugins: the top-level module of each entry point."""
     return {entry_point.module.partition(".")[0] for _, _, entry_point in entry_points()}
 
 
 def _roots(name: str) -> Iterator[Path]:
-    """Directories of a package; none for a module that is one file. A name without a dot is found, not imported."""
+    """Yield the directories of a package; none for a single-file module. Does not import a top-level package."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
@@ -70,7 +72,7 @@ def _roots(name: str) -> Iterator[Path]:
 
 
 def _there_are() -> str:
-    """The pipelines that installed plugins bring."""
+    """Return "; ..." that lists the pipelines of the installed plugins."""
     found = sorted(
         f"{PACKAGE}{name}/{index.parent.relative_to(root).as_posix()}"
         for name in _declared()
@@ -78,4 +80,4 @@ def _there_are() -> str:
         for pattern in (f"*/{INDEX}", f"*/*/{INDEX}")
         for index in root.glob(pattern)
     )
-    return f"; there are {', '.join(found[:SHOWN])}" if found else "; no installed plugin brings a model"
+    return f"; available: {', '.join(found[:SHOWN])}" if found else "; no installed plugin contains a model"

@@ -105,7 +105,7 @@ def test_a_medium_that_changes_in_the_middle_costs_no_iteration(
     settings = ("rollout.groups=1", "run.iterations=3", "evaluation.at_start=false", "rollout.guidance=1")
     refused = dgpo("train", edits, *(word for setting in settings for word in ("--set", setting)))
     assert refused.code == 2
-    assert ".png: has another content than when the prompts were read (SHA-256 was " in refused.err
+    assert ".png: has changed since the prompts were read (SHA-256 was " in refused.err
     assert Path("runs/toy/checkpoints/000001").is_dir()
 
 
@@ -124,7 +124,7 @@ def test_bad_media_are_refused_before_a_run(dgpo: Run, edits: Path) -> None:
         refused = dgpo(*command)
         assert refused.code == 2
         assert "heldout.jsonl:1: media: " in refused.err
-        assert "b.png: not an image or a video that can be read" in refused.err
+        assert "b.png: not a readable image or video" in refused.err
 
 
 def test_samples_are_drawn_from_media(dgpo: Run, edits: Path, editing: list[Prompt]) -> None:
@@ -141,7 +141,7 @@ def test_samples_are_drawn_from_media(dgpo: Run, edits: Path, editing: list[Prom
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("-p", "q", "--media", "c.png"), "--media: c.png: there is no such file"),
+        (("-p", "q", "--media", "c.png"), "--media: c.png: no such file"),
         (("-p", "q", "--negative", "\udcff"), "--negative: "),
         (("--media", "a.png"), "--media belongs to --prompt; prompts of a file have their own, by the key `media`"),
         (("--prompts", "train.jsonl", "--negative", "x"), "--negative belongs to --prompt"),
@@ -159,7 +159,7 @@ def test_scored_files_have_prompts_with_media(dgpo: Run, edits: Path) -> None:
     lines("bad.jsonl", {"prompt": "x"}, {"prompt": "y", "media": "gone.png"})
     refused = dgpo("score", "brightness", "one.png", "two.png", "--prompts", "bad.jsonl")
     assert refused.code == 2
-    assert "bad.jsonl:2: media: gone.png: there is no such file" in refused.err
+    assert "bad.jsonl:2: media: gone.png: no such file" in refused.err
 
 
 def test_what_samples_were_drawn_from_may_be_damaged(dgpo: Run, trained: Any) -> None:

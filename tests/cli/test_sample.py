@@ -213,7 +213,7 @@ def test_without_pyav_the_film_strips_are_written(dgpo: Run, filmed: Path, monke
     done = dgpo("sample", filmed, "-p", "x", "-n", 2)
     assert (done.code, done.out) == (0, "2 videos of the base model of run.yaml: samples/grid.png\n")
     assert done.err == (
-        "note: videos are written as film strips only; mp4 files need PyAV: pip install 'dgpo[video]'\n"
+        "note: videos are written as film strips only; mp4 files require PyAV: pip install 'dgpo[video]'\n"
     )
     whole = {name: data for name, data in tree(Path("whole")).items() if not name.endswith(".mp4")}
     assert tree(Path("samples")) == whole

@@ -35,7 +35,7 @@ def write(directory: Path, weights: dict[str, Tensor] | None = None) -> Path:
         "tokenizer/spiece.model": "\0\1",
         "README.md": "words",
         "all_in_one.safetensors": "not read beside an index",
-        "transformer/model.bin": "pickles are not read",
+        "transformer/model.bin": "pickles are not supported",
         ".cache/lock.json": "{}",
     }
     for name, text in files.items():

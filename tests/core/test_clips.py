@@ -124,9 +124,9 @@ def test_mpeg4_where_there_is_no_x264(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not() is None
     without(monkeypatch, *clips.ENCODERS)
-    assert str(why_not()).startswith("mp4 files need PyAV with an encoder, libx264 or mpeg4; av ")
+    assert str(why_not()).startswith("mp4 files require PyAV with the encoder libx264 or mpeg4; av ")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert why_not() == "mp4 files need PyAV: pip install 'dgpo[video]'"
+    assert why_not() == "mp4 files require PyAV: pip install 'dgpo[video]'"
 
 
 def test_frames_that_the_encoder_refuses() -> None:

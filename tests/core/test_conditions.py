@@ -71,20 +71,20 @@ def test_each_distinct_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a.pmg", "there is no such file; there is a.png"),
-        ("A.PNG", "there is no such file; there is a.png"),
-        ("nowhere/a.png", "there is no such file; there is no directory"),
+        ("a.pmg", "no such file; did you mean a.png?"),
+        ("A.PNG", "no such file; did you mean a.png?"),
+        ("nowhere/a.png", "no such file; no such directory"),
         ("a.png/b.png", "cannot be read: Not a directory"),
         (".", "is a directory, not a file"),
-        ("dangling.png", "is a link that leads nowhere"),
+        ("dangling.png", "is a broken symbolic link"),
         ("loop.png", "cannot be read: Too many levels of symbolic links"),
         ("fifo.png", "is a FIFO, not a file"),
         ("empty.png", "the file is empty"),
-        ("text.png", "not an image or a video that can be read"),
+        ("text.png", "not a readable image or video"),
         ("cut.png", "cannot be read"),
-        ("large.png", "it would unpack to more than"),
+        ("large.png", "it would decode to more than"),
         ("heavy.png", "is larger than 0 MiB"),
-        ("~nobody/a.png", "there is no such file"),
+        ("~nobody/a.png", "no such file"),
         ("x" * 300, "cannot be read: File name too long"),
         ('["\\ud83d"]', "`media[0]` contains half of a character"),
     ],
@@ -115,10 +115,10 @@ def test_a_file_that_has_changed_is_refused_where_it_is_read(tmp_path: Path) -> 
     medium, inside = condition_medium(path), condition_medium(path.read_bytes())
     assert medium == inside
     image(path, 8)
-    with pytest.raises(UserError, match=r"a\.png: has another content than when the prompts were read"):
+    with pytest.raises(UserError, match=r"a\.png: has changed since the prompts were read"):
         medium.read()
     path.unlink()
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         content_of(medium)
     assert torch.equal(inside.read(), torch.full((3, 4, 6), 7 / 255))
     with pytest.raises(UserError, match="the image sha256:000"):
@@ -154,7 +154,7 @@ def test_names_of_media_are_shown_without_what_terminals_obey(tmp_path: Path) ->
     Image.new("LA", (4, 4)).save(path)
     (prompt,) = load_file(prompt_file(tmp_path, {"media": path.name}))
     (note,) = notes([prompt])
-    assert r"a\x1b[31m\n.png: what is transparent" in note
+    assert r"a\x1b[31m\n.png: its transparent pixels" in note
     section = BackboneSection.model_validate({"use": "toy", "checkpoint": "toy"})
     with pytest.raises(UserError) as caught:
         toy.ToyBackbone(section, toy.ToyOptions(), device=torch.device("cpu")).check_prompts([prompt])
@@ -172,7 +172,7 @@ def test_notes() -> None:
 def test_transparency_is_reported(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 0, 0, 9)).save(tmp_path / "a.png")
     (note,) = notes(load_file(prompt_file(tmp_path, {"media": "a.png"}, {"media": "a.png"})))
-    assert note.endswith("a.png: what is transparent in it is shown on white")
+    assert note.endswith("a.png: its transparent pixels are shown on white")
 
 
 DIGEST = "0" * 64
@@ -194,8 +194,8 @@ DIGEST = "0" * 64
         ({"media": None}, "`media` must be a tuple"),
         ({"media": (ConditionMedium("image", "abc", "a.png"),)}, "64 hexadecimal digits"),
         ({"media": (ConditionMedium("image", DIGEST),)}, "neither a path nor its content"),
-        ({"media": (ConditionMedium("image", DIGEST, "missing.png"),)}, "media: missing.png: there is no such file"),
-        ({"media": (ConditionMedium("image", DIGEST, content=b"x"),)}, "media: not an image or a video"),
+        ({"media": (ConditionMedium("image", DIGEST, "missing.png"),)}, "media: missing.png: no such file"),
+        ({"media": (ConditionMedium("image", DIGEST, content=b"x"),)}, "media: not a readable image or video"),
     ],
 )
 def test_what_a_source_yields_is_checked(fields: dict[str, Any], expected: str) -> None:
@@ -218,7 +218,7 @@ def test_a_source_may_draw_media(tmp_path: Path) -> None:
 
     assert len(made(Source(None), "train", "here")) == 2
     media[0] = replace(media[0], kind="video")
-    with pytest.raises(UserError, match=r"a\.png: holds an image, not a video"):
+    with pytest.raises(UserError, match=r"a\.png: contains an image, not a video"):
         made(Source(None), "train", "here")
 
 

@@ -17,7 +17,7 @@ from dgpo_core.media.files import MediaError, read_media
 
 Pixels = np.ndarray[Any, Any]
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-WHITE = "what is transparent in it is shown on white"
+WHITE = "its transparent pixels are shown on white"
 
 
 def noise(channels: int, most: int = 65535) -> Pixels:
@@ -143,7 +143,7 @@ def test_twelve_bits_of_which_the_file_reports(tmp_path: Path, channels: int) ->
     pixels = noise(channels, 4095)
     path = png(tmp_path / "x.png", pixels, gAMA=struct.pack(">I", 45455), sBIT=bytes([12] * channels))
     assert np.array_equal(values(path, 4095), np.broadcast_to(pixels, (9, 7, 3)))
-    assert read_media(path).notes == ("its sBIT chunk says 12 bits, and its values reach 4095: white is 4095",)
+    assert read_media(path).notes == ("its sBIT chunk declares 12 bits and its largest value is 4095: white is 4095",)
 
 
 @pytest.mark.parametrize("replicated", [True, False])
@@ -166,7 +166,7 @@ def test_twelve_bits_of_which_nobody_reports(tmp_path: Path, channels: int) -> N
     path = png(tmp_path / "x.png", pixels)
     assert np.array_equal(values(path), np.broadcast_to(pixels[..., :3], (9, 7, 3)))
     (note,) = read_media(path).notes
-    assert note.startswith("the brightest of its 16-bit values is 4095 of 65535, and it is scored as dark as that")
+    assert note.startswith("its largest 16-bit value is 4095 of 65535, so it is scored as a dark image")
 
 
 @pytest.mark.parametrize(("most", "noted"), [(0, False), (1, True), (16383, True), (16384, False)])
@@ -193,11 +193,11 @@ def test_a_tiff_in_which_zero_is_white(tmp_path: Path) -> None:
 def test_what_pillow_reads_with_eight_bits_is_said(tmp_path: Path) -> None:
     pixels = noise(4)
     path = tiff(tmp_path / "x.tif", 7, pixels.astype("<u2").tobytes(), samples=4, photometric=5)
-    assert read_media(path).notes == ("of its 16 bits the upper 8 are read",)
+    assert read_media(path).notes == ("only the upper 8 of its 16 bits are read",)
     frames = [Image.fromarray(noise(1, most)[..., 0]) for most in (65535, 65534)]
     frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
     found = read_media(tmp_path / "x.png")
-    assert found.notes == ("of its 16 bits the upper 8 are read",)
+    assert found.notes == ("only the upper 8 of its 16 bits are read",)
     assert np.array_equal((found.tensor[1, 0] * 255).round().numpy(), noise(1, 65534)[..., 0] >> 8)
 
 
@@ -212,5 +212,7 @@ def test_pixels_of_which_nobody_says_what_is_white(tmp_path: Path, kind: str, na
         Image.fromarray(np.ones((4, 4), dtype=kind)).save(tmp_path / "x.tif")
     with Image.open(tmp_path / "x.tif") as image:
         assert image.mode == name
-    with pytest.raises(MediaError, match=r"x\.tif: its pixels have 32 bits, signs or fractions, of which nobody says"):
+    with pytest.raises(
+        MediaError, match=r"x\.tif: its pixels are 32-bit, signed or floating-point values without a defined white"
+    ):
         read_media(tmp_path / "x.tif")

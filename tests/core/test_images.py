@@ -157,7 +157,7 @@ def test_a_video_that_cannot_be_encoded_loses_no_other(
     monkeypatch.setattr(clips, "encode", moody)
     write_images(tmp_path / "v", noise(2, 5, 3, 4, 6), [Prompt("a"), Prompt("b")])
     assert listing(tmp_path / "v") == VIDEOS[1:]
-    assert caplog.messages == ["00.mp4 is left out: libx264 is in no mood"]
+    assert caplog.messages == ["skipped 00.mp4: libx264 is in no mood"]
 
 
 def test_images_that_cannot_be_written(tmp_path: Path) -> None:
@@ -203,4 +203,4 @@ def test_a_medium_that_is_gone_costs_no_images(tmp_path: Path, caplog: pytest.Lo
     write_images(tmp_path / "out", noise(1, 3, 8, 8), [Prompt("a", media=(gone,))])
     assert listing(tmp_path / "out") == ["00.png", "conditions.json", "grid.png", "prompts.json"]
     assert json.loads((tmp_path / "out" / "conditions.json").read_text()) == [None]
-    assert "gone.png: there is no such file" in caplog.text
+    assert "gone.png: no such file" in caplog.text

@@ -41,9 +41,9 @@ def test_what_goes_together(registry: Registry, film: object, media: Media, back
     check(registry, media, backbone)
 
 
-ADAPTER = "show it single frames: {use: frames, options: {reward: {use: judge, ...}}}"
-IMAGES = "judge scores images, but the backbone wan makes videos"
-VIDEOS = "judge scores videos, but the backbone sd3 makes images"
+ADAPTER = "score single frames with {use: frames, options: {reward: {use: judge, ...}}}"
+IMAGES = "judge scores images, but the backbone wan generates videos"
+VIDEOS = "judge scores videos, but the backbone sd3 generates images"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ VIDEOS = "judge scores videos, but the backbone sd3 makes images"
     [
         ({"video"}, "sd3", {}, f"{VIDEOS}; choose a reward that scores images"),
         ({"image"}, "wan", {}, f"{IMAGES}; {ADAPTER}"),
-        ({"image"}, "wan", {"service": SERVICE}, f"{IMAGES}; {ADAPTER}, in its service's file too"),
+        ({"image"}, "wan", {"service": SERVICE}, f"{IMAGES}; {ADAPTER}, also in the file of its service"),
     ],
 )
 def test_what_does_not(registry: Registry, media: Media, backbone: str, block: dict[str, Any], says: str) -> None:
@@ -68,7 +68,7 @@ def test_what_does_not(registry: Registry, media: Media, backbone: str, block: d
         ({"media": frozenset()}, "media = frozenset(); it must be a set"),
         ({"media": [["image"]]}, "media = [['image']]; it must be a set"),
         ({"media": {"audio"}}, "media = {'audio'}; it must be a set"),
-        ({"concurrency": "2"}, "concurrency = '2'; it must be a whole number"),
+        ({"concurrency": "2"}, "concurrency = '2'; it must be an integer"),
         ({"group_by": 3}, "group_by = 3; it must be a metadata key or None"),
     ],
 )

@@ -58,14 +58,14 @@ def test_hub_repositories(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("text", ["./nothing", "/nothing/here", "runs/a/checkpoint", "~/nothing-here", "a b"])
 def test_paths_that_do_not_exist(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"there is no directory .* \(the nearest that exists is /.*\); allowed is"):
+    with pytest.raises(UserError, match=r"no such directory: .* \(the nearest existing directory is /.*\); allowed is"):
         resolve_checkpoint(text)
 
 
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()
-    with pytest.raises(UserError, match=r"is a file, a checkpoint of a single file: .*; allowed is a directory"):
+    with pytest.raises(UserError, match=r"is a file, a single-file checkpoint; .*; allowed is a directory"):
         resolve_checkpoint(str(path))
 
 
@@ -86,14 +86,14 @@ def test_weights_in_a_package(package: Path) -> None:
         ("package:some_weight/x", "no installed plugin declares .*did you mean some_weights"),
         ("package:..weights/x", "no installed plugin declares"),
         ("package:some_weights.models/small", "no installed plugin declares"),
-        ("package:antigravity/x", "no installed plugin declares .*; there are .*package:dgpo_miniature/checkpoint"),
+        ("package:antigravity/x", "no installed plugin declares .*; available: .*package:dgpo_miniature/checkpoint"),
         ("package:json/x", "no installed plugin declares"),
         ("package:some_weights/../../etc", "must stay inside the package"),
         ("package:some_weights/models/../models/small", "must stay inside the package"),
         ("package:some_weights//etc", "must stay inside the package"),
         ("package:some_weights/a\0b", "must stay inside the package"),
         ("package:some_weights/a\\b", "must stay inside the package"),
-        ("package:some_weights/" + "x" * 300, "cannot be looked at: File name too long"),
+        ("package:some_weights/" + "x" * 300, "cannot be read: File name too long"),
     ],
 )
 def test_packages_that_do_not_have_it(package: Path, text: str, problem: str) -> None:
@@ -115,23 +115,23 @@ def test_nothing_is_imported_for_weights(package: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     "text, hint",
     [
-        ("https://huggingface.co/owner/name/tree/main", "write the repository's name, owner/name"),
+        ("https://huggingface.co/owner/name/tree/main", "write the name of the repository, owner/name"),
         ("s3://bucket/model", "download it first"),
         ("owner/name@main", "checkpoint: owner/name, revision: main"),
-        ("owner/name/", "without the last slash: owner/name"),
-        ("models--owner--some--name", "written owner/some--name"),
-        ("", "is no path"),
-        ("a\0b", "is no path"),
+        ("owner/name/", "without the trailing slash: owner/name"),
+        ("models--owner--some--name", "write owner/some--name"),
+        ("", "is not a path"),
+        ("a\0b", "is not a path"),
         ("x" * 300, "too long"),
-        ("round", "cannot be looked at: Too many levels"),
-        ("dangling", "is a link to nowhere, which is not there"),
+        ("round", "cannot be read: Too many levels"),
+        ("dangling", "is a link to nowhere, which does not exist"),
         ("a.gguf", "GGUF"),
         ("a.safetensors", "from_single_file"),
-        ("a.ckpt", "pickles are not read"),
+        ("a.ckpt", "pickles are not supported"),
         ("a.zip", "unpack it"),
-        ("model_index.json", "give the directory that it lies in"),
-        ("pytorch_lora_weights.safetensors", "a LoRA: give the model"),
-        ("a.zip/inner", "a part of that path is a file"),
+        ("model_index.json", "use its directory"),
+        ("pytorch_lora_weights.safetensors", "a LoRA adapter; use the model"),
+        ("a.zip/inner", "a parent of it is a file"),
     ],
 )
 def test_other_things_than_a_model(text: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,27 +163,27 @@ def make(root: Path, *names: str) -> None:
 def test_where_a_pipeline_is_instead(tmp_path: Path) -> None:
     model = tmp_path / "deep" / "model"
     make(model, WANTED, "transformer/blocks/x")
-    assert where_instead(model / "transformer" / "blocks", WANTED).endswith(f"in {model}: give that directory")
-    assert where_instead(tmp_path / "deep", WANTED) == "; there is one in model"
-    assert where_instead(tmp_path, WANTED) == "; there is one in deep/model"
+    assert where_instead(model / "transformer" / "blocks", WANTED).endswith(f"in {model}; use that directory")
+    assert where_instead(tmp_path / "deep", WANTED) == "; found one in model"
+    assert where_instead(tmp_path, WANTED) == "; found one in deep/model"
 
 
 def test_where_a_pipeline_is_in_the_hubs_cache(tmp_path: Path) -> None:
     entry = tmp_path / "hub" / "models--org--the--name"
     make(entry, f"snapshots/0123abc/{WANTED}", "blobs/55.incomplete", "snapshots/4567/x")
-    expected = f"the Hub's cache of org/the--name: give {entry}/snapshots/0123abc"
+    expected = f"the Hub cache of org/the--name; use {entry}/snapshots/0123abc"
     assert where_instead(entry, WANTED) == f"; it is {expected}"
     for inner in ("snapshots", "blobs", "snapshots/4567"):
-        assert where_instead(entry / inner, WANTED) == f"; it is within {expected}"
+        assert where_instead(entry / inner, WANTED) == f"; it is in {expected}"
     make(entry, f"snapshots/4567/{WANTED}", "refs/main")
     (entry / "refs" / "main").write_text("4567")
     several = where_instead(entry, WANTED)
-    assert several.endswith(f"give {entry}/snapshots/4567 (refs/main) or {entry}/snapshots/0123abc")
+    assert several.endswith(f"use {entry}/snapshots/4567 (refs/main) or {entry}/snapshots/0123abc")
     assert "models--org--the--name/snapshots/0123abc" in where_instead(tmp_path / "hub", WANTED)
     for name in ("0123abc", "4567"):
         (entry / "snapshots" / name / WANTED).unlink()
     broken = where_instead(entry, WANTED)
-    assert "a download broke off, blobs/55.incomplete" in broken
+    assert "a download was interrupted (it left blobs/55.incomplete" in broken
     assert broken.endswith("hf download org/the--name")
 
 
@@ -191,13 +191,13 @@ def test_where_a_pipeline_is_in_the_hubs_cache(tmp_path: Path) -> None:
     "files, what",
     [
         ((), "it is empty"),
-        (("pytorch_lora_weights.safetensors",), "holds a LoRA"),
-        (("adapter_config.json", "adapter_model.safetensors"), "holds a LoRA"),
-        (("config.yaml", "run.json", "metrics.jsonl"), "the directory of a run"),
+        (("pytorch_lora_weights.safetensors",), "contains a LoRA"),
+        (("adapter_config.json", "adapter_model.safetensors"), "contains a LoRA"),
+        (("config.yaml", "run.json", "metrics.jsonl"), "a run directory"),
         (("sd3-Q4_K_M.gguf",), "GGUF"),
-        (("sd3.5_medium.safetensors",), "sd3.5_medium.safetensors is a checkpoint of a single file"),
-        (("config.json", "model.safetensors"), "one model, not a pipeline"),
-        ((".cache/huggingface/download/x.incomplete",), "a download broke off"),
+        (("sd3.5_medium.safetensors",), "sd3.5_medium.safetensors is a single-file checkpoint"),
+        (("config.json", "model.safetensors"), "a single model, not a pipeline"),
+        ((".cache/huggingface/download/x.incomplete",), "a download was interrupted"),
         (("README.md",), ""),
     ],
 )
@@ -261,13 +261,13 @@ def test_shards(tmp_path: Path) -> None:
     second = shards(tmp_path)[1]
     assert check_weights(tmp_path, "model", "here") is None
     safetensors(second, cut=1)
-    with pytest.raises(UserError, match=r"00002-of-00002[.]safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"00002-of-00002[.]safetensors is not a complete safetensors file"):
         check_weights(tmp_path, "model", "here")
     second.unlink()
-    with pytest.raises(UserError, match=r"lacks 1 of the 2 files that .*index.json names, model-00002.*incomplete"):
+    with pytest.raises(UserError, match=r"is missing 1 of the 2 files listed in .*index.json: model-00002.*incomplete"):
         check_weights(tmp_path, "model", "here")
     (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(UserError, match=r"has shards of weights .* but not model.safetensors.index.json"):
+    with pytest.raises(UserError, match=r"has weight shards .* but not their index model.safetensors.index.json"):
         check_weights(tmp_path, "model", "here")
 
 
@@ -288,7 +288,7 @@ def test_an_index_that_leads_elsewhere(name: str, tmp_path: Path) -> None:
 )
 def test_an_index_that_says_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(UserError, match=r"weight_map must say|is no JSON|is empty"):
+    with pytest.raises(UserError, match=r"weight_map must map|is not valid JSON|is empty"):
         check_weights(tmp_path, "model", "here")
 
 
@@ -297,18 +297,18 @@ def test_an_index_that_says_nothing(content: str, tmp_path: Path) -> None:
     [
         ("model.safetensors", b"", "is empty"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
-        ("model.safetensors", b"<!DOCTYPE html><html>", "a page of a web site"),
-        ("model.safetensors", b"GGUF\3\0\0\0", "GGUF's format: the model is quantized"),
-        ("model.safetensors", b"\x05", "do not begin with a header"),
-        ("model.safetensors", b"\xff" * 64, "do not begin with a header"),
-        ("model.safetensors", (900).to_bytes(8, "little") + b'{"a"', "ends within its header"),
-        ("model.safetensors", (2).to_bytes(8, "little") + b"{}", "holds no tensors"),
+        ("model.safetensors", b"<!DOCTYPE html><html>", "an HTML page"),
+        ("model.safetensors", b"GGUF\3\0\0\0", "GGUF format: the model is quantized"),
+        ("model.safetensors", b"\x05", "do not start with a header"),
+        ("model.safetensors", b"\xff" * 64, "do not start with a header"),
+        ("model.safetensors", (900).to_bytes(8, "little") + b'{"a"', "ends inside its header"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"{}", "contains no tensors"),
         ("model.safetensors", (2).to_bytes(8, "little") + b"[]", "header cannot be read"),
         ("model.safetensors", (40000).to_bytes(8, "little") + b"[" * 40000, "header cannot be read"),
-        ("pytorch_model.bin", b"x", "a pickle, which is not read"),
-        ("other.safetensors", b"x", "other.safetensors is called otherwise"),
+        ("pytorch_model.bin", b"x", "which is not supported"),
+        ("other.safetensors", b"x", "if other.safetensors contains these weights, rename it"),
         ("q4.gguf", b"GGUF", "GGUF"),
-        ("config.json", b"{}", "has no weights: there is no model.safetensors"),
+        ("config.json", b"{}", "has no weights: no such file: model.safetensors"),
     ],
 )
 def test_weights_that_are_none(name: str, content: bytes, problem: str, tmp_path: Path) -> None:
@@ -322,16 +322,16 @@ def test_weights_that_are_none(name: str, content: bytes, problem: str, tmp_path
 @pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
 def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         check_weights(tmp_path, "model", "here")
 
 
 def test_weights_whose_file_was_removed(tmp_path: Path) -> None:
-    """As where someone cleared the blobs of the Hub's cache."""
+    """As where someone cleared the blobs of the Hub cache."""
     place = tmp_path / "models--org--name" / "snapshots" / "0"
     place.mkdir(parents=True)
     (place / "model.safetensors").symlink_to("../../blobs/1")
-    with pytest.raises(UserError, match=r"is a link to ../../blobs/1, which is not there: .*hf download org/name"):
+    with pytest.raises(UserError, match=r"is a link to ../../blobs/1, which does not exist; .*hf download org/name"):
         check_weights(place, "model", "here")
 
 
@@ -373,12 +373,14 @@ def test_weights_that_are_not_quantized(tmp_path: Path) -> None:
         ),
         ({"quant_method": "modelopt", "quant_type": "FP8"}, "modelopt .FP8"),
         ({"quant_method": "torchao", "quant_type": {"default": {}}}, "torchao"),
-        ({"a": 1}, "no method"),
+        ({"a": 1}, "unknown method"),
         ("gguf", "gguf"),
     ],
 )
 def test_quantized_configurations(section: Any, shown: str) -> None:
-    with pytest.raises(UserError, match=f"here: c.json: quantization_config says {shown}.*: the model is quantized"):
+    with pytest.raises(
+        UserError, match=f"here: c.json: quantization_config is set to {shown}.*: the model is quantized"
+    ):
         refuse_quantized({"quantization_config": section}, Path("c.json"), "here")
     refuse_quantized({"quantization_config": None}, Path("c.json"), "here")
 
@@ -387,10 +389,10 @@ def test_quantized_configurations(section: Any, shown: str) -> None:
     "content, problem",
     [
         (b"", "is empty"),
-        (b"[1]", "no JSON object, {...}, but list"),
-        (b"[" * 200_000, "is no JSON: too many brackets"),
-        (b"\xff\xfe{}", "is no JSON"),
-        (b"1" * 5000, "is no JSON"),
+        (b"[1]", "must contain a JSON object, {...}, not list"),
+        (b"[" * 200_000, "is not valid JSON: nested too deeply"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        (b"1" * 5000, "is not valid JSON"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )
@@ -417,19 +419,22 @@ def answer(status: int) -> httpx.Response:
     [
         (
             errors.GatedRepoError("", response=answer(403)),
-            "it is gated: accept its license at https://huggingface.co/o/n",
+            "it is gated; accept its license at https://huggingface.co/o/n",
         ),
         (errors.RepositoryNotFoundError("", response=answer(401)), "no such repository, or it is private"),
         (errors.RevisionNotFoundError("", response=answer(404)), "it has no revision v1"),
-        (errors.RemoteEntryNotFoundError("no x.json", response=answer(404)), "not a model in the format .*: no x.json"),
+        (
+            errors.RemoteEntryNotFoundError("no x.json", response=answer(404)),
+            "not a model in the required format: no x.json",
+        ),
         (errors.LocalEntryNotFoundError("gone"), "cannot be reached, .*hf download o/n --revision v1 --local-dir"),
-        (errors.HFValidationError("two slashes"), "no name of a repository"),
-        (errors.HfHubHTTPError("", response=answer(401)), "token is not valid"),
-        (errors.HfHubHTTPError("", response=answer(403)), "your account may not read it"),
-        (errors.HfHubHTTPError("", response=answer(429)), "too often"),
+        (errors.HFValidationError("two slashes"), "not a valid repository name"),
+        (errors.HfHubHTTPError("", response=answer(401)), "token is invalid"),
+        (errors.HfHubHTTPError("", response=answer(403)), "your account has no access"),
+        (errors.HfHubHTTPError("", response=answer(429)), "limits the rate"),
         (errors.HfHubHTTPError("Server error\nmore", response=answer(503)), "Server error"),
         (httpx.ConnectError("no route"), r"cannot be reached, .*\(no route\)"),
-        (OSError(28, "No space left on device", "/cache"), "No space left on device \\(/cache\\): .*HF_HOME"),
+        (OSError(28, "No space left on device", "/cache"), "No space left on device .*HF_HOME"),
         (ValueError(), "ValueError"),
     ],
 )
@@ -437,7 +442,7 @@ def test_why_a_repository_cannot_be_fetched(error: Exception, reason: str, monke
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     text = str(unreachable("here", "o/n", "v1", error))
     assert text.startswith(
-        "here: o/n is no directory here, and as a Hub repository at revision v1 it cannot be fetched: "
+        "here: o/n is not a local directory, and as a Hub repository at revision v1 it cannot be downloaded: "
     )
     assert re.search(reason, text)
     assert "\n" not in text
@@ -446,4 +451,4 @@ def test_why_a_repository_cannot_be_fetched(error: Exception, reason: str, monke
 def test_the_variable_that_forbids_the_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     text = str(unreachable("here", "o/n", None, errors.LocalEntryNotFoundError("gone")))
-    assert "HF_HUB_OFFLINE is set, and the cache has not all of it; unset it" in text
+    assert "HF_HUB_OFFLINE is set, and the cache does not have all of it; unset it" in text

@@ -14,7 +14,7 @@ from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import run_data
 from dgpo_schemas.run import RunConfig
 
-NOTE = "evaluation.images: videos are written as film strips only; mp4 files need PyAV: pip install 'dgpo[video]'"
+NOTE = "evaluation.images: videos are written as film strips only; mp4 files require PyAV: pip install 'dgpo[video]'"
 
 
 class Hears(Callback):

@@ -297,14 +297,14 @@ def config(**changes: Any) -> Edit:
             weights(lambda t: t.update({"class_predictor.bias": torch.zeros(5)})),
             r"has 1 weights of another shape than its config.json: class_predictor.bias",
         ),
-        (lambda path: (path / "model.safetensors").unlink(), "has no weights: there is no model.safetensors"),
+        (lambda path: (path / "model.safetensors").unlink(), "has no weights: no such file: model.safetensors"),
         (
             lambda path: (path / "model.safetensors").write_bytes(b"no"),
-            "/model.safetensors is no whole",
+            "/model.safetensors is not a complete",
         ),
-        (lambda path: (path / "config.json").write_text("{"), "/config.json is no JSON"),
+        (lambda path: (path / "config.json").write_text("{"), "/config.json is not valid JSON"),
         (lambda path: (path / "config.json").unlink(), "has no config.json"),
-        (config(quantization_config={"quant_method": "quanto"}), "/config.json: quantization_config says quanto"),
+        (config(quantization_config={"quant_method": "quanto"}), "/config.json: quantization_config is set to quanto"),
         (lambda path: (path / "preprocessor_config.json").unlink(), "cannot be loaded: .*preprocessor_config.json"),
         (
             config(architectures=["MaskFormerForInstanceSegmentation"]),
@@ -349,8 +349,8 @@ def test_a_subset_of_the_classes_wants_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"checkpoint": "/nowhere/at/all"}, "there is no directory /nowhere/at/all"),
-        ({"checkpoint": "./nowhere"}, "there is no directory ./nowhere"),
+        ({"checkpoint": "/nowhere/at/all"}, "no such directory: /nowhere/at/all"),
+        ({"checkpoint": "./nowhere"}, "no such directory: ./nowhere"),
         ({"checkpoint": __file__}, "is a file; allowed is"),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_revision_is_for_the_hub(tiny_mask2former: Path) -> None:
 def test_without_the_hub_there_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    words = r"^detector mask2former: checkpoint: nobody/nothing is no .* at revision v1 .*HF_HUB_OFFLINE is set"
+    words = r"^detector mask2former: checkpoint: nobody/nothing is not .* at revision v1 .*HF_HUB_OFFLINE is set"
     with pytest.raises(UserError, match=words):
         Mask2FormerDetector(Mask2FormerOptions(checkpoint="nobody/nothing", revision="v1"), device=CPU)
 

@@ -235,8 +235,8 @@ def test_custom_models(tmp_path: Path) -> None:
     for option, file, complaint in [
         ("detection_model", nowhere, "no such model"),
         ("recognition_model", nowhere, "no such model"),
-        ("recognition_model", empty, "is empty: download it again"),
-        ("recognition_model", pointer, "is a pointer of git-lfs"),
+        ("recognition_model", empty, "is empty; download it again"),
+        ("recognition_model", pointer, "is a git-lfs pointer"),
         ("recognition_model", noise, "cannot be loaded"),
         ("detection_model", tmp_path, r"is a directory; expected an .onnx file, such as empty.onnx"),
         ("recognition_model", without_characters, "no list of characters"),

@@ -95,11 +95,11 @@ def test_counters_of_older_versions_are_let_pass(pickscore: PickScore, copy: Pat
 @pytest.mark.parametrize(
     "damage, problem",
     [
-        ("missing", "has no weights: there is no model.safetensors"),
-        ("truncated", "is no whole safetensors file: it has "),
-        ("noise", "do not begin with a header"),
-        ("pickle", "pytorch_model.bin alone, a pickle, which is not read"),
-        ("pointer", "is a pointer of git-lfs"),
+        ("missing", "has no weights: no such file: model.safetensors"),
+        ("truncated", "is not a complete safetensors file: it has "),
+        ("noise", "do not start with a header"),
+        ("pickle", "only as a pickle, pytorch_model.bin, which is not supported"),
+        ("pointer", "is a git-lfs pointer"),
     ],
 )
 def test_damaged_weights(pickscore: PickScore, copy: Path, damage: str, problem: str) -> None:
@@ -126,14 +126,14 @@ def test_the_only_variant_of_the_weights_is_read(pickscore: PickScore, copy: Pat
 
 def test_a_quantized_model(pickscore: PickScore, copy: Path) -> None:
     edit_json(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    assert "says bitsandbytes (8 bit): the model is quantized" in message(pickscore, model=copy)
+    assert "is set to bitsandbytes (8 bit): the model is quantized" in message(pickscore, model=copy)
 
 
 def test_a_root_of_the_hubs_cache(pickscore: PickScore, copy: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--org--clip" / "snapshots" / "0123abc"
     snapshot.parent.mkdir(parents=True)
     copy.rename(snapshot)
-    assert f"the Hub's cache of org/clip: give {snapshot}" in message(pickscore, model=tmp_path / "models--org--clip")
+    assert f"the Hub cache of org/clip; use {snapshot}" in message(pickscore, model=tmp_path / "models--org--clip")
 
 
 def test_half_precision_files_are_read_in_float32(pickscore: PickScore, copy: Path) -> None:
@@ -252,8 +252,8 @@ def test_a_head_that_holds_no_tensors(aesthetic: Aesthetic, tmp_path: Path, cont
     "name, content, problem",
     [
         ("head.pth", b"noise", "cannot be read: "),
-        ("head.pth", b"<!DOCTYPE html>", "is a page of a web site"),
-        ("head.safetensors", b"noise", "is no whole safetensors file"),
+        ("head.pth", b"<!DOCTYPE html>", "is an HTML page"),
+        ("head.safetensors", b"noise", "is not a complete safetensors file"),
         ("head.safetensors", b"", "is empty"),
     ],
 )
@@ -266,12 +266,12 @@ def test_a_damaged_head(aesthetic: Aesthetic, tmp_path: Path, name: str, content
 
 
 def test_paths_that_do_not_exist(pickscore: PickScore, aesthetic: Aesthetic, head: Path) -> None:
-    assert "there is no directory /no/where (the nearest that exists is /); allowed is a directory or" in message(
+    assert "no such directory: /no/where (the nearest existing directory is /); allowed is a directory or" in message(
         pickscore, model="/no/where"
     )
     assert f"{head} is a file; allowed is a directory" in message(pickscore, model=head)
     assert message(aesthetic, head="/no/head.pth").startswith(
-        "reward aesthetic: option head: there is no directory /no/head.pth"
+        "reward aesthetic: option head: no such directory: /no/head.pth"
     )
 
 
@@ -287,8 +287,8 @@ def test_repositories_that_cannot_be_fetched(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     text = message(pickscore, model="dgpo-tests/nothing", revision="v1")
-    assert text.startswith("reward pickscore: option model: dgpo-tests/nothing is no directory here, and as a Hub")
-    assert "at revision v1 it cannot be fetched: " in text
+    assert text.startswith("reward pickscore: option model: dgpo-tests/nothing is not a local directory, and as a Hub")
+    assert "at revision v1 it cannot be downloaded: " in text
     assert "hf download dgpo-tests/nothing --revision v1 --local-dir DIRECTORY" in text
     assert "option processor: dgpo-tests/nothing" in message(pickscore, processor="dgpo-tests/nothing")
     assert "option head: dgpo-tests/nothing" in message(aesthetic, head="dgpo-tests/nothing")
@@ -322,4 +322,4 @@ def test_what_is_asked_of_the_hub(
 
 
 def test_a_head_that_is_not_there(aesthetic: Aesthetic, tmp_path: Path) -> None:
-    assert f"{tmp_path / 'other.pth'} is not there: " in message(aesthetic, head=tmp_path, head_file="other.pth")
+    assert f"{tmp_path / 'other.pth'} does not exist; " in message(aesthetic, head=tmp_path, head_file="other.pth")

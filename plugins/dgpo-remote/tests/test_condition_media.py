@@ -71,7 +71,7 @@ def test_examples_arrive_with_their_media(edits: tuple[Tensor, list[Prompt]], or
 def test_a_file_that_has_changed_is_not_sent(edits: tuple[Tensor, list[Prompt]]) -> None:
     media, prompts = edits
     Path(prompts[0].media[0].path).write_bytes(encoded(11))
-    with pytest.raises(UserError, match=r"a\.png: has another content"):
+    with pytest.raises(UserError, match=r"a\.png: has changed since"):
         score_request(media, prompts)
 
 
@@ -138,7 +138,7 @@ def narrow(serve_all_along: Serve) -> Any:
 @pytest.mark.parametrize(
     ("content", "kind", "status", "message"),
     [
-        (b"no image", "image", 400, "not an image or a video that can be read"),
+        (b"no image", "image", 400, "not a readable image or video"),
         (encoded(10)[:-30], "image", 400, "cannot be read"),
         (encoded(10, (70, 8)), "image", 413, "a side is longer than 64 (limits.max_side)"),
         (encoded(10), "video", 422, "expected a video, got an image"),

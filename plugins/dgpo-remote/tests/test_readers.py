@@ -87,7 +87,7 @@ def test_videos(readers: Readers, tmp_path: Path, name: str, codec: str) -> None
     (batch,) = run(read(readers, coded(data))).batches
     assert batch.media[0].equal(read_media(tmp_path / name).tensor)
     assert "more than 4 frames (limits.max_frames)" in str(refused(readers, coded(data), max_frames=4))
-    assert "cut off" in str(refused(readers, coded(data[: len(data) // 2])))
+    assert "truncated" in str(refused(readers, coded(data[: len(data) // 2])))
 
 
 BYTES = bytes(range(256)) + b"\xfb\xff\xfe"
@@ -163,7 +163,7 @@ def test_one_bad_image_costs_one_score(readers: Readers) -> None:
     found = run(read(readers, coded(*files)))
     assert [batch.places for batch in found.batches] == [[0, 6]]
     assert {place: reason.split(":")[0][:29].strip() for place, reason in found.lost.items()} == {
-        1: "not an image or a video that",
+        1: "not a readable image or video",
         2: "5000x1 pixels",
         3: "is not base64",
         4: "cannot be read",
@@ -193,7 +193,7 @@ def test_partial_results_over_http(serve_all_along: Serve) -> None:
     assert [value is None for value in data["values"]] == [False, True, False]
     assert data["diagnostics"][0] == {"text": "x", "seen": {}}
     assert data["diagnostics"][1].keys() == {"reason"}
-    assert data["diagnostics"][2]["notes"] == ["what is transparent in it is shown on white"]
+    assert data["diagnostics"][2]["notes"] == ["its transparent pixels are shown on white"]
     assert "dgpo_samples_total 3.0" in metrics
     assert "dgpo_missing_total 1.0" in metrics
 

@@ -134,7 +134,7 @@ def test_a_length_that_is_no_number(build: Build, copy: Path, length: Any) -> No
 
 def test_a_tokenizer_without_settings(build: Build, copy: Path) -> None:
     (copy / "tokenizer" / "tokenizer_config.json").write_text("[]")
-    assert "tokenizer_config.json holds no JSON object" in message(build, copy)
+    assert "tokenizer_config.json must contain a JSON object" in message(build, copy)
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
@@ -199,7 +199,7 @@ def test_a_quantized_component(build: Build, copy: Path, component: str) -> None
     edit(copy / component / "config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8wo"})
     text = message(build, copy)
     assert (
-        f"{component}: {copy}/{component}/config.json: quantization_config says torchao (int8wo): the model is "
+        f"{component}: {copy}/{component}/config.json: quantization_config is set to torchao (int8wo): the model is "
         "quantized" in text
     )
 
@@ -279,7 +279,7 @@ def test_a_directory_like_a_repository(build: Build, tmp_path: Path, monkeypatch
 
 
 def test_a_component_of_the_pipeline(build: Build, copy: Path) -> None:
-    assert f"it is a part of the model in {copy}: give that directory" in message(build, copy / "transformer")
+    assert f"it is part of the model in {copy}; use that directory" in message(build, copy / "transformer")
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------

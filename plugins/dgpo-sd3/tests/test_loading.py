@@ -46,7 +46,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def test_a_missing_directory(build: Build, tmp_path: Path) -> None:
     text = message(build, tmp_path / "no" / "where")
-    assert f"there is no directory {tmp_path}/no/where (the nearest that exists is {tmp_path})" in text
+    assert f"no such directory: {tmp_path}/no/where (the nearest existing directory is {tmp_path})" in text
 
 
 def test_no_index(build: Build, copy: Path) -> None:
@@ -56,12 +56,16 @@ def test_no_index(build: Build, copy: Path) -> None:
 
 
 def test_no_index_but_one_further_down(build: Build, copy: Path) -> None:
-    assert "has no model_index.json; there is one in copy; allowed" in message(build, copy.parent)
+    assert "has no model_index.json; found one in copy; allowed" in message(build, copy.parent)
 
 
 @pytest.mark.parametrize(
     "content, problem",
-    [("{", "is no JSON"), ("[]", "holds no JSON object"), ("{}", "is not a pipeline's index: _class_name is null")],
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "must contain a JSON object"),
+        ("{}", "is not a pipeline's index: _class_name is null"),
+    ],
 )
 def test_an_index_that_is_none(build: Build, copy: Path, content: str, problem: str) -> None:
     (copy / "model_index.json").write_text(content)
@@ -98,10 +102,10 @@ def test_damaged_light_components(build: Build, copy: Path, part: str) -> None:
 @pytest.mark.parametrize(
     "damage, problem",
     [
-        ("missing", "has no weights: there is no "),
-        ("truncated", "is no whole safetensors file: it has "),
-        ("noise", "is no whole safetensors file: its 1000 bytes do not begin with a header"),
-        ("pickle", "alone, a pickle, which is not read"),
+        ("missing", "has no weights: no such file: "),
+        ("truncated", "is not a complete safetensors file: it has "),
+        ("noise", "is not a complete safetensors file: its 1000 bytes do not start with a header"),
+        ("pickle", "only as a pickle, "),
     ],
 )
 def test_damaged_weights(build: Build, copy: Path, weights: str, damage: str, problem: str) -> None:
@@ -150,8 +154,8 @@ def test_a_hub_repository_that_cannot_be_fetched(build: Build, monkeypatch: pyte
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     text = message(build, "dgpo-tests/nothing", revision="v1")
-    assert "dgpo-tests/nothing is no directory here" in text
-    assert "as a Hub repository at revision v1 it cannot be fetched: " in text
+    assert "dgpo-tests/nothing is not a local directory" in text
+    assert "as a Hub repository at revision v1 it cannot be downloaded: " in text
     assert "HF_HUB_OFFLINE is set" in text
     assert "hf download dgpo-tests/nothing --revision v1 --local-dir DIRECTORY" in text
 
@@ -183,7 +187,7 @@ def test_a_hub_repository(build: Build, checkpoint_t5: Path, tmp_path: Path, mon
         raise OSError("the line is dead")
 
     monkeypatch.setattr(StableDiffusion3Pipeline, "download", fail)
-    assert "as a Hub repository it cannot be fetched: the line is dead" in message(build, "owner/model")
+    assert "as a Hub repository it cannot be downloaded: the line is dead" in message(build, "owner/model")
 
 
 def test_lora_targets(checkpoint: Path, build: Build) -> None:

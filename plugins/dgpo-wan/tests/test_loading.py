@@ -46,12 +46,16 @@ def edit_json(path: Path, **changes: Any) -> None:
 def test_no_index(build: Build, copy: Path) -> None:
     (copy / "model_index.json").rename(copy / "vae" / "model_index.json")
     text = message(build, copy)
-    assert f"{copy} has no model_index.json; there is one in vae; allowed is a directory in diffusers' format" in text
+    assert f"{copy} has no model_index.json; found one in vae; allowed is a directory in diffusers' format" in text
 
 
 @pytest.mark.parametrize(
     "content, problem",
-    [("{", "is no JSON"), ("[]", "holds no JSON object"), ("{}", "is not a pipeline's index: _class_name is null")],
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "must contain a JSON object"),
+        ("{}", "is not a pipeline's index: _class_name is null"),
+    ],
 )
 def test_an_index_that_is_none(build: Build, copy: Path, content: str, problem: str) -> None:
     (copy / "model_index.json").write_text(content)
@@ -88,9 +92,9 @@ def test_damaged_light_components(build: Build, copy: Path, part: str) -> None:
 @pytest.mark.parametrize(
     "damage, problem",
     [
-        ("missing", "has no weights: there is no "),
-        ("truncated", "is no whole safetensors file: it has "),
-        ("pickle", "alone, a pickle, which is not read"),
+        ("missing", "has no weights: no such file: "),
+        ("truncated", "is not a complete safetensors file: it has "),
+        ("pickle", "only as a pickle, "),
     ],
 )
 def test_damaged_weights(build: Build, copy: Path, weights: str, damage: str, problem: str) -> None:
@@ -173,7 +177,9 @@ def test_times_per_patch_are_true_or_false(build: Build, copy: Path, value: Any)
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
 def test_a_quantized_component(build: Build, copy: Path, part: str) -> None:
     edit_json(copy / part / "config.json", quantization_config={"quant_method": "gguf"})
-    assert f"{copy}/{part}/config.json: quantization_config says gguf: the model is quantized" in message(build, copy)
+    assert f"{copy}/{part}/config.json: quantization_config is set to gguf: the model is quantized" in message(
+        build, copy
+    )
 
 
 def test_a_second_transformer_that_was_not_downloaded(build: Build, two_experts: Path, tmp_path: Path) -> None:
@@ -200,8 +206,8 @@ def test_a_hub_repository_that_cannot_be_fetched(build: Build, monkeypatch: pyte
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     text = message(build, "dgpo-tests/nothing", revision="v1")
-    assert "dgpo-tests/nothing is no directory here" in text
-    assert "as a Hub repository at revision v1 it cannot be fetched: " in text
+    assert "dgpo-tests/nothing is not a local directory" in text
+    assert "as a Hub repository at revision v1 it cannot be downloaded: " in text
 
 
 def test_a_hub_repository(build: Build, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_reward_of_videos_where_images_are_made(world: World, place: str, argu
     refused(
         world,
         arguments,
-        f"{place}.use: motion scores videos, but the backbone toy makes images; choose a reward that scores images",
+        f"{place}.use: motion scores videos, but the backbone toy generates images; choose a reward that scores images",
     )
 
 
@@ -62,7 +62,7 @@ def test_a_reward_of_images_where_videos_are_made(world: World, film: object, pl
     refused(
         world,
         arguments,
-        f"{place}.use: brightness scores images, but the backbone film makes videos; show it single frames: "
+        f"{place}.use: brightness scores images, but the backbone film generates videos; score single frames with "
         "{use: frames, options: {reward: {use: brightness, ...}}}",
     )
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_that_is_not_there(world: World, arguments: list[str]) -> N
     refused(
         world,
         arguments,
-        "backbone.checkpoint: there is no directory ./models/sd35-medium (the nearest that exists is "
+        "backbone.checkpoint: no such directory: ./models/sd35-medium (the nearest existing directory is "
         f"{world.path}); allowed is a directory, a Hub repository (owner/name), or package:NAME/path for weights "
         "inside an installed package",
     )

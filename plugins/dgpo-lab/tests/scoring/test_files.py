@@ -159,7 +159,7 @@ def test_every_kind_of_file(dgpo: Run) -> None:
     gray = round(0.8 * 255 * 0.299) / 255
     expected = {"p.png": 0.8, "j.jpg": 0.8, "w.webp": 0.8, "g.png": gray, "i.gif": 0.8, "v.gif": 0.5, "v.webp": 0.5}
     assert values == pytest.approx(expected | {"clear.png": 1.0}, abs=0.02)
-    assert "note: clear.png: what is transparent in it is shown on white\n" in done.err
+    assert "note: clear.png: its transparent pixels are shown on white\n" in done.err
     assert {shape for shape, _ in Stub.asked} == {(6, 3, 8, 8), (2, 2, 3, 8, 8)}
 
 
@@ -204,7 +204,7 @@ def test_an_undecodable_file_name(dgpo: Run) -> None:
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"hello", "not an image or a video that can be read"),
+        (b"hello", "not a readable image or video"),
         (b"half", "cannot be read: image file is truncated"),
     ],
 )
@@ -264,7 +264,7 @@ def test_an_unreadable_file_does_not_count_as_another_kind(dgpo: Run) -> None:
     Path("b.mp4").write_bytes(b"hello")
     done = dgpo("score", "images-only", "b.mp4", clip("v.gif", 0.0, 1.0))
     assert done.code == 1
-    assert "b.mp4      -  not an image or a video that can be read" in done.out
+    assert "b.mp4      -  not a readable image or video" in done.out
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_weights_that_do_not_match(copy: Path, edit: Callable[[dict[str, Tensor]
 def test_no_weights_and_damaged_ones(copy: Path) -> None:
     content = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(content[: len(content) // 2])
-    assert f"{WEIGHTS} is no whole safetensors file" in message(copy)
+    assert f"{WEIGHTS} is not a complete safetensors file" in message(copy)
     (copy / WEIGHTS).unlink()
     assert f"{copy} has none of open_clip_model.safetensors, " in message(copy)
 
@@ -237,7 +237,9 @@ def test_the_hub(tiny: Path, tmp_path: Path, images: Tensor, monkeypatch: pytest
 
 def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "dgpo-tests/nothing is no directory here, and as a Hub repository" in message("hf-hub:dgpo-tests/nothing")
+    assert "dgpo-tests/nothing is not a local directory, and as a Hub repository" in message(
+        "hf-hub:dgpo-tests/nothing"
+    )
     text = message("ViT-L-14-quickgelu", pretrained="openai")
     assert text.startswith("reward clipscore: model ViT-L-14-quickgelu, pretrained openai cannot be loaded: Failed to")
     assert "a directory (local-dir:PATH) or a file of weights does not" in text
