@@ -274,7 +274,7 @@ def test_other_shapes_of_images_are_refused(tones: Tones, monkeypatch: pytest.Mo
 
     seen = open_clip.get_model_preprocess_cfg(tones) | {"resize_mode": "longest"}
     monkeypatch.setattr(open_clip, "get_model_preprocess_cfg", lambda model: seen)
-    with pytest.raises(UserError, match=r"colors.model: ViT-L-14 wants images of \(32, 32\), longest: not supported"):
+    with pytest.raises(UserError, match=r"colors.model: ViT-L-14 requires images of \(32, 32\), longest"):
         OpenClipColors(ColorOptions(), device=CPU)
 
 

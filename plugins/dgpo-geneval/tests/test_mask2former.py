@@ -295,7 +295,7 @@ def config(**changes: Any) -> Edit:
         ),
         (
             weights(lambda t: t.update({"class_predictor.bias": torch.zeros(5)})),
-            r"has 1 weights of another shape than its config.json: class_predictor.bias",
+            r"has 1 weights whose shape differs from config.json: class_predictor.bias",
         ),
         (lambda path: (path / "model.safetensors").unlink(), "has no weights: no such file: model.safetensors"),
         (
@@ -308,15 +308,15 @@ def config(**changes: Any) -> Edit:
         (lambda path: (path / "preprocessor_config.json").unlink(), "cannot be loaded: .*preprocessor_config.json"),
         (
             config(architectures=["MaskFormerForInstanceSegmentation"]),
-            "holds MaskFormerForInstanceSegmentation; allowed",
+            "contains MaskFormerForInstanceSegmentation; expected Mask2Former",
         ),
         (
             config(id2label={str(i): f"LABEL_{i}" for i in range(80)}),
-            "knows none of GenEval's classes; it has label_0, label_1",
+            "has none of GenEval's classes; its classes are label_0, label_1",
         ),
         (
             config(id2label={str(i): "dog" if name == "cat" else name for i, name in enumerate(COCO)}),
-            "does not know 1 of GenEval's 80 classes: cat. .*set `subset: true`",
+            "lacks 1 of GenEval's 80 classes: cat. .*set `subset: true`",
         ),
     ],
 )
@@ -337,7 +337,7 @@ def test_the_buffer_of_the_training_loss_may_be_absent(tiny_mask2former: Path, t
 
 def test_a_subset_of_the_classes_wants_permission(tmp_path: Path) -> None:
     few = make_tiny_mask2former(tmp_path / "few", classes=("sofa", "Mouse", "dog", "spaceship"))
-    with pytest.raises(UserError, match=r"does not know 77 of GenEval's 80 classes: person, bicycle"):
+    with pytest.raises(UserError, match=r"lacks 77 of GenEval's 80 classes: person, bicycle"):
         detector(few)
     seen = detector(few, subset=True)
     assert seen.labels == ("couch", "computer mouse", "dog", "spaceship")

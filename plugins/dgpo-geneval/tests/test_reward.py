@@ -225,7 +225,7 @@ def test_an_image_that_breaks_the_classifier_is_missing_alone() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [([["red", "red"]], "gave 2 colors for 1 objects"), ([], "gave 0 lists of colors for 1 images")],
+    [([["red", "red"]], "returned 2 colors for 1 objects"), ([], "returned 0 lists of colors for 1 images")],
 )
 def test_colors_that_do_not_fit_are_not_attributed(answer: list[list[str]], words: str) -> None:
     scores = reward(Scripted(), color_classifier=lambda batch, objects: answer).score(images(1), [RED_DOG])
@@ -243,7 +243,7 @@ def test_prompts_with_colors_want_someone_who_names_them() -> None:
     for _ in range(2):  # the check is repeated, on fewer prompts, to find the first that is refused
         judge = GenEvalReward(GenEvalOptions(), device=CPU, detector=Scripted())
         with pytest.raises(
-            UserError, match=r"'geneval': 'a red dog' asks for a color: .*pip install 'dgpo-geneval\[color\]'"
+            UserError, match=r"'geneval': prompt 'a red dog' requires a color: .*pip install 'dgpo-geneval\[color\]'"
         ):
             judge.check_prompts([TWO_DOGS, RED_DOG])
     judge.check_prompts([TWO_DOGS])
@@ -330,8 +330,8 @@ def test_variants_that_look_at_the_same_objects_say_so(
     judge.check_prompts([TWO_DOGS, Prompt("a red dog and a blue dog", {"tag": "colors", "include": RED_AND_BLUE})])
     assert [record.getMessage() for record in caplog.records] == [
         f"{kind.variant}: 1 of 2 prompts name a class in several clauses, the first is 'a red dog and a blue dog'; "
-        "like the program that it follows, this variant judges all of these clauses by the same objects; `geneval` "
-        "tells them apart"
+        "like the program it reproduces, this variant evaluates them on the same objects; `geneval` assigns "
+        "distinct objects"
     ]
 
 

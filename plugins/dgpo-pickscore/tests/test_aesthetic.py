@@ -89,13 +89,13 @@ def test_half_precision_stops_at_the_head(aesthetic: Build, images: Tensor, prom
 
 def test_a_head_for_another_clip(aesthetic: Build, tmp_path: Path) -> None:
     wide = str(make_tiny_head(tmp_path / "wide.safetensors", width=24))
-    with pytest.raises(UserError, match=r"option head: .* embeddings of width 24, but .* gives 16: it was trained on"):
+    with pytest.raises(UserError, match=r"option head: .* embeddings of width 24, but .* returns 16; use the CLIP"):
         aesthetic(head=wide)
 
 
 def test_the_processor_may_be_elsewhere(aesthetic: Build, clip: Path, tmp_path: Path) -> None:
     other = make_tiny_clip(tmp_path / "other", side=40)
-    with pytest.raises(UserError, match=r"option processor: .* crops to \(40, 40\), but .* takes \(32, 32\)"):
+    with pytest.raises(UserError, match=r"option processor: .* crops to \(40, 40\), but .* requires \(32, 32\)"):
         aesthetic(processor=str(other))
     assert aesthetic(processor=str(clip)).encoder.preprocessing == aesthetic().encoder.preprocessing
 

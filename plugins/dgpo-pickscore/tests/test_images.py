@@ -181,7 +181,7 @@ def test_a_image_does_not_depend_on_its_neighbors() -> None:
         ({"do_center_crop": False}, "do_center_crop is false"),
         ({"do_normalize": False}, "do_normalize is false"),
         ({"do_rescale": False}, "do_rescale is false"),
-        ({"rescale_factor": 1.0}, "rescale_factor is 1.0, not 1/255"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0; it must be 1/255"),
         ({"resample": 1}, "resample is 1; allowed are 2"),
         ({"image_mean": None}, "image_mean is missing"),
         ({"image_std": [0.5, 0.5]}, "unpack"),
@@ -202,15 +202,15 @@ def test_frames() -> None:
 
 @pytest.mark.parametrize("media", [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4, 3), torch.zeros(1, 3, 4, 4).byte()])
 def test_what_are_no_media(media: Tensor) -> None:
-    with pytest.raises(ValueError, match="media are float"):
+    with pytest.raises(ValueError, match="media must be float"):
         frames_of(media, 1)
 
 
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (float("nan"), "no numbers"),
-        (float("inf"), "no numbers"),
+        (float("nan"), "not finite"),
+        (float("inf"), "not finite"),
         (-0.1, r"from -0.1 to 0.5, outside \[0, 1\]"),
         (255.0, r"from 0.5 to 255, outside \[0, 1\]"),
         (1.0005, None),

@@ -69,7 +69,7 @@ def test_a_superfluous_tensor(pickscore: PickScore, copy: Path) -> None:
 def test_a_tensor_of_another_shape(pickscore: PickScore, copy: Path) -> None:
     name = "vision_model.embeddings.position_embedding.weight"
     edit_weights(copy / WEIGHTS, lambda tensors: tensors.update({name: torch.zeros(5, 16)}))
-    assert message(pickscore, model=copy).endswith(f"of another shape: {name}")
+    assert message(pickscore, model=copy).endswith(f"wrong shape: {name}")
 
 
 def test_a_renamed_tensor_is_missing_and_superfluous(pickscore: PickScore, copy: Path) -> None:
@@ -145,7 +145,7 @@ def test_another_architecture(pickscore: PickScore, tmp_path: Path) -> None:
     CLIPTextModelWithProjection(
         CLIPTextConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(tmp_path)
-    assert "holds a model of the type clip_text_model; allowed is clip alone" in message(pickscore, model=tmp_path)
+    assert "contains a model of type clip_text_model; expected clip" in message(pickscore, model=tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
@@ -214,8 +214,8 @@ def test_a_head_may_be_either_kind_of_file(tmp_path: Path, ending: str) -> None:
     [
         (lambda t: t.pop("layers.4.bias"), "missing: layers.4.bias"),
         (lambda t: t.update(more=torch.zeros(1)), "unexpected: more"),
-        (lambda t: t.update({"layers.6.weight": torch.zeros(16, 63)}), "of another shape: layers.6.weight"),
-        (lambda t: t.update({"layers.0.weight": torch.zeros(3)}), "of another shape: layers.0.weight"),
+        (lambda t: t.update({"layers.6.weight": torch.zeros(16, 63)}), "wrong shape: layers.6.weight"),
+        (lambda t: t.update({"layers.0.weight": torch.zeros(3)}), "wrong shape: layers.0.weight"),
         (lambda t: t.pop("layers.0.weight"), "missing: layers.0.weight"),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_head_runs_no_code(aesthetic: Aesthetic, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("content", [[1, 2], {"layers.0.weight": 3}])
 def test_a_head_that_holds_no_tensors(aesthetic: Aesthetic, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "head.pth")
-    assert message(aesthetic, head=tmp_path / "head.pth").endswith("is no mapping of names to tensors")
+    assert message(aesthetic, head=tmp_path / "head.pth").endswith("is not a mapping of names to tensors")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_what_is_missing_says_why(pickscore: Build, images: Tensor, prompts: lis
     scores = pickscore().score(images, prompts)
     assert scores.missing.tolist() == [False, True, True, False, False, False]
     assert scores.values[scores.missing].isnan().all()
-    assert scores.diagnostics[1] == {"reason": "the image has values that are no numbers"}
+    assert scores.diagnostics[1] == {"reason": "the image has values that are not finite"}
     assert scores.diagnostics[2]["reason"].endswith("outside [0, 1]")
     torch.testing.assert_close(scores.values[~scores.missing], expected[~scores.missing])
     for d in scores.diagnostics:
@@ -124,13 +124,13 @@ def test_a_network_that_makes_no_numbers(pickscore: Build, images: Tensor, promp
         reward.encoder._model.visual_projection.weight[0, 0] = torch.nan
     scores = reward.score(images, prompts)
     assert scores.missing.all()
-    assert scores.diagnostics[0] == {"reason": "the network (float32) gave a value that is no number"}
+    assert scores.diagnostics[0] == {"reason": "the network (float32) returned a value that is not finite"}
 
 
 def test_other_media_are_refused(pickscore: Build, images: Tensor, prompts: list[Prompt]) -> None:
-    with pytest.raises(ValueError, match="media are float"):
+    with pytest.raises(ValueError, match="media must be float"):
         pickscore().score((images * 255).byte(), prompts)
-    with pytest.raises(ValueError, match="6 media have 2 prompts"):
+    with pytest.raises(ValueError, match="6 media but 2 prompts"):
         pickscore().score(images, prompts[:2])
 
 

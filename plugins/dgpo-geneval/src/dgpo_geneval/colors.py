@@ -1,7 +1,7 @@
-"""The benchmark's color classifier: open_clip, zero-shot, on what is inside an object's mask.
+"""The benchmark's color classifier: zero-shot open_clip on the pixels inside an object's mask.
 
-After `color_classification` of djghosh13/geneval. Legend: B images, H W their pixels, N objects of one of them, S side
-of what the image encoder sees, D its width, K = 10 colors.
+After `color_classification` of djghosh13/geneval. Legend: B images of H x W pixels, N objects of one image, S
+side of the image encoder's input, D embedding width, K = 10 colors.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ __all__ = ["TEMPLATES", "OpenClipColors", "cut_out", "to_square"]
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 CACHED = 256
-"""Classes whose text embeddings are kept."""
+"""Number of classes whose text embeddings are cached."""
 SLENDER = 8
-"""Crops longer than so many times their width are shortened before they are enlarged: only their middle is seen."""
+"""Crops with a larger aspect ratio are shortened before resizing, because only their center is used."""
 
 
 def pixel_box(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box in whole pixels, rounded to even as Pillow's crop does, inside the image, at least one pixel wide."""
+    """Round a box to integers, half to even as Pillow's crop does; clip it to the image, at least one pixel wide."""
     x0, y0, x1, y1 = (round(edge) for edge in box)
     x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
     return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)
 
 
 def cut_out(image: Tensor, detection: Detection, background: Tensor | None, *, crop: bool) -> Tensor:
-    """An object [3, h, w] of an image [3, H, W]: `background` [3, 1, 1] outside its mask (None paints nothing, nor
-    does an object without a mask), cropped to its box if `crop`."""
+    """Cut an object [3, h, w] out of an image [3, H, W]: paint `background` [3, 1, 1] outside its mask (skipped if
+    either is None) and crop to its box if `crop`."""
     x0, y0, x1, y1 = pixel_box(detection.box, *image.shape[-2:]) if crop else (0, 0, *image.shape[:0:-1])
     part = image[:, y0:y1, x0:x1]
     if detection.mask is None or background is None:
@@ -54,8 +54,8 @@ def cut_out(image: Tensor, detection: Detection, background: Tensor | None, *, c
 
 
 def to_square(image: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
-    """An image [3, h, w] in [0, 1] as CLIP's preprocessing makes it: [3, side, side], resized with anti-aliasing, the
-    shorter edge to `side` and the middle of the longer one; with `squash` both edges to `side`."""
+    """Resize an image [3, h, w] in [0, 1] to [3, side, side] as CLIP's preprocessing does, with anti-aliasing: the
+    shorter edge to `side`, followed by a center crop; with `squash` both edges to `side`."""
     height, width = image.shape[-2:]
     short, long = min(height, width), max(height, width)
     if not squash and long > SLENDER * short + 32:
@@ -75,7 +75,7 @@ def to_square(image: Tensor, side: int, *, mode: str, squash: bool) -> Tensor:
 
 
 def rgb(text: str, device: torch.device) -> Tensor | None:
-    """`#999` or `#999999` as [3, 1, 1] in [0, 1]; None for `original`."""
+    """Convert `#999` or `#999999` to [3, 1, 1] in [0, 1]; return None for `original`."""
     if text == "original":
         return None
     digits = text[1:] if len(text) == 7 else "".join(2 * digit for digit in text[1:])
@@ -84,11 +84,11 @@ def rgb(text: str, device: torch.device) -> Tensor | None:
 
 
 class OpenClipColors:
-    """Names the colors of objects; a `detector.ColorClassifier`."""
+    """A `detector.ColorClassifier` based on open_clip."""
 
     def __init__(self, options: ColorOptions, *, device: torch.device) -> None:
-        """Load model, weights and tokenizer. Raises UserError if open_clip is missing or does not know them, or if the
-        weights cannot be fetched or do not fit exactly."""
+        """Load model, weights and tokenizer. Raises UserError if open_clip is missing, if the model or the weights are
+        unknown, or if the weights cannot be downloaded or do not match the model."""
         self.options = options
         self.device = device
         self.model, self.tokenizer, seen = _load(options, device)
@@ -101,10 +101,12 @@ class OpenClipColors:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> list[list[str]]:
-        """Images [B, 3, H, W], float in [0, 1], any device, and some detections of each, to one of the ten colors per
-        detection. The objects of an image go through the image encoder together, at most `batch` at a time, and never
-        with those of another, as in the benchmark's program: the last bits of the encoder's answers, and with them the
-        likelier of two all but equal colors, vary with how many go together, and must not with the other images."""
+        """Name the color of each detection, one of the ten of `COLORS`. images: [B, 3, H, W], float in [0, 1], any
+        device; detections: some detections of each image.
+
+        As in the benchmark's program, the objects of an image share a forward pass, at most `batch` at a time, but
+        objects of different images never do: the last bits of the embeddings depend on the batch size, so the color of
+        an object must not depend on the other images."""
         chosen = [
             self._choose(self._crops(image, one[i : i + self.options.batch]), one[i : i + self.options.batch])
             for image, one in zip(images, detections, strict=True)
@@ -114,7 +116,7 @@ class OpenClipColors:
         return [[next(names) for _ in one] for one in detections]
 
     def _crops(self, image: Tensor, objects: Sequence[Detection]) -> Tensor:
-        """What the encoder sees of some objects of an image [3, H, W]: [N, 3, S, S], normalized."""
+        """Return the encoder's input for some objects of an image [3, H, W]: [N, 3, S, S], normalized."""
         pixels = image.to(self.device, torch.float32)
         crops = []
         for detection in objects:
@@ -123,7 +125,7 @@ class OpenClipColors:
         return (torch.stack(crops) - self.mean) / self.std
 
     def _choose(self, crops: Tensor, objects: Sequence[Detection]) -> Tensor:
-        """The likeliest color of each object, int64 [N]."""
+        """Return the index of the most likely color of each object, int64 [N]."""
         labels = list(dict.fromkeys(detection.label for detection in objects))
         weights = torch.stack([self.weights(label) for label in labels])
         which = torch.tensor([labels.index(detection.label) for detection in objects], device=self.device)
@@ -132,8 +134,8 @@ class OpenClipColors:
         return chosen
 
     def weights(self, label: str) -> Tensor:
-        """Text embeddings [D, K] of the colors of a class: the templates' embeddings of length one, their mean, again
-        of length one. Kept for the classes asked for last; may be called from any thread."""
+        """Return the text embeddings [D, K] of the colors of a class: the normalized mean of the templates' normalized
+        embeddings. The most recently used classes are cached; thread-safe."""
         with self._lock:
             known = self._weights.get(label)
             if known is None:
@@ -149,23 +151,23 @@ class OpenClipColors:
 
 
 def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[str, Any]]:
-    """Model, tokenizer and how the model wants its images."""
+    """Return model, tokenizer and preprocessing config."""
     try:
         open_clip: Any = importlib.import_module("open_clip")
     except Exception as error:  # absent, or beside a torchvision that does not fit its torch
         hint = "pip install 'dgpo-geneval[color]'"
         raise UserError(
-            f"the detector names no colors, and the color classifier needs open_clip: {hint} ({error})"
+            f"the detector does not name colors, and the color classifier requires open_clip: {hint} ({error})"
         ) from error
     name = options.model
     if name not in open_clip.list_models():
-        raise UserError(f"colors.model: {name!r} is none of open_clip's; `open_clip.list_models()` lists them")
+        raise UserError(f"colors.model: unknown open_clip model {name!r}; see `open_clip.list_models()`")
     what = f"colors.pretrained: {options.pretrained} for {name}"
     tags = open_clip.list_pretrained_tags_by_model(name)
     tagged = options.pretrained in tags
     file = Path(options.pretrained).expanduser()
     if not tagged and not file.is_file():
-        raise UserError(f"{what} is neither a file nor one of open_clip's tags: {', '.join(tags) or 'there are none'}")
+        raise UserError(f"{what}: no such file or open_clip tag; tags of this model: {', '.join(tags) or 'none'}")
     if not tagged:
         check_file(file, what)
     try:
@@ -185,20 +187,20 @@ def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[s
     seen = dict(open_clip.get_model_preprocess_cfg(model))
     sides = seen["size"] if isinstance(seen["size"], (tuple, list)) else (seen["size"],) * 2
     if sides[0] != sides[1] or seen["resize_mode"] not in ("shortest", "squash"):
-        raise UserError(f"colors.model: {name} wants images of {sides}, {seen['resize_mode']}: not supported")
+        raise UserError(f"colors.model: {name} requires images of {sides}, {seen['resize_mode']}: not supported")
     seen["size"] = sides[0]
     seen["interpolation"] = "bilinear" if seen["interpolation"] == "bilinear" else "bicubic"
     return model.eval().requires_grad_(False), tokenizer, seen
 
 
 def _first_lines(lines: Iterable[str]) -> str:
-    """What a library says, without a list of hundreds of keys."""
+    """Return the beginning of a library's message, without its list of hundreds of keys."""
     return " ".join(line.strip() for line in list(lines)[:3] if line.strip())[:400]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip logs every step of loading to the root logger; its errors are raised."""
+    """Silence open_clip, which logs every step of loading to the root logger; its errors are raised."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(max(level, logging.ERROR))

@@ -1,4 +1,4 @@
-"""From the option `checkpoint` to a Mask2Former, with one clear message for whatever can be wrong with it."""
+"""Load the Mask2Former that the option `checkpoint` names, with a clear message for every error."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ TRAINING_ONLY = "criterion."
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A network, GenEval's name of each of its classes by their number, and how it wants its pixels: values in [0, 1]
-    times `scale`, less `mean`, over `std`, by channel."""
+    """A network, GenEval's class names by class index, and its normalization per channel:
+    (pixels in [0, 1] * `scale` - `mean`) / `std`."""
 
     network: torch.nn.Module
     names: tuple[str, ...]
@@ -48,10 +48,10 @@ class Loaded:
 
 
 def load(options: Mask2FormerOptions) -> Loaded:
-    """The network on the CPU, in the dtype of the options, not training.
+    """Load the network on the CPU, in the dtype of the options and in evaluation mode.
 
-    Raises UserError if transformers or scipy is missing, for a checkpoint that cannot be found, fetched or read, is of
-    another architecture, lacks weights or has some of another shape, or does not know GenEval's classes.
+    Raises UserError if transformers or scipy is missing, or if the checkpoint cannot be found, downloaded or read, has
+    another architecture, missing weights or weights of another shape, or lacks GenEval's classes.
     """
     try:
         import scipy.optimize  # noqa: F401 - transformers' Mask2Former cannot be built without it
@@ -71,11 +71,11 @@ def load(options: Mask2FormerOptions) -> Loaded:
             raise _unreadable(options, where, error) from error
         if ARCHITECTURE not in (config.architectures or ()):
             found = ", ".join(config.architectures or ()) or config.model_type
-            raise UserError(f"{HERE}: {where} holds {found}; allowed is {ARCHITECTURE}, trained for instances")
+            raise UserError(f"{HERE}: {where} contains {found}; expected {ARCHITECTURE} for instance segmentation")
         names = _names(config.id2label, where, subset=options.subset)
         try:
-            # Mismatched shapes are let through, to be named below with what else is wrong; the global random state
-            # is kept, because the library would fill what is missing with random numbers.
+            # Mismatched shapes are reported below with the missing weights. The random state is restored because the
+            # library initializes missing weights with random numbers.
             with torch.random.fork_rng(devices=[]):
                 network, info = Mask2FormerForUniversalSegmentation.from_pretrained(
                     source,
@@ -93,7 +93,7 @@ def load(options: Mask2FormerOptions) -> Loaded:
 
 
 def _source(options: Mask2FormerOptions) -> tuple[str, str]:
-    """What transformers is told, and what a person is."""
+    """Return the source as transformers expects it and its description for messages."""
     path = locate(options.checkpoint, HERE, forms=FORMS)
     if path is not None:
         if options.revision is not None:
@@ -107,8 +107,8 @@ def _source(options: Mask2FormerOptions) -> tuple[str, str]:
 
 
 def _checked(directory: Path) -> str | None:
-    """The variant of the weights that is read from a directory; None for the plain ones. Raises UserError for what is
-    not there, damaged or quantized. Published weights of torch's kind are read too, as tensors alone."""
+    """Return the variant of the weights in a directory; None for the default. Also accepts pytorch_model.bin, of which
+    only tensors are loaded. Raises UserError if files are missing, damaged or quantized."""
     config = directory / "config.json"
     if not config.is_file():
         raise UserError(f"{HERE}: {directory} has no config.json{where_instead(directory, config.name)}")
@@ -122,38 +122,38 @@ def _checked(directory: Path) -> str | None:
 
 def _unreadable(options: Mask2FormerOptions, where: str, error: Exception) -> UserError:
     cause: BaseException | None = error
-    while cause is not None:  # transformers tells in its own words of what the Hub's client says
+    while cause is not None:  # transformers wraps the errors of the Hub client
         if type(cause).__module__.startswith("huggingface_hub"):
             return unreachable(HERE, options.checkpoint, options.revision, cause)
         cause = cause.__cause__
-    said = error_text(error).removeprefix(f"{type(error).__name__}: ")
-    first = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+    message = error_text(error).removeprefix(f"{type(error).__name__}: ")
+    first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     return UserError(f"{HERE}: {where} cannot be loaded: {first}")
 
 
 def _names(labels: Mapping[int, str], where: str, *, subset: bool) -> tuple[str, ...]:
-    """GenEval's names of the classes, by their number."""
+    """Return GenEval's class names by class index."""
     names = tuple(geneval_name(labels[number]) for number in range(len(labels)))
     missing = [name for name in CLASSES if name not in names]
     if len(missing) == len(CLASSES):
-        raise UserError(f"{HERE}: {where} knows none of GenEval's classes; it has {', '.join(names[:5])}, ...")
+        raise UserError(f"{HERE}: {where} has none of GenEval's classes; its classes are {', '.join(names[:5])}, ...")
     if missing and not subset:
         raise UserError(
-            f"{HERE}: {where} does not know {len(missing)} of GenEval's 80 classes: {', '.join(missing)}. Its other "
-            "names for them are not known here; to do without them, set `subset: true`"
+            f"{HERE}: {where} lacks {len(missing)} of GenEval's 80 classes: {', '.join(missing)}. It may use names "
+            "that are not recognized; to accept the checkpoint without these classes, set `subset: true`"
         )
     return names
 
 
 def _check_weights(info: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for weights that would otherwise stay random."""
+    """Raise UserError for missing or mismatched weights, which would keep random values."""
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(TRAINING_ONLY))
     if missing:
         raise UserError(f"{HERE}: {where} lacks {len(missing)} weights of {ARCHITECTURE}: {_some(missing)}")
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
     if mismatched:
         raise UserError(
-            f"{HERE}: {where} has {len(mismatched)} weights of another shape than its config.json: {_some(mismatched)}"
+            f"{HERE}: {where} has {len(mismatched)} weights whose shape differs from config.json: {_some(mismatched)}"
         )
 
 
@@ -164,7 +164,7 @@ def _some(names: list[str]) -> str:
 def _normalization(
     pixels: Mapping[str, Any],
 ) -> tuple[float, tuple[float, float, float], tuple[float, float, float]]:
-    """The processor's numbers, for pixels in [0, 1] instead of its 0 to 255."""
+    """Return the processor's scale, mean and std for pixels in [0, 1] instead of 0 to 255."""
     scale = 255.0 * pixels.get("rescale_factor", 1 / 255) if pixels.get("do_rescale", True) else 255.0
     if not pixels.get("do_normalize", True):
         return scale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -174,8 +174,8 @@ def _normalization(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors only and no bars from transformers inside; its settings come back afterwards. What can really be wrong
-    with a checkpoint is checked here, and said once."""
+    """Suppress warnings and progress bars of transformers; its settings are restored on exit. This module checks the
+    checkpoint itself and reports each problem once."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What dgpo-geneval declares. Nothing heavy may be imported here."""
+"""Components of dgpo-geneval. This module must not import heavy dependencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_kinds() -> Sequence[Kind]:
-    """Detectors are components too: the rewards use any that is installed."""
+    """Declare the component kind `detector`: the rewards accept any installed detector."""
     return [
         Kind(
             name="detector",
@@ -28,11 +28,11 @@ def dgpo_kinds() -> Sequence[Kind]:
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """The three variants, one reward each."""
+    """Declare one reward per variant."""
     return [
         Component(
             name="geneval",
-            summary="GenEval for training: share of the prompt's demands that are met, in [0, 1]",
+            summary="GenEval for training: fraction of the prompt's requirements that are met, in [0, 1]",
             implementation="dgpo_geneval.reward:GenEvalReward",
             options="dgpo_geneval.options:GenEvalOptions",
         ),
@@ -53,10 +53,10 @@ def dgpo_rewards() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_detectors() -> Sequence[Component]:
-    """The detector that comes with the rewards."""
+    """Declare the detector `mask2former`."""
     summary = (
-        "Mask2Former of transformers, Facebook's COCO weights, not the benchmark's of mmdet: GenEval with "
-        "Mask2Former (HF), thresholds calibratable"
+        "Mask2Former from transformers with Facebook's COCO weights, not the benchmark's mmdet weights: "
+        "GenEval with Mask2Former (HF), with adjustable thresholds"
     )
     return [
         Component(
@@ -70,8 +70,8 @@ def dgpo_detectors() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Component]:
-    """Prompts for the rewards."""
-    summary = "GenEval's prompts: generated for training, with contents or the benchmark's own 553 held out"
+    """Declare the prompt source `geneval`."""
+    summary = "GenEval prompts: generated for training, with a held-out split or the benchmark's own 553 prompts"
     return [
         Component(
             "geneval", summary, "dgpo_geneval.prompts:GenEvalPrompts", "dgpo_geneval.options:GenEvalPromptsOptions"

@@ -1,4 +1,4 @@
-"""The three GenEval rewards: a detector looks, the evaluator judges."""
+"""The three GenEval rewards: a detector finds objects, the evaluator scores them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Case:
-    """One sample on its way to a verdict: what it shows, which of that has no color yet, what went wrong."""
+    """State of one sample: its detections, those without a color, and the error if one occurred."""
 
     prompt: Prompt
     metadata: Metadata | None = None
@@ -42,7 +42,7 @@ class _Case:
 
 
 class GenEvalReward(RewardModel):
-    """GenEval for training, in [0, 1]: the share of the prompt's demands that are met (`variants.bounded`)."""
+    """GenEval for training: the fraction of the prompt's requirements that are met, in [0, 1] (`variants.bounded`)."""
 
     variant: ClassVar[VariantName] = "geneval"
     range = (0.0, 1.0)
@@ -56,9 +56,9 @@ class GenEvalReward(RewardModel):
         detector: Detector | None = None,
         color_classifier: ColorClassifier | None = None,
     ) -> None:
-        """`detector` and `color_classifier`, already built, stand in for those that the options name.
+        """Build the detector. `detector` and `color_classifier` replace those of the options.
 
-        Raises UserError if neither names a detector, listing the installed ones.
+        Raises UserError, listing the installed detectors, if there is none.
         """
         super().__init__(options, device=device)
         self.detector = detector or _build(options, self.variant, device)
@@ -66,13 +66,13 @@ class GenEvalReward(RewardModel):
         self._no_color_classifier: UserError | None = None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError, naming prompt and key, for metadata that is invalid or asks for what cannot be detected.
+        """Raise UserError, naming prompt and key, for metadata that is invalid or requires what cannot be detected.
 
-        `geneval` also refuses what different objects cannot satisfy where clauses name one class; the other variants,
-        which judge such clauses by the same objects, log a warning.
+        If several clauses name one class, `geneval` also rejects prompts that distinct objects cannot satisfy; the
+        other variants, which evaluate such clauses on the same objects, log a warning.
 
-        If a prompt asks for a color and the detector names none, the color classifier is loaded here: what it lacks
-        is said before a run starts.
+        If a prompt requires a color and the detector does not name colors, this loads the color classifier, so that
+        errors appear before a run starts.
         """
         for prompt in prompts:
             check_against(prompt, self.detector.labels, self.detector.thresholds, self.detector.colors)
@@ -82,15 +82,15 @@ class GenEvalReward(RewardModel):
             try:
                 self.color_classifier()
             except UserError as error:
-                raise UserError(f"reward {self.variant!r}: {colored[0]!r} asks for a color: {error}") from error
+                raise UserError(f"reward {self.variant!r}: prompt {colored[0]!r} requires a color: {error}") from error
 
     def _check_shared(self, prompts: Sequence[Prompt]) -> None:
-        """What a class in several clauses of a prompt means to this variant."""
+        """Check prompts in which several clauses name one class."""
         shared = [prompt for prompt in prompts if shared_classes(parse(prompt).include)]
         if shared and not VARIANTS[self.variant].apart:
             log.warning(
-                "%s: %d of %d prompts name a class in several clauses, the first is %r; like the program that it "
-                "follows, this variant judges all of these clauses by the same objects; `geneval` tells them apart",
+                "%s: %d of %d prompts name a class in several clauses, the first is %r; like the program it "
+                "reproduces, this variant evaluates them on the same objects; `geneval` assigns distinct objects",
                 *(self.variant, len(shared), len(prompts), shared[0].text),
             )
             return
@@ -101,7 +101,7 @@ class GenEvalReward(RewardModel):
                 raise UserError(f"prompt {prompt.text!r}: GenEval metadata, {error}") from error
 
     def color_classifier(self) -> ColorClassifier:
-        """The color classifier, loaded when it is first asked for. Raises UserError, every time, if there is none."""
+        """Return the color classifier, loaded on first use. Raises UserError on every call if loading fails."""
         if self._color_classifier is None:
             if self._no_color_classifier is not None:
                 raise self._no_color_classifier
@@ -113,16 +113,16 @@ class GenEvalReward(RewardModel):
         return self._color_classifier
 
     def examples(self) -> Sequence[Example]:
-        """The detector's."""
+        """Return the detector's examples."""
         return self.detector.examples()
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Images [B, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
+        """Score images [B, 3, H, W], float in [0, 1]; returns values float32 [B] on the CPU.
 
-        The detector looks at all of them, then the colors that verdicts depend on are named, in one call, then they
-        are judged. A sample whose detection, color or metadata fails is missing (its value nan), with the reason
-        in its diagnostics; if detector or classifier fail on the batch they are asked again image by image, so that
-        only the images that they cannot bear are lost. Diagnostics: see `diagnosis.diagnose`.
+        Runs the detector on all images, classifies the required colors in one call, then evaluates. A sample whose
+        detection, color or metadata fails is missing (value nan), with the reason in its diagnostics. If the detector
+        or the classifier fails on the batch, it is retried image by image, so that only failing images are missing.
+        Diagnostics: see `diagnosis.diagnose`.
         """
         cases = [self._case(prompt, seen) for prompt, seen in zip(prompts, self._detect(media), strict=True)]
         self._name_colors(media, cases)
@@ -140,26 +140,26 @@ class GenEvalReward(RewardModel):
         return Scores(tensor, tensor.isnan(), tuple(diagnostics))
 
     def _detect(self, images: Tensor) -> list[list[Detection] | Exception]:
-        """Detections of each image, or why there are none."""
+        """Return the detections of each image, or the exception that it raised."""
         try:
             found = self.detector.detect(images)
             if len(found) != len(images):
-                raise ValueError(f"the detector gave {len(found)} lists of detections for {len(images)} images")
+                raise ValueError(f"the detector returned {len(found)} lists of detections for {len(images)} images")
             return list(found)
         except Exception as error:
             if len(images) == 1:
                 return [error]
-            log.warning("the detector failed on %d images, asking for each alone", len(images), exc_info=True)
+            log.warning("the detector failed on %d images, retrying one by one", len(images), exc_info=True)
             return [self._detect(images[index : index + 1])[0] for index in range(len(images))]
 
     def _case(self, prompt: Prompt, seen: list[Detection] | Exception) -> _Case:
-        """What can be said of a sample before colors are named."""
+        """Prepare a sample: its metadata, and the detections that need a color."""
         if isinstance(seen, Exception):
             return _Case(prompt, error=seen)
         try:
             strange = {detection.label for detection in seen} - set(self.detector.labels)
             if strange:
-                raise ValueError(f"the detector gave the label {min(strange)!r}, which it does not declare")
+                raise ValueError(f"the detector returned the label {min(strange)!r}, which it does not declare")
             metadata = parse(prompt)
             unknown = colorless(metadata, seen, variant=self.variant, thresholds=self.detector.thresholds)
         except Exception as error:
@@ -167,7 +167,7 @@ class GenEvalReward(RewardModel):
         return _Case(prompt, metadata, seen, unknown)
 
     def _name_colors(self, media: Tensor, cases: Sequence[_Case]) -> None:
-        """Ask the classifier for every color that is needed, of all images at once."""
+        """Classify all required colors of all images in one call."""
         asking = [(index, case) for index, case in enumerate(cases) if case.colorless]
         if not asking or (self._color_classifier is None and self.options.colors is None):
             return
@@ -186,7 +186,7 @@ class GenEvalReward(RewardModel):
                 case.named = answer
 
     def _judge(self, case: _Case) -> Verdict:
-        """The verdict on one sample; raises what went wrong with it."""
+        """Evaluate one sample; raise its exception if it failed."""
         if case.error is not None:
             raise case.error
         assert case.metadata is not None
@@ -196,7 +196,7 @@ class GenEvalReward(RewardModel):
             case.seen,
             variant=self.variant,
             thresholds=self.detector.thresholds,
-            # `colorless` lists them in the order in which they are asked for here.
+            # `evaluate` requests them in the order in which `colorless` lists them.
             classify_color=None if names is None else lambda objects: list(islice(names, len(objects))),
         )
 
@@ -217,28 +217,28 @@ class GenEvalFlowGRPOReward(GenEvalReward):
 def _ask(
     classifier: ColorClassifier, images: Tensor, objects: list[Sequence[Detection]]
 ) -> list[Sequence[str] | Exception]:
-    """Colors of each image's objects, or why there are none."""
+    """Return the colors of each image's objects, or the exception that they raised."""
     try:
         answers = list(classifier(images, objects))
         if len(answers) != len(objects):
-            raise ValueError(f"the color classifier gave {len(answers)} lists of colors for {len(objects)} images")
+            raise ValueError(f"the color classifier returned {len(answers)} lists of colors for {len(objects)} images")
         for answer, asked in zip(answers, objects, strict=True):
             if len(answer) != len(asked):
-                raise ValueError(f"the color classifier gave {len(answer)} colors for {len(asked)} objects")
+                raise ValueError(f"the color classifier returned {len(answer)} colors for {len(asked)} objects")
         return list(answers)
     except Exception as error:
         if len(objects) == 1:
             return [error]
-        log.warning("the color classifier failed on %d images, asking for each alone", len(objects), exc_info=True)
+        log.warning("the color classifier failed on %d images, retrying one by one", len(objects), exc_info=True)
         return [_ask(classifier, images[i : i + 1], [one])[0] for i, one in enumerate(objects)]
 
 
 def _build_color_classifier(options: GenEvalOptions, device: torch.device) -> ColorClassifier:
-    """The classifier that the options describe. Raises UserError if there is none, if open_clip is not installed, or
-    if its weights cannot be loaded."""
+    """Build the classifier of the options. Raises UserError if `colors` is null, if open_clip is not installed, or if
+    its weights cannot be loaded."""
     if options.colors is None:
         raise UserError(
-            "the detector names no colors, and the option `colors` is null: leave it out to have them classified"
+            "the detector does not name colors, and the option `colors` is null; remove it to enable the classifier"
         )
     from dgpo_geneval.colors import OpenClipColors
 
@@ -246,14 +246,14 @@ def _build_color_classifier(options: GenEvalOptions, device: torch.device) -> Co
 
 
 def _build(options: GenEvalOptions, name: str, device: torch.device) -> Detector:
-    """The detector that the options name. Raises UserError if they name none."""
+    """Build the detector of the options. Raises UserError if it is not set."""
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     if options.detector is None:
         installed = ", ".join(registry.components("detector"))
         raise UserError(
-            f"reward {name!r}: `detector` is missing; write `options: {{detector: NAME}}` (installed: {installed})"
+            f"reward {name!r}: `detector` is missing; set `options: {{detector: NAME}}` (installed: {installed})"
         )
     detector: Detector = registry.create("detector", options.detector, device=device)
     return detector

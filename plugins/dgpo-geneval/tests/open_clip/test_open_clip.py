@@ -160,9 +160,9 @@ def test_weights_that_lack_something_are_refused(tiny_clip: ColorOptions, tmp_pa
 
 
 def test_names_that_open_clip_does_not_know() -> None:
-    with pytest.raises(UserError, match=r"colors.model: 'ViT-L-15' is none of open_clip's"):
+    with pytest.raises(UserError, match=r"colors.model: unknown open_clip model 'ViT-L-15'"):
         OpenClipColors(ColorOptions(model="ViT-L-15"), device=CPU)
-    with pytest.raises(UserError, match="neither a file nor one of open_clip's tags: openai, "):
+    with pytest.raises(UserError, match="no such file or open_clip tag; tags of this model: openai, "):
         OpenClipColors(ColorOptions(pretrained="openay"), device=CPU)
 
 

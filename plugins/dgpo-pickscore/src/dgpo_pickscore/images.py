@@ -1,4 +1,4 @@
-"""From media to what a CLIP sees, on the device, and which images it cannot see.
+"""Preprocess media for CLIP on the device, and detect invalid images.
 
 Legend: N media, F frames, H W their size.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = ["Preprocessing", "frames_of", "unreadable"]
 
 SLACK = 1e-3
-"""How far values may leave [0, 1]: rounding of whoever made them, less than half a level of 8-bit images."""
+"""Tolerance of values outside [0, 1] for rounding errors, less than half a level of 8-bit images."""
 RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of its filters."""
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
@@ -49,15 +49,15 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """What a preprocessor_config.json of transformers says; sizes are ints in old files and mappings in new ones.
+        """Read a preprocessor_config.json of transformers; sizes are ints in old files and mappings in new ones.
 
-        Raises ValueError naming the key that is missing or asks for something else than is done here.
+        Raises ValueError naming the key that is missing or unsupported.
         """
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not config.get(step, True):
-                raise ValueError(f"{step} is false; images of any size and brightness would not fit the network")
+                raise ValueError(f"{step} is false; this step is required")
         if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise ValueError(f"rescale_factor is {config['rescale_factor']}, not 1/255")
+            raise ValueError(f"rescale_factor is {config['rescale_factor']}; it must be 1/255")
         if config.get("resample", 3) not in RESAMPLING:
             raise ValueError(f"resample is {config['resample']}; allowed are 2 (bilinear) and 3 (bicubic)")
         missing = [key for key in ("size", "crop_size", "image_mean", "image_std") if not config.get(key)]
@@ -159,13 +159,13 @@ def frames_of(media: Tensor, every: int) -> Tensor:
     """
     if media.dim() not in (4, 5) or media.shape[-3] != 3 or not media.is_floating_point():
         raise ValueError(
-            f"media are float [N, 3, H, W] or [N, F, 3, H, W], not {str(media.dtype)[6:]} {list(media.shape)}"
+            f"media must be float [N, 3, H, W] or [N, F, 3, H, W], got {str(media.dtype)[6:]} {list(media.shape)}"
         )
     return media[:, None] if media.dim() == 4 else media[:, ::every]
 
 
 def unreadable(frames: Tensor) -> list[str | None]:
-    """Why each of the media [N, F, 3, H, W] cannot be scored; None for those that can."""
+    """Return why each of the media [N, F, 3, H, W] cannot be scored; None for valid media."""
     count, (height, width) = len(frames), frames.shape[-2:]
     if frames.shape[1] == 0:
         return ["the video has no frames"] * count
@@ -177,7 +177,7 @@ def unreadable(frames: Tensor) -> list[str | None]:
     reasons: list[str | None] = []
     for sound, low, high in zip(finite, lowest, highest, strict=True):
         if not sound:
-            reasons.append("the image has values that are no numbers")
+            reasons.append("the image has values that are not finite")
         elif low < -SLACK or high > 1 + SLACK:
             reasons.append(f"the image has values from {low:g} to {high:g}, outside [0, 1]")
         else:

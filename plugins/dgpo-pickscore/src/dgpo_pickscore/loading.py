@@ -1,4 +1,4 @@
-"""From names and paths to networks, strictly: what does not fit is an error that names it, never a warning."""
+"""Load networks from names and paths; every mismatch is an error that names it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMS = "a directory or a Hub repository (owner/name)"
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
              "vocab.json", "merges.txt")  # fmt: skip
-"""What is fetched of a repository: many hold the same weights in several formats, gigabytes each."""
+"""Files to download: many repositories contain the same weights in several formats of gigabytes each."""
 BENIGN = {"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
 """Counters 0, 1, 2, ... that older versions of transformers saved with the weights."""
 WIDTHS = (1024, 128, 64, 16, 1)
@@ -43,10 +43,10 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 def fetch(source: str, revision: str | None, where: str, patterns: Sequence[str]) -> Path:
-    """The directory that `source` names, or of a Hub repository the files that match `patterns`, downloaded once.
+    """Return the directory `source`, or download the files of a Hub repository that match `patterns`.
 
-    A directory wins over a repository of the same name. Raises UserError, beginning with `where`, for a path that
-    does not exist, a revision of a directory, and a repository that cannot be fetched.
+    A directory takes precedence over a repository of the same name. Raises UserError, prefixed with `where`, if the
+    path does not exist, if a revision is set for a directory, or if the repository cannot be downloaded.
     """
     directory = locate(source, where, forms=FORMS)
     if directory is not None:
@@ -60,10 +60,10 @@ def fetch(source: str, revision: str | None, where: str, patterns: Sequence[str]
 
 
 def load_clip(directory: Path, where: str) -> Any:
-    """The `CLIPModel` of a directory, float32 on the CPU.
+    """Load the `CLIPModel` in a directory, float32 on the CPU.
 
-    Only safetensors are read, never pickles. Raises UserError for another architecture, a damaged file, and weights of
-    which one is missing, superfluous or of another shape, naming them.
+    Reads only safetensors, never pickles. Raises UserError for another architecture, a damaged file, and missing,
+    unexpected or mismatched weights, naming them.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -71,7 +71,7 @@ def load_clip(directory: Path, where: str) -> Any:
     config = read_json(file, where)
     kind = config.get("model_type")
     if kind != "clip":
-        raise UserError(f"{where}: {directory} holds a model of the type {kind}; allowed is clip alone")
+        raise UserError(f"{where}: {directory} contains a model of type {kind}; expected clip")
     refuse_quantized(config, file, where)
     variant = check_weights(directory, "model", where)
     try:
@@ -82,7 +82,7 @@ def load_clip(directory: Path, where: str) -> Any:
                 use_safetensors=True,
                 variant=variant,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are listed then, and refused below
+                ignore_mismatched_sizes=True,  # listed in `info` and reported below
                 local_files_only=True,
             )
     except UNREADABLE as error:
@@ -97,7 +97,7 @@ def load_clip(directory: Path, where: str) -> Any:
 
 
 def load_tokenizer(directory: Path, where: str) -> Any:
-    """CLIP's tokenizer of a directory. Raises UserError without a vocabulary: transformers would make an empty one."""
+    """Load CLIP's tokenizer. Raises UserError without a vocabulary, for which transformers builds an empty one."""
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{where}: {directory} has no vocabulary: tokenizer.json or vocab.json")
     for name in ("tokenizer.json", "vocab.json"):
@@ -111,8 +111,8 @@ def load_tokenizer(directory: Path, where: str) -> Any:
 
 
 def load_preprocessing(directory: Path, where: str) -> Preprocessing:
-    """The numbers of preprocessor_config.json, or of the processor_config.json that newer versions of transformers
-    save. Raises UserError for what is missing, malformed, or not done here."""
+    """Read preprocessor_config.json, or the processor_config.json that newer versions of transformers save.
+    Raises UserError if the file or a key is missing, malformed or unsupported."""
     file = directory / "preprocessor_config.json"
     if file.is_file():
         config = read_json(file, where)
@@ -128,10 +128,11 @@ def load_preprocessing(directory: Path, where: str) -> Preprocessing:
 
 
 def load_head(source: str, name: str, revision: str | None, where: str) -> torch.nn.Sequential:
-    """The aesthetic predictor's head, float32 on the CPU: linear layers to 1024, 128, 64, 16 and 1 without activations.
+    """Load the aesthetic head, float32 on the CPU: linear layers to 1024, 128, 64, 16 and 1 without activations.
 
-    source: a file, or a directory or Hub repository that holds the file `name`. Pickles are read with `weights_only`,
-    so that they cannot run code. Raises UserError for a file that is missing, damaged, or holds other tensors.
+    source: a file, or a directory or Hub repository that contains the file `name`. Pickles are loaded with
+    `weights_only`, so they cannot execute code. Raises UserError if the file is missing, damaged or
+    contains other tensors.
     """
     path = Path(source).expanduser()
     if os.path.isfile(path):
@@ -155,7 +156,7 @@ def load_head(source: str, name: str, revision: str | None, where: str) -> torch
 
 
 def _head(width: int) -> torch.nn.Sequential:
-    """With the dropouts of training, which do nothing here but count in the names of the weights."""
+    """Build the head with its dropout layers, which keep the indices of the weights' names."""
     a, b, c, d, e = WIDTHS
     linear, dropout = torch.nn.Linear, torch.nn.Dropout
     with quiet():
@@ -180,18 +181,18 @@ def _read_tensors(path: Path, where: str) -> Mapping[str, Tensor]:
     except UNREADABLE as error:
         raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{where}: {path} is no mapping of names to tensors")
+        raise UserError(f"{where}: {path} is not a mapping of names to tensors")
     return tensors
 
 
 def _check_keys(what: str, *, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
-    """Raise UserError if there are any: the libraries would fill up with random numbers, or leave out, and go on."""
+    """Raise UserError for mismatched keys, which the libraries would ignore or initialize at random."""
     problems = [
         f"{kind} {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
         for kind, keys in [
             ("missing:", set(missing)),
             ("unexpected:", set(unexpected)),
-            ("of another shape:", set(mismatched)),
+            ("wrong shape:", set(mismatched)),
         ]
         if keys
     ]
@@ -200,6 +201,6 @@ def _check_keys(what: str, *, missing: Iterable[str], unexpected: Iterable[str],
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception says."""
+    """Return the first line of an exception's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""A CLIP of open_clip, which is an extra: imported here and nowhere else, when a run asks for it."""
+"""CLIP encoder of open_clip, an optional dependency that only this module imports."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class OpenClipEncoder(Encoder):
     """A model of open_clip, with the tokenizer and the preprocessing that it names."""
 
     def __init__(self, options: ClipScoreOptions, *, device: torch.device) -> None:
-        """Raises UserError without open_clip, for a model that is unknown, cannot be fetched, is damaged, or whose
-        weights do not match it."""
+        """Load the model. Raises UserError if open_clip is missing, or if the model is unknown, cannot be downloaded,
+        is damaged, or does not match its weights."""
         open_clip = _import()
         name, weights = _source(options)
         where = f"reward clipscore: model {options.model}"
@@ -47,9 +47,9 @@ class OpenClipEncoder(Encoder):
                 model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
             self._tokenizer = open_clip.get_tokenizer(name)
         except UNREADABLE as error:
-            raise UserError(f"{where} cannot be loaded: {_keys(error)}; a tag needs the network, a directory "
-                            f"({LOCAL}PATH) or a file of weights does not") from error  # fmt: skip
-        if weights is not None:  # those of a tag were made for this very model
+            raise UserError(f"{where} cannot be loaded: {_keys(error)}; a tag requires network access, a "
+                            f"directory ({LOCAL}PATH) or a weights file does not") from error  # fmt: skip
+        if weights is not None:  # a tag's weights match its model
             _check_positions(open_clip, model, weights, where)
         super().__init__(
             _preprocessing(model.visual.preprocess_cfg, where), device=device, dtype=getattr(torch, options.dtype)
@@ -67,8 +67,8 @@ class OpenClipEncoder(Encoder):
         return {"text": tokens}, [self._length(text) for text in texts], limit
 
     def _length(self, text: str) -> int:
-        """Tokens before truncation, which open_clip does not tell: with start and end, which CLIP's own tokenizer adds
-        after `encode`; others wrap one of transformers."""
+        """Count tokens before truncation, which open_clip does not report. CLIP's own tokenizer adds start and end
+        tokens after `encode`; other tokenizers wrap one of transformers."""
         wrapped = getattr(self._tokenizer, "tokenizer", None)
         if wrapped is None:
             return len(self._tokenizer.encode(text)) + 2
@@ -85,15 +85,15 @@ def _import() -> Any:
         return importlib.import_module("open_clip")
     except ImportError as error:
         raise UserError(
-            f"reward clipscore needs open_clip ({error}): pip install 'dgpo-pickscore[open-clip]'"
+            f"reward clipscore requires open_clip ({error}): pip install 'dgpo-pickscore[open-clip]'"
         ) from error
 
 
 def _source(options: ClipScoreOptions) -> tuple[str, Path | None]:
-    """The model in open_clip's terms, and the file of its weights if that is here. Raises UserError without weights:
-    open_clip would go on with random ones."""
+    """Return open_clip's model name and the local weights file, if any. Raises UserError without weights, which
+    open_clip would initialize at random."""
     if options.model.startswith(HUB):
-        # Fetched here and not by open_clip, which knows no revisions and would take pickles.
+        # Downloaded here because open_clip does not support revisions and would accept pickles.
         directory = fetch(
             options.model.removeprefix(HUB),
             options.revision,
@@ -102,18 +102,18 @@ def _source(options: ClipScoreOptions) -> tuple[str, Path | None]:
         )
         return f"{LOCAL}{directory}", _weights_in(directory)
     if options.revision is not None:
-        raise UserError(f"reward clipscore: option revision: it is for {HUB} models, not for {options.model}")
+        raise UserError(f"reward clipscore: option revision: only supported for {HUB} models, not for {options.model}")
     if options.model.startswith(LOCAL):
         where = "reward clipscore: option model"
         place = options.model.removeprefix(LOCAL)
         found = locate(place, where, forms=f"{LOCAL}PATH of a directory")
         if found is None:
-            raise UserError(f"{where}: there is no directory {place}; {HUB}{place} would be the Hub's")
+            raise UserError(f"{where}: no such directory {place}; for a Hub repository, set {HUB}{place}")
         return f"{LOCAL}{found}", _weights_in(found)
     if options.pretrained is None:
         raise UserError(
-            f"reward clipscore: option pretrained: {options.model} would start from random weights; name a tag or a "
-            "file"
+            f"reward clipscore: option pretrained: {options.model} would use random weights; set a tag or a "
+            "weights file"
         )
     file = Path(options.pretrained)
     if not file.is_file():
@@ -131,36 +131,37 @@ def _weights_in(directory: Path) -> Path:
             check_file(directory / name, where)
             return directory / name
     instead = where_instead(directory, config.name)
-    raise UserError(f"{where}: {directory} has none of {', '.join(FILES)}{instead}")
+    raise UserError(f"{where}: {directory} contains none of {', '.join(FILES)}{instead}")
 
 
 def _check_name(open_clip: Any, name: str, pretrained: str | None) -> None:
-    """Raises UserError for what open_clip does not know, and for an activation that the weights were not trained
-    with, which open_clip only warns of."""
+    """Raise UserError for an unknown model or tag, and for an activation that the weights were not trained with;
+    open_clip only warns."""
     from difflib import get_close_matches
 
     config = open_clip.get_model_config(name)
     if config is None:
         nearest = ", ".join(get_close_matches(name, open_clip.list_models(), 3)) or "see open_clip.list_models()"
-        raise UserError(f"reward clipscore: option model: open_clip knows no {name}; nearest: {nearest}")
+        raise UserError(f"reward clipscore: option model: unknown open_clip model {name}; nearest: {nearest}")
     assert pretrained is not None
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if not tag:
         if not Path(pretrained).is_file():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise UserError(
-                f"reward clipscore: option pretrained: {pretrained} is no file and no tag of {name} (its tags: {tags})"
+                f"reward clipscore: option pretrained: {pretrained} is neither a file nor a tag of {name} (tags: "
+                f"{tags})"
             )
     elif bool(tag.get("quick_gelu")) != bool(config.get("quick_gelu")):
         other = name.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{name}-quickgelu"
         raise UserError(
-            f"reward clipscore: option model: the weights {pretrained} were trained with the other activation than "
-            f"{name} has (quick_gelu); write {other}"
+            f"reward clipscore: option model: the weights {pretrained} were trained with another activation "
+            f"(quick_gelu) than {name} uses; set {other}"
         )
 
 
 def _check_positions(open_clip: Any, model: Any, weights: Path, where: str) -> None:
-    """Raises UserError for a checkpoint of another image size or prompt length."""
+    """Raise UserError for a checkpoint of another image size or prompt length."""
     loaded = open_clip.factory.load_state_dict(str(weights))
     present = model.state_dict()
     for key in POSITIONS:
@@ -176,7 +177,7 @@ def _preprocessing(config: dict[str, Any], where: str) -> Preprocessing:
     crop = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     known = mode == "squash" or (mode == "shortest" and crop[0] == crop[1])
     if not known or interpolation not in ("bilinear", "bicubic"):
-        raise UserError(f"{where}: its preprocessing ({mode} to {crop}, {interpolation}) is not done here; allowed are "
+        raise UserError(f"{where}: its preprocessing ({mode} to {crop}, {interpolation}) is not supported; allowed: "
                         "squash or, to a square, shortest; bilinear or bicubic")  # fmt: skip
     return Preprocessing(
         size=crop if mode == "squash" else crop[0],
@@ -189,6 +190,6 @@ def _preprocessing(config: dict[str, Any], where: str) -> Preprocessing:
 
 
 def _keys(error: Exception) -> str:
-    """torch names the keys that do not match on the lines after the first."""
+    """Join the lines of a message: torch lists mismatched keys after the first line."""
     lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     return lines or reason(error)

@@ -13,74 +13,74 @@ __all__ = ["AestheticOptions", "ClipOptions", "ClipScoreOptions", "PickScoreOpti
 
 
 class ClipOptions(Options):
-    """What every reward on top of a CLIP can be told."""
+    """Options of every CLIP-based reward."""
 
     batch: Int = Field(
         default=32,
         ge=1,
         le=100_000,
         json_schema_extra=ANYTIME,
-        description="Images (or frames, or prompts) in one call of the network.",
+        description="Batch size: images, frames or prompts per forward pass.",
     )
     every: Int = Field(
-        default=4, ge=1, le=10**6, description="Of a video, every so many frames are scored and averaged."
+        default=4, ge=1, le=10**6, description="For videos: score every n-th frame and average the values."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Precision of the network. Embeddings are normalized and compared in float32 in any case.",
+        description="Data type of the network. Embeddings are always normalized and compared in float32.",
     )
 
 
 class TextOptions(ClipOptions):
-    """The same for rewards that read the prompt."""
+    """Options of CLIP-based rewards that use the prompt."""
 
     text_cache: Int = Field(
         default=4096,
         ge=1,
         le=10**8,
-        description="Prompts whose embeddings are kept, the least recently used going first.",
+        description="Number of cached prompt embeddings; the least recently used are evicted first.",
     )
 
 
 class PickScoreOptions(TextOptions):
-    """What `pickscore` can be told. The defaults are the published model."""
+    """Options of `pickscore`. The defaults are the published model."""
 
     model: PathOrName = Field(
         default="yuvalkirstain/PickScore_v1",
         min_length=1,
-        description="A CLIP model in transformers' format with its logit scale: a directory or a Hub repository.",
+        description="CLIP model in transformers' format, with its logit scale: a directory or a Hub repository.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
     processor: PathOrName = Field(
         default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         min_length=1,
-        description="Tokenizer and preprocessor_config.json: a directory or a Hub repository.",
+        description="Source of the tokenizer and preprocessor_config.json: a directory or a Hub repository.",
     )
     processor_revision: str | None = Field(
         default=None, description="Branch, tag or commit of `processor`, if that is on the Hub."
     )
     scale: Literal["flowgrpo", "paper"] = Field(
         default="flowgrpo",
-        description="flowgrpo: exp(logit_scale) * cosine / 26, what runs are trained on; paper: the same without the "
-        "division, as tables print it (21.72, 23.89).",
+        description="flowgrpo: exp(logit_scale) * cosine / 26, the scale used for training; paper: without the "
+        "division, as published tables report it (21.72, 23.89).",
     )
 
 
 class ClipScoreOptions(TextOptions):
-    """What `clipscore` can be told. The defaults are OpenAI's ViT-L-14, as in Flow-GRPO and DiffusionNFT."""
+    """Options of `clipscore`. The defaults are OpenAI's ViT-L-14, as in Flow-GRPO and DiffusionNFT."""
 
     model: SchemedPath = Field(
         default="ViT-L-14-quickgelu",
         min_length=1,
-        description="Model in open_clip's terms: a built-in name, local-dir:PATH (open_clip_config.json and weights), "
+        description="open_clip model: a built-in name, local-dir:PATH (open_clip_config.json and weights), "
         "or hf-hub:OWNER/NAME.",
     )
     pretrained: FileOrTag | None = Field(
         default="openai",
-        description="With a built-in name, required: a pretrained tag of it, or a file of weights. "
-        "local-dir: and hf-hub: bring their own weights and ignore it.",
+        description="Pretrained tag or weights file; required with a built-in model name. local-dir: and hf-hub: "
+        "models have their own weights and ignore it.",
     )
-    revision: str | None = Field(default=None, description="Branch, tag or commit, for hf-hub: alone.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of an hf-hub: model.")
     scale: Literal["cosine", "percent", "hessel", "flowgrpo"] = Field(
         default="cosine",
         description="cosine: the plain cosine; percent: 100 * cosine; hessel: 2.5 * max(cosine, 0), the original "
@@ -89,16 +89,17 @@ class ClipScoreOptions(TextOptions):
 
 
 class AestheticOptions(ClipOptions):
-    """What `aesthetic` can be told. The defaults are the published predictor, sac+logos+ava1-l14-linearMSE."""
+    """Options of `aesthetic`. The defaults are the published predictor, sac+logos+ava1-l14-linearMSE."""
 
     model: PathOrName = Field(
         default="openai/clip-vit-large-patch14",
         min_length=1,
-        description="The CLIP that the head was trained on, in transformers' format: a directory or a Hub repository.",
+        description="CLIP model of the head, in transformers' format: a directory or a Hub repository.",
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
     processor: PathOrName | None = Field(
-        default=None, description="Where preprocessor_config.json is, if not with `model`: a directory or a repository."
+        default=None,
+        description="Source of preprocessor_config.json: a directory or a Hub repository; by default `model`.",
     )
     processor_revision: str | None = Field(
         default=None, description="Branch, tag or commit of `processor`, if that is on the Hub."
@@ -106,10 +107,12 @@ class AestheticOptions(ClipOptions):
     head: PathOrName = Field(
         default="camenduru/improved-aesthetic-predictor",
         min_length=1,
-        description="The trained head: a .pth or .safetensors file, or a Hub repository that holds `head_file`.",
+        description="Trained head: a .pth or .safetensors file, or a Hub repository that contains `head_file`.",
     )
     head_file: str = Field(
-        default="sac+logos+ava1-l14-linearMSE.pth", min_length=1, description="Name of the file in a Hub repository."
+        default="sac+logos+ava1-l14-linearMSE.pth",
+        min_length=1,
+        description="File name of the head in a Hub repository.",
     )
     head_revision: str | None = Field(
         default=None, description="Branch, tag or commit of `head`, if that is on the Hub."

@@ -1,4 +1,4 @@
-"""What dgpo-pickscore declares. Nothing heavy may be imported here."""
+"""Components of dgpo-pickscore. This module must not import heavy dependencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """One reward to train on, and two that also serve as monitors of it."""
+    """Declare the three rewards."""
     return [
         Component(
             name="pickscore",
@@ -30,7 +30,7 @@ def dgpo_rewards() -> Sequence[Component]:
         ),
         Component(
             name="aesthetic",
-            summary="LAION aesthetic predictor: how an image looks, about 1 to 10, whatever the prompt says",
+            summary="LAION aesthetic predictor: visual quality of an image, about 1 to 10, independent of the prompt",
             implementation="dgpo_pickscore.rewards:AestheticReward",
             options="dgpo_pickscore.options:AestheticOptions",
         ),

@@ -35,23 +35,23 @@ DIVISOR = 26
 
 
 class _TextReward(ImageReward):
-    """The cosine of image and prompt, on some scale."""
+    """Cosine similarity of image and prompt, on a configurable scale."""
 
     def __init__(self, options: TextOptions, *, device: torch.device, encoder: Encoder) -> None:
         super().__init__(options, device=device, encoder=encoder)
         self.texts = TextCache(self._encode, options.text_cache)
-        # The instance's own: what it can give depends on the options and on the weights.
+        # Set per instance: the range depends on the options and the weights.
         self.range = (self._scaled(-1.0), self._scaled(1.0))  # type: ignore[misc]
 
     @abstractmethod
     def _scales(self, cosine: float) -> Mapping[str, float]:
-        """A cosine on every scale that diagnostics show, those of the option `scale` among them."""
+        """Return a cosine on every scale of the diagnostics, including those of the option `scale`."""
 
     def _scaled(self, cosine: float) -> float:
         return self._scales(cosine)[self.options.scale]
 
     def examples(self) -> Sequence[Example]:
-        """A photograph with its description; the same with wrong ones, and noise with the right one."""
+        """Return a photograph with its description, with wrong descriptions, and noise with the right one."""
         return matches()
 
     def _unfit(self, prompt: Prompt) -> str | None:
@@ -59,7 +59,7 @@ class _TextReward(ImageReward):
         return f"the prompt {reason}" if reason else None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError for a text that no tokenizer can read."""
+        """Raise UserError for a text that is not valid Unicode."""
         for prompt in prompts:
             if reason := self._unfit(prompt):
                 raise UserError(reason)
@@ -93,7 +93,7 @@ class PickScoreReward(_TextReward):
     range = (-100 / DIVISOR, 100 / DIVISOR)
 
     def __init__(self, options: PickScoreOptions, *, device: torch.device) -> None:
-        """Load model, tokenizer and preprocessing. Raises UserError for what is missing, damaged or does not match."""
+        """Load model, tokenizer and preprocessing. Raises UserError if one is missing, damaged or does not match."""
         encoder = _clip(options, device, "pickscore", with_text=True)
         super().__init__(options, device=device, encoder=encoder)
 
@@ -117,7 +117,7 @@ class ClipScoreReward(_TextReward):
     range = (-1.0, 1.0)
 
     def __init__(self, options: ClipScoreOptions, *, device: torch.device) -> None:
-        """Raises UserError without open_clip, and for a model that is unknown or whose weights do not match it."""
+        """Load the model. Raises UserError if open_clip is missing, the model is unknown or its weights mismatch."""
         from dgpo_pickscore.open_clip_encoder import OpenClipEncoder
 
         super().__init__(options, device=device, encoder=OpenClipEncoder(options, device=device))
@@ -145,15 +145,15 @@ class AestheticReward(ImageReward):
     range = (-math.inf, math.inf)
 
     def __init__(self, options: AestheticOptions, *, device: torch.device) -> None:
-        """Load CLIP and head. Raises UserError for what is missing, damaged or does not match."""
+        """Load CLIP and head. Raises UserError if one is missing, damaged or does not match."""
         where = "reward aesthetic: option head"
         head = loading.load_head(options.head, options.head_file, options.head_revision, where)
         encoder = _clip(options, device, "aesthetic", with_text=False)
         width = head[0].in_features
         if width != encoder.width:
             raise UserError(
-                f"{where}: {options.head} is for embeddings of width {width}, but {options.model} gives "
-                f"{encoder.width}: it was trained on another CLIP"
+                f"{where}: {options.head} expects embeddings of width {width}, but {options.model} returns "
+                f"{encoder.width}; use the CLIP model that the head was trained on"
             )
         super().__init__(options, device=device, encoder=encoder)
         middle, reach = _linear(head)
@@ -162,7 +162,7 @@ class AestheticReward(ImageReward):
         self.head = head.to(device)
 
     def examples(self) -> Sequence[Example]:
-        """A photograph; noise, and a ruined copy of the photograph."""
+        """Return a photograph, noise, and a degraded copy of the photograph."""
         return looks()
 
     def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -174,7 +174,7 @@ class AestheticReward(ImageReward):
 def _clip(
     options: PickScoreOptions | AestheticOptions, device: torch.device, name: str, *, with_text: bool
 ) -> TransformersEncoder:
-    """The encoder that the options name; its preprocessing makes what the network takes, or UserError says so."""
+    """Build the encoder of the options. Raises UserError if the crop does not match the network's input size."""
     where = f"reward {name}: option model"
     directory = loading.fetch(options.model, options.revision, where, loading.WEIGHTS)
     model = loading.load_clip(directory, where)
@@ -186,14 +186,14 @@ def _clip(
     preprocessing = loading.load_preprocessing(beside, where)
     side = model.config.vision_config.image_size
     if preprocessing.crop != (side, side):
-        raise UserError(f"{where}: {source} crops to {preprocessing.crop}, but {options.model} takes {(side, side)}")
+        raise UserError(f"{where}: {source} crops to {preprocessing.crop}, but {options.model} requires {(side, side)}")
     tokenizer = loading.load_tokenizer(beside, where) if with_text else None
     dtype = getattr(torch, options.dtype)
     return TransformersEncoder(model, tokenizer, preprocessing, device=device, dtype=dtype)
 
 
 def _linear(head: torch.nn.Sequential) -> tuple[float, float]:
-    """Bias and length of the gradient of a head without activations, both at once as one linear function."""
+    """Return bias and gradient norm of a head without activations, which is one linear function."""
     layers = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
     weight, bias = layers[0].weight.double(), layers[0].bias.double()
     for layer in layers[1:]:
