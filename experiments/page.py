@@ -43,8 +43,8 @@ def write_index(directory: Path) -> Path:
     lines = [
         "# Experiments",
         "",
-        "The paper's experiments and its open questions, on the miniature, each by one command. Numbers, figures and",
-        "the sentences that carry numbers are written by the command; an interval is a 95 % interval.",
+        "The paper's experiments and its open questions on the miniature, one command each. The command generates",
+        "numbers, figures and all sentences with numbers; intervals are 95 % intervals.",
         "",
         "| experiment | question | headline |",
         "|---|---|---|",
