@@ -68,7 +68,7 @@ def test_a_reward_that_compares_sees_the_samples_of_a_prompt() -> None:
         (lambda: score("brightness", GRAY, "x", {"limit": 1}), "options.limit: unknown key"),
         (lambda: score("brightness", GRAY), "prompts: are missing; give one for each of the media, or one for all"),
         (lambda: score("brightness", GRAY, ["x", "y"]), "prompts: 2 for 4 media"),
-        (lambda: score("brightness", "nope.png", "x"), "media[0]: nope.png: no such file"),
+        (lambda: score("brightness", "nope.png", "x"), "media[0]: nope.png: there is no such file"),
         (lambda: score("brightness", [3], "x"), "media[0]: must be a tensor, a PIL image or a path, not int"),
         (lambda: score("brightness", [], "x"), "media: there is nothing to score"),
         (lambda: score("brightness", GRAY[0, 0], "x"), "media: must be [N, 3, H, W]"),
