@@ -21,8 +21,8 @@ class Block(nn.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
         self.shift = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, reported: Tensor) -> Tensor:
-        x = functional.layer_norm(tokens + self.shift(reported)[:, None], tokens.shape[-1:])
+    def forward(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        x = functional.layer_norm(tokens + self.shift(embedded)[:, None], tokens.shape[-1:])
         mixed = functional.scaled_dot_product_attention(self.to_q(x), self.to_k(x), self.to_v(x))
         out: Tensor = tokens + self.to_out(mixed)
         return out
@@ -34,15 +34,15 @@ class PackedTransformer(nn.Module):
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.inside, self.outside = nn.Linear(4 * CHANNELS, width), nn.Linear(width, 4 * CHANNELS)
-        self.reported, self.places = nn.Linear(2, width), nn.Linear(2, width)
+        self.embedding, self.places = nn.Linear(2, width), nn.Linear(2, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
         self.checkpointing = False
 
     def forward(self, tokens: Tensor, places: Tensor, text: Tensor, time: Tensor, guidance: Tensor) -> Tensor:
-        reported = self.broadcast_object(torch.stack([time, guidance / 10], 1).to(tokens.dtype))
+        embedded = self.embedding(torch.stack([time, guidance / 10], 1).to(tokens.dtype))
         x = torch.cat([text, self.inside(tokens) + self.places(places)], 1)
         for block in self.blocks:
-            x = checkpoint(block, x, reported, use_reentrant=False) if self.checkpointing else block(x, reported)
+            x = checkpoint(block, x, embedded, use_reentrant=False) if self.checkpointing else block(x, embedded)
         out: Tensor = self.outside(x[:, text.shape[1] :])
         return out
 
