@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core.api.calls import path_of
 from dgpo_core.api.output import check_directory
 from dgpo_core.data.notes import longer_than_read, notes, unheard
 from dgpo_core.distributed.partitioning import exchange_tensors
@@ -83,8 +84,8 @@ class Samples:
         force: replace what is there. fps: frames a second of videos, by default 16, or fewer of a short video. Returns
         the directory. Raises UserError if it cannot be written, or is not empty.
         """
-        output = Path(directory)
         with in_python():
+            output = path_of(directory)
             check_directory(output, force=force)
             self.write(output, fps=fps)
         return output
