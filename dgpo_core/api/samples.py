@@ -114,8 +114,8 @@ def draw(
     held out.
 
     sides: (height, width) of prompts without a size of their own. look: whether keys of the prompts may be meant
-    otherwise than they are read. fps: frames a second that videos will be written with. tell: hears notes. Several
-    processes share the work; the main one has the samples. Raises UserError for what cannot be drawn.
+    otherwise than they are read. fps: frames a second that videos will be written with. on_message: receives notes.
+    Several processes share the work; the main one has the samples. Raises UserError for what cannot be drawn.
     """
     engine = target.engine
     chosen = list(prompts) or (target.prompts("heldout") or target.prompts("train"))[:limit]
