@@ -28,7 +28,7 @@ def sample(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Samples of each prompt.")] = 4,
     model: options.ModelName = None,
     checkpoint: options.Checkpoint = "newest",
-    seed: Annotated[int, typer.Option(help="Seed of the noise: the same seed gives every view the same noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise: the same seed gives every model the same noise.")] = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,

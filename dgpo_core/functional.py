@@ -86,6 +86,7 @@ def signed_weights(
     Raises:
         UserError: for shapes that differ, an unknown weighting, or options that it refuses.
     """
+    _check_tensors(advantages=advantages, rewards=rewards)
     if advantages.shape != rewards.shape:
         raise UserError(
             f"advantages and rewards must have one shape; they have {tuple(advantages.shape)} and "
@@ -154,16 +155,19 @@ def group_preference_loss(
     Source: arXiv 2510.08425.
     """
     checked_section(ObjectiveSection, beta=beta, kl=kl, clip=clip)
+    _check_tensors(prediction=prediction, reference=reference, target=target, weights=weights)
+    optional = {"old": old, "base": base, "advantages": advantages, "scored": scored, "loss_weight": loss_weight}
+    _check_tensors(**{name: value for name, value in optional.items() if value is not None})
     _check_together(old=(old, clip is not None, "clip"), base=(base, kl > 0, "kl"))
     given = {"reference": reference, "target": target, "old": old, "base": base}
     _check_shapes(prediction, weights, given, {"advantages": advantages, "scored": scored}, loss_weight)
 
     use = torch.ones(weights.shape, dtype=torch.bool) if scored is None else scored.bool()
     use = (use if use.dim() == 2 else use[None]).to(prediction.device)
+    dtype = torch.float32 if prediction.dtype in (torch.float16, torch.bfloat16) else prediction.dtype
     rows = (use & (use.sum(1, keepdim=True) >= 2)).flatten().nonzero().flatten()  # no preference among fewer than two
     if not len(rows):
-        return prediction.sum() * 0.0
-    dtype = torch.float32 if prediction.dtype in (torch.float16, torch.bfloat16) else prediction.dtype
+        return prediction.flatten()[:0].sum(dtype=dtype)  # 0 whatever the values are, with gradient 0
 
     def member(values: Tensor) -> Tensor:
         return values.to(prediction.device, dtype).flatten()[rows]
@@ -186,11 +190,18 @@ def group_preference_loss(
 
 def _rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """(float64 [g, G], bool [g, G]: whether they are scores). Raises UserError for another shape."""
-    if values.dim() not in (1, 2):
+    _check_tensors(rewards=values)
+    if values.dim() not in (1, 2) or values.shape[-1] == 0:
         raise UserError(f"rewards must be [groups, members], or [members] of one group, not {tuple(values.shape)}")
     found = values.detach().double()
     found = found if found.dim() == 2 else found[None]
     return found, found.abs() <= _groups.LARGEST
+
+
+def _check_tensors(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{name} must be a tensor, not {type(value).__name__}")
 
 
 def _check_together(**pairs: tuple[Tensor | None, bool, str]) -> None:
@@ -207,6 +218,11 @@ def _check_shapes(
     loss_weight: Tensor | None,
 ) -> None:
     """Raise UserError, naming the argument, for a shape that does not fit."""
+    if prediction.dim() < 2 or not prediction.is_floating_point():
+        dtype = str(prediction.dtype).removeprefix("torch.")
+        raise UserError(
+            f"prediction must be [samples, ...] of floating point numbers, not {tuple(prediction.shape)} of {dtype}"
+        )
     if weights.dim() not in (1, 2) or weights.numel() != len(prediction):
         raise UserError(
             f"weights must be [groups, members] with one weight for each of the {len(prediction)} predictions, not "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,17 @@ from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.places import expand_home
 from dgpo_schemas.problems import ConfigError
 
-__all__ = ["Overrides", "at_least_one", "from_python", "path_of", "settings_of", "sides_of", "sides_of_text"]
+__all__ = [
+    "Overrides",
+    "at_least_one",
+    "check_accept",
+    "check_seed",
+    "from_python",
+    "path_of",
+    "settings_of",
+    "sides_of",
+    "sides_of_text",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +55,8 @@ def settings_of(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
         raise UserError("overrides: must be a dict of settings, or a list of KEY=VALUE")
     if not isinstance(overrides, Mapping):
+        if isinstance(overrides, bytes) or not all(isinstance(one, str) for one in overrides):
+            raise UserError("overrides: must be a dict of settings, or a list of KEY=VALUE")
         return list(overrides)
     found = []
     for key, value in overrides.items():
@@ -63,6 +76,8 @@ def _plain(value: Any) -> str:
 
 def path_of(path: str | PathLike[str]) -> Path:
     """A path with `~` replaced. Raises UserError for a user whose home directory is not known."""
+    if not isinstance(path, str | PathLike):
+        raise UserError(f"{path!r}: must be a path, not {type(path).__name__}")
     try:
         return Path(expand_home(str(Path(path))))
     except ValueError as error:
@@ -73,9 +88,21 @@ def at_least_one(**values: object) -> None:
     """Raise UserError for a number below 1, and for what is no number; None is not given."""
     for name, value in values.items():
         whole = name != "guidance"
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
         if value is not None and not (number and (isinstance(value, int) or not whole)):
             raise UserError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number of 1 or more")
+
+
+def check_seed(seed: object, *, required: bool = False) -> None:
+    """Raise UserError for a seed that is not a whole number; None is not given. A text would draw other noise."""
+    if (required or seed is not None) and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise UserError(f"seed={seed!r}: must be a whole number")
+
+
+def check_accept(accept: object, allowed: Sequence[str]) -> None:
+    """Raise UserError for what cannot be accepted."""
+    if isinstance(accept, str) or not isinstance(accept, Collection) or not set(accept) <= set(allowed):
+        raise UserError(f"accept={accept!r}: must be a list with {' or '.join(map(repr, allowed))}")
 
 
 def sides_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

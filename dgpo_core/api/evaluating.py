@@ -62,7 +62,8 @@ def evaluate(
     on_message: Callable[[str], None],
 ) -> EvaluationResult:
     """Score a target on prompts, by default its held-out ones, at most `limit` of them; everything else is as the run's
-    evaluations have it unless it is given. tell: hears notes. Raises UserError for what cannot be drawn or scored."""
+    evaluations have it unless it is given. on_message: receives notes. Raises
+    UserError for what cannot be drawn or scored."""
     engine = target.engine
     members = samples or engine.config.evaluation.samples_per_prompt
     chosen = list(prompts) or target.prompts("heldout")

@@ -8,7 +8,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dgpo_core.api.calls import Overrides, at_least_one, from_python, path_of, settings_of, sides_of
+from dgpo_core.api.calls import (
+    Overrides,
+    at_least_one,
+    check_accept,
+    check_seed,
+    from_python,
+    path_of,
+    settings_of,
+    sides_of,
+)
 from dgpo_core.errors import RunStopped, UserError
 
 if TYPE_CHECKING:
@@ -83,6 +92,7 @@ class Run:
         Raises:
             UserError: if this is no run directory, or if its configuration is not as the run wrote it.
         """
+        check_accept(accept, ["base"])
         path = path_of(directory)
         if path.is_file():
             raise UserError(f"{path}: is a file; load_run reads a run file")
@@ -181,6 +191,7 @@ class Run:
         from dgpo_core.plugins.registry import get_registry
 
         at_least_one(max_iterations=max_iterations)
+        check_accept(accept, ["base", "logs"])
         if accept and not resume:
             raise UserError("accept: belongs to a resume; a new run begins with what there is")
         self.close()  # one model at a time
@@ -257,6 +268,7 @@ class Run:
         from dgpo_core.data.prompts import given_prompts
 
         at_least_one(count=count, steps=steps, guidance=guidance, micro_batch=micro_batch)
+        check_seed(seed, required=True)
         sides = sides_of(size)
         chosen = [] if prompts is None else given_prompts(prompts)
         return draw(
@@ -294,6 +306,7 @@ class Run:
         from dgpo_core.data.prompts import given_prompts
 
         at_least_one(limit=limit, samples=samples, steps=steps, guidance=guidance, micro_batch=micro_batch)
+        check_seed(seed)
         chosen = [] if prompts is None else given_prompts(prompts)
         return evaluate(
             self._opened(model, checkpoint), chosen, limit=limit, samples=samples, seed=seed, steps=steps,

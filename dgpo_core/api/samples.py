@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core.api.calls import path_of
 from dgpo_core.api.output import check_directory
 from dgpo_core.data.notes import longer_than_read, notes, unheard
 from dgpo_core.distributed.partitioning import exchange_tensors
@@ -83,8 +84,8 @@ class Samples:
         force: replace what is there. fps: frames a second of videos, by default 16, or fewer of a short video. Returns
         the directory. Raises UserError if it cannot be written, or is not empty.
         """
-        output = Path(directory)
         with in_python():
+            output = path_of(directory)
             check_directory(output, force=force)
             self.write(output, fps=fps)
         return output
@@ -113,8 +114,8 @@ def draw(
     held out.
 
     sides: (height, width) of prompts without a size of their own. look: whether keys of the prompts may be meant
-    otherwise than they are read. fps: frames a second that videos will be written with. tell: hears notes. Several
-    processes share the work; the main one has the samples. Raises UserError for what cannot be drawn.
+    otherwise than they are read. fps: frames a second that videos will be written with. on_message: receives notes.
+    Several processes share the work; the main one has the samples. Raises UserError for what cannot be drawn.
     """
     engine = target.engine
     chosen = list(prompts) or (target.prompts("heldout") or target.prompts("train"))[:limit]

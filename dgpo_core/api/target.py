@@ -38,10 +38,10 @@ PLACE_OF_BASE = ("backbone.checkpoint", "backbone.revision")
 
 @dataclass(frozen=True)
 class Target:
-    """An engine with weights in place, and which of its views is used: the policy for a EMA that has not moved.
+    """An engine with weights in place, and which of its models is used: the policy for an EMA that has not moved.
 
     path: a run directory, or a run file; manifest: of the checkpoint whose weights are in place, None for a run file;
-    wanted: the view that was asked for.
+    wanted: the model that was asked for.
     """
 
     engine: Engine
@@ -66,7 +66,7 @@ class Target:
         return self.engine.runtime.processes
 
     def using(self, wanted: ModelName) -> Target:
-        """The same weights, of which this view is used."""
+        """The same weights, of which this model is used."""
         if self.manifest is None and wanted != "base":
             raise UserError(
                 f"{option('model', wanted)}: {self.path} is a run file, which has only its base model; name a run "

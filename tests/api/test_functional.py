@@ -240,8 +240,22 @@ V, C = torch.zeros(12, 2), torch.zeros(3, 4)
         (lambda: F.group_preference_loss(V, V, V, C[:2]), "one weight for each of the 12 predictions"),
         (lambda: F.group_preference_loss(V, V, V, C, scored=C[0] > 0), "scored must have the shape of weights"),
         (lambda: F.group_preference_loss(V, V, V, C, loss_weight=C), r"loss_weight must be \[12\], not \(3, 4\)"),
+        (lambda: F.advantages([1.0, 2.0]), "rewards must be a tensor, not list"),  # type: ignore[arg-type]
+        (lambda: F.advantages(torch.zeros(2, 0)), r"rewards must be \[groups, members\], .* not \(2, 0\)"),
+        (lambda: F.group_preference_loss(V, V, V, [1.0] * 12), "weights must be a tensor, not list"),  # type: ignore[arg-type]
+        (lambda: F.group_preference_loss(V[:, 0], V[:, 0], V[:, 0], C), r"prediction must be \[samples, ...\]"),
+        (lambda: F.group_preference_loss(V.long(), V, V, C), "floating point numbers, not .* of int64"),
     ],
 )
 def test_mistakes(call: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         call()
+
+
+def test_half_precision_without_a_preference_is_zero() -> None:
+    v = torch.full((12, 2), 6e4, dtype=torch.float16, requires_grad=True)  # their sum is inf
+    loss = F.group_preference_loss(v, v.detach(), v.detach(), torch.zeros(12, 1))
+    loss.backward()
+    assert (float(loss.detach()), loss.dtype) == (0, torch.float32)
+    assert v.grad is not None
+    assert not bool(v.grad.any())

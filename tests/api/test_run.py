@@ -258,6 +258,14 @@ def test_exports_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
         (lambda run: run.export("runs"), "directory='runs': would replace runs/toy"),
         (lambda run: run.train(), "continue it with resume=True, or choose another run.name"),
         (lambda run: run.train(accept=["base"]), "accept: belongs to a resume"),
+        (lambda run: run.resume(accept="logs"), "accept='logs': must be a list with 'base' or 'logs'"),
+        (lambda run: Run.open(run.directory, accept=["bse"]), "accept=['bse']: must be a list with 'base'"),
+        (lambda run: Run.open(run.directory, [("run.seed", 1)]), "overrides: must be a dict of settings, or a list of"),
+        (lambda run: Run.open(None), "None: must be a path, not NoneType"),
+        (lambda run: run.sample("x", seed="3"), "seed='3': must be a whole number"),
+        (lambda run: run.sample("x", seed=None), "seed=None: must be a whole number"),
+        (lambda run: run.evaluate(seed=1.0), "seed=1.0: must be a whole number"),
+        (lambda run: run.sample("x", guidance=float("inf")), "guidance=inf: must be a number of 1 or more"),
         (lambda run: Run.open("run.yaml"), "run.yaml: is a file; load_run reads a run file"),
         (lambda run: Run.open("elsewhere"), "elsewhere: there is no such run directory"),
         (lambda run: Run.open("runs/toy", {"run.seed": 1}), "overrides belongs to a run file"),
@@ -310,3 +318,10 @@ def test_overrides_as_settings(write_run: WriteRun) -> None:
     assert run.config.objective.clip is None
     assert run.directory == Path("else where/toy")
     assert "else where/toy" in repr(run)
+
+
+def test_samples_are_saved_in_the_home_directory(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert trained.sample("x").save("~/drawn") == tmp_path / "home/drawn"
+    assert (tmp_path / "home/drawn/00.png").is_file()
