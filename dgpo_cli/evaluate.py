@@ -22,12 +22,12 @@ def evaluate(
         Path | None,
         typer.Option("--prompts", help="A .txt, .jsonl or .json file; by default the run's held-out prompts."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of prompts.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Samples of each prompt.")] = None,
     model: options.ModelName = None,
     checkpoint: options.Checkpoint = "newest",
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the noise; by default that of the run's evaluations.")
+        int | None, typer.Option(help="Seed of the noise; by default the seed of the run's evaluations.")
     ] = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,

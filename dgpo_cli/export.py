@@ -19,29 +19,32 @@ def export(
     model: Annotated[str, typer.Option(help="policy, ema_fast or ema.")] = "ema",
     checkpoint: options.Checkpoint = "newest",
     format: Annotated[
-        str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, as the backbone has them.")
+        str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, if the backbone supports it.")
     ] = None,
     force: options.Force = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Where the base model is now: --set backbone.checkpoint=PATH.")
+        list[str] | None,
+        typer.Option("--set", help="Path of the base model if it was moved: --set backbone.checkpoint=PATH."),
     ] = None,
     accept: options.AcceptBase = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="As for other commands; nothing is computed, so one process writes the weights.")
+        int, typer.Option(min=1, help="Accepted for consistency; one process writes the weights.")
     ] = 1,
 ) -> None:
     """Write a run's adapter for use without dgpo, its scale (alpha / rank) in the weights.
 
-    After full fine-tuning these are all weights; those that run.shard has spread are put together in the CPU's memory.
-    For SD3 and SD3.5: pipe.load_lora_weights("adapter").
+    After full fine-tuning, all weights are written; sharded weights (run.shard) are gathered in CPU memory.
+    In diffusers: pipe.load_lora_weights("adapter").
 
-    Example:
+    Examples:
 
         dgpo export runs/quickstart --output adapter
 
         dgpo export runs/quickstart --output comfyui --format comfyui
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0":  # torchrun has started others too
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0"
+    ):  # torchrun started other processes too
         return
     from dgpo_cli.opening import note
     from dgpo_core.api.exporting import check_export

@@ -28,7 +28,7 @@ ENDING = 10.0
 """The same where there is nothing to save, and seconds from the first to the second."""
 LOST = 3
 """Exit code of a process that has timed out waiting for another process."""
-UNTOLD = 4
+DEFERRED = 4
 """The same of one that leaves it to the launcher to say why."""
 TAIL = 20
 """Lines of a process's last words that are shown."""
@@ -121,7 +121,7 @@ def left_to_launcher() -> Iterator[None]:
         yield
     except ProcessLostError:
         if os.environ.get("RANK") == "0" and LAUNCHED in os.environ:
-            sys.exit(UNTOLD)
+            sys.exit(DEFERRED)
         raise
 
 
@@ -151,7 +151,7 @@ def launch(
             ending.callback(_end, child)
             children.append(child)
         with forwarding_signals(children):
-            first = wait_for_all(children, patience=patience, grace=ENDING, consequences=(LOST, UNTOLD))
+            first = wait_for_all(children, patience=patience, grace=ENDING, consequences=(LOST, DEFERRED))
         return 0 if first is None else _failed(layout, first, children)
 
 
@@ -163,7 +163,7 @@ def _end(child: Child) -> None:
 def _failed(layout: Layout, first: int, children: Sequence[Child]) -> int:
     """Say which process was the reason of a failure, unless it has said so itself; the exit code."""
     codes = [child.wait() for child in children]
-    if codes[first] == UNTOLD and LOST in codes:  # each has waited for another one
+    if codes[first] == DEFERRED and LOST in codes:  # each has waited for another one
         first = codes.index(LOST)
     code, rank = codes[first], layout.machine * layout.processes + first
     if code < 0:

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -36,53 +36,59 @@ Overrides = Annotated[
 TargetPath = Annotated[Path, typer.Argument(help="A run directory, or a run file (its base model).", metavar="RUN")]
 ModelName = Annotated[str | None, typer.Option(help="base, policy, ema_fast or ema (the default).")]
 Checkpoint = Annotated[str, typer.Option(help="newest, best, or an iteration.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps; by default as configured.")]
-Guidance = Annotated[float | None, typer.Option(min=1, help="Guidance scale; by default as configured.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Solver steps (num_inference_steps in diffusers); default: as configured.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(min=1, help="Guidance scale (guidance_scale in diffusers); default: as configured.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a setting of a run file; of a run directory where its base model is."),
+    typer.Option("--set", help="Change a setting of a run file; for a run directory, only the path of its base model."),
 ]
 Processes = Annotated[
     int,
-    typer.Option(min=1, help="Processes on this machine, one a card (or one a few CPU cores); the result is the same."),
+    typer.Option(
+        min=1, help="Processes on this machine: one per GPU, or one per few CPU cores. Results do not change."
+    ),
 ]
 MicroBatch = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Samples that are drawn at once, which processes share: by default rollout.micro_batch, or else as many "
-        "as an iteration has.",
+        help="Samples drawn at once, divided among the processes; default: rollout.micro_batch, or all samples of an "
+        "iteration.",
     ),
 ]
 
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Settings laid over the run file, before --set: a name that the backbone brings, such as 16gb, 24gb, 48gb "
-        "or 80gb for the memory of a card, or a YAML file.",
+        help="Settings applied to the run file before --set: a preset of the backbone, such as 16gb, 24gb, 48gb or "
+        "80gb for the GPU memory, or a YAML file.",
         metavar="NAME",
     ),
 ]
 
 
 class Resume(StrEnum):
-    """How a run is gone on with: it must have a checkpoint, or is begun if it has none."""
+    """How to resume a run: it must have a checkpoint, or it starts if it has none."""
 
     MUST = "must"
     AUTO = "auto"
 
 
 class Acceptable(StrEnum):
-    """What a resume may take as it is."""
+    """Differences that a resume may accept."""
 
     BASE = "base"
     LOGS = "logs"
 
 
 class AcceptableBase(StrEnum):
-    """What reading a run's weights may take as it is."""
+    """Differences that loading a run's weights may accept."""
 
     BASE = "base"
 
@@ -91,11 +97,11 @@ Accept = Annotated[
     list[Acceptable] | None,
     typer.Option(
         "--accept",
-        help="Resume although something is not as it was: base (other base weights than the run began with), logs "
-        "(damaged ones).",
+        help="Resume despite a difference: base (other base weights than at the start of the run), logs (damaged "
+        "logs).",
     ),
 ]
 AcceptBase = Annotated[
     list[AcceptableBase] | None,
-    typer.Option("--accept", help="base: go on with other base weights than those that the run began with."),
+    typer.Option("--accept", help="base: accept other base weights than at the start of the run."),
 ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["list_components", "show"]
 
 show = typer.Typer(rich_markup_mode=None, add_completion=False)
-Kind = Annotated[str | None, typer.Option("--kind", help="Only parts of this kind, such as reward or sampler.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Only components of this kind, such as reward or sampler.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -135,7 +135,7 @@ def _default(model: type[BaseModel], name: str) -> str:
     try:
         return _value(to_jsonable_python(field.get_default(call_default_factory=True), fallback=str))
     except Exception as error:  # a factory of the plugin's
-        return f"(none can be had: {error_text(error)})"
+        return f"(not available: {error_text(error)})"
 
 
 def _value(value: Any) -> str:
@@ -145,9 +145,9 @@ def _value(value: Any) -> str:
 
 
 _TYPES = {
-    "integer": "whole number",
+    "integer": "integer",
     "number": "number",
-    "string": "text",
+    "string": "string",
     "boolean": "true or false",
     "array": "list",
     "object": "section",

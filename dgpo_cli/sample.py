@@ -16,12 +16,10 @@ def sample(
     context: typer.Context,
     target: options.TargetPath,
     prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
-    negative: Annotated[
-        str | None, typer.Option(help="A text that guidance leads away from, for every --prompt.", metavar="TEXT")
-    ] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt for every --prompt.", metavar="TEXT")] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option("--media", help="An image or video to draw every --prompt from; may be repeated.", metavar="PATH"),
+        typer.Option("--media", help="Image or video that conditions every --prompt; may be repeated.", metavar="PATH"),
     ] = None,
     file: Annotated[Path | None, typer.Option("--prompts", help="A .txt, .jsonl or .json file of prompts.")] = None,
     output: options.Output = Path("samples"),
@@ -31,11 +29,11 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the noise: the same seed gives every model the same noise.")] = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many held-out prompts, when none are given.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of held-out prompts if no prompts are given.")] = 8,
     size: Annotated[
         str | None,
         typer.Option(
-            help="Size in pixels of prompts that have none of their own: a side, or HEIGHTxWIDTH. By default that of "
+            help="Size in pixels of prompts without a size: one side, or HEIGHTxWIDTH. By default the size of "
             "the rollouts.",
             metavar="SIZE",
         ),
@@ -44,7 +42,7 @@ def sample(
         int | None,
         typer.Option(
             min=1,
-            help="Frames a second of videos; by default 16, or fewer of a short video, so that it lasts a second.",
+            help="Frames per second of videos; default 16, or fewer so that a short video lasts a second.",
         ),
     ] = None,
     force: options.Force = False,

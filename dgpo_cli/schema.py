@@ -19,7 +19,7 @@ __all__ = ["schema", "written"]
 
 def schema(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")] = Path("schemas/json"),
-    check: Annotated[bool, typer.Option("--check", help="Only compare; exit with 1 if a file is out of date.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare only; exit code 1 if a file is out of date.")] = False,
 ) -> None:
     """Write JSON Schemas for editors.
 

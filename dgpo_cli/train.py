@@ -26,22 +26,26 @@ ResumeHow = Annotated[
     typer.Option(
         "--resume",
         metavar="[auto]",
-        help="Continue from the newest checkpoint, bit for bit. --resume auto: begin the run if it has none, for jobs "
+        help="Continue from the newest checkpoint, bit for bit. --resume auto: start the run if it has none, for jobs "
         "that are queued again with the same command.",
     ),
 ]
-MaxIterations = Annotated[int | None, typer.Option(min=1, help="Stop after so many iterations (they can be resumed).")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Load everything, draw, score and train one micro-batch, write nothing.")
+MaxIterations = Annotated[
+    int | None, typer.Option(min=1, help="Stop after this many iterations; the run can be resumed.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
-Processes = Annotated[int, typer.Option(min=1, help="Processes on this machine, one a card (or one a few CPU cores).")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Load everything and run one step of each phase; write nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
+Processes = Annotated[
+    int, typer.Option(min=1, help="Processes on this machine: one per GPU, or one per few CPU cores.")
+]
 Machines = Annotated[
-    int, typer.Option(min=1, help="Machines; start the same command on each, with its --machine-rank.")
+    int, typer.Option(min=1, help="Number of machines; run the same command on each, with its --machine-rank.")
 ]
 MachineRank = Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")]
 Address = Annotated[
-    str | None, typer.Option(help="Where the machines meet: machine 0 and a free port of it.", metavar="HOST:PORT")
+    str | None, typer.Option(help="Rendezvous address: machine 0 and a free port on it.", metavar="HOST:PORT")
 ]
 
 MUST = f"--resume={Resume.MUST}"
@@ -116,7 +120,7 @@ def train(
         command = _command(file, resume, flags, accepted, preset, settings, max_iterations)
         raise typer.Exit(_launched(command, processes, machines, machine_rank, address))
     if dry_run:
-        _rehearse(config, registry, quiet=quiet)
+        _dry_run(config, registry, quiet=quiet)
     else:
         _train(config, registry, resume, accepted, max_iterations, quiet=quiet)
 
@@ -160,7 +164,7 @@ def _progress(config: RunConfig, *, quiet: bool) -> PlainProgress:
     return make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
 
 
-def _rehearse(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
+def _dry_run(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
     from dgpo_core.training.dry_run import dry_run
     from dgpo_core.training.trainer import Trainer
 
@@ -194,7 +198,7 @@ def _train(
             max_iterations=max_iterations, accept=accept, callbacks=[progress], announce=progress.on_message,
         )  # fmt: skip
     if outcome == "finished":
-        progress.on_message(f"look at it: dgpo report {shell_word(str(run_path(config)))}")
+        progress.on_message(f"view the report: dgpo report {shell_word(str(run_path(config)))}")
 
 
 def _lines(text: str) -> list[str]:

@@ -24,7 +24,7 @@ NAMES = (
 TEXT = (
     r"optimis(e|er|ed|es|ing|ation)\b", r"colour\w*", r"normalis(e|ed|ing|ation)\b",
     r"quantis(e|ed|ing|ation)\b", r"parametris\w+", r"randomis(e|ed|ing)\b", r"recognis\w+", r"behaviour\w*",
-    r"artefacts?", r"neighbour\w*", r"in vain", r"rehears\w+", r"rollers?", r"visitors",
+    r"artefacts?", r"neighbour\w*", r"in vain", r"_?rehears\w+", r"rollers?", r"visitors",
     r"guards?\b", r"bands?\b", r"--view",
     r"evaluation\.(view|guards|finer|pictures)", r"objective\.switch", r"objective\.ema\.(slow|fast)",
 )  # fmt: skip

@@ -52,10 +52,10 @@ def from_python(function: Callable[P, T]) -> Callable[P, T]:
 
 def settings_of(overrides: Overrides) -> list[str]:
     """Overrides as `KEY=VALUE`. Raises UserError for a value that no run file can hold."""
-    if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
+    if isinstance(overrides, str | bytes) or not isinstance(overrides, Mapping | Sequence):
         raise UserError("overrides: must be a dict of settings, or a list of KEY=VALUE")
     if not isinstance(overrides, Mapping):
-        if isinstance(overrides, bytes) or not all(isinstance(one, str) for one in overrides):
+        if not all(isinstance(one, str) for one in overrides):
             raise UserError("overrides: must be a dict of settings, or a list of KEY=VALUE")
         return list(overrides)
     found = []
@@ -90,13 +90,13 @@ def at_least_one(**values: object) -> None:
         whole = name != "guidance"
         number = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
         if value is not None and not (number and (isinstance(value, int) or not whole)):
-            raise UserError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number of 1 or more")
+            raise UserError(f"{name}={value!r}: must be {'an integer' if whole else 'a number'} of at least 1")
 
 
 def check_seed(seed: object, *, required: bool = False) -> None:
-    """Raise UserError for a seed that is not a whole number; None is not given. A text would draw other noise."""
+    """Raise UserError for a seed that is not an integer; None is not given. A text would draw other noise."""
     if (required or seed is not None) and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise UserError(f"seed={seed!r}: must be a whole number")
+        raise UserError(f"seed={seed!r}: must be an integer")
 
 
 def check_accept(accept: object, allowed: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def _named(media: Media) -> list[tuple[str, Callable[[], Medium]]]:
         if isinstance(one, str | PathLike):
             path = path_of(one)
             if not path.exists():
-                raise UserError(f"media[{i}]: {path}: there is no such file")
+                raise UserError(f"media[{i}]: {path}: no such file")
             found.append((str(path), partial(_of_file, path)))
         else:
             name = f"media[{i}]"

@@ -68,7 +68,7 @@ def test_an_alarm_in_the_log_of_a_run(dgpo: Run, write_run: Write) -> None:
     assert len(gloom) == 1
     media = ", ".join(f"{name.replace('_', ' ')} {first[name]['value']:.3f}" for name in STATISTICS)
     assert f"  media: {media}" in lines
-    assert lines[-1] == "look at it: dgpo report runs/toy"
+    assert lines[-1] == "view the report: dgpo report runs/toy"
 
 
 def test_an_alarm_that_stops_exits_with_1_and_can_be_resumed(dgpo: Run, write_run: Write) -> None:

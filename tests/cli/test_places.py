@@ -212,7 +212,7 @@ def test_a_base_that_is_gone_is_not_looked_for_on_the_hub_by_a_resume(begun: Pat
     home = begun.parent.parent
     (home / "base").rename(home / "moved")
     done = dgpo("train", "run.yaml", "--resume", "--quiet")
-    assert (done.code, done.err.partition(" (")[0]) == (2, f"backbone.checkpoint: there is no directory {home}/base")
+    assert (done.code, done.err.partition(" (")[0]) == (2, f"backbone.checkpoint: no such directory: {home}/base")
     assert dgpo("train", "run.yaml", "--resume", "--quiet", "--set", "backbone.checkpoint=moved").code == 0
 
 

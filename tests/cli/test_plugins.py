@@ -93,20 +93,20 @@ def test_every_option_is_shown_in_words(dgpo: Run, known: Registry) -> None:
     lines = [line.strip() for line in dgpo("plugins", "show", "many").out.splitlines()]
     assert lines[:3] == ["many (reward)", "Has many options.", "from other 3, nowhere:X"]
     for line in (
-        "count: whole number at least 1 and at most 9, default 3",
+        "count: integer at least 1 and at most 9, default 3",
         "share: number greater than 0 and less than 1 or null, default null",
         'mode: one of a, b, default "a"',
         'only: "x", default "x"',
-        "names: list of (text), default []",
-        "sizes: list of (whole number), default [1]",
+        "names: list of (string), default []",
+        "sizes: list of (integer), default [1]",
         "detector: a component's name, or `use` with `options`, default null",
-        "label: text, required",
+        "label: string, required",
         "extra: any value, default null",
         'inner: section, default {"depth": 1}',
         "silent: true or false, default false",
     ):
         assert line in lines
-    assert lines[lines.index("label: text, required") + 1] == "A label."
+    assert lines[lines.index("label: string, required") + 1] == "A label."
 
 
 def test_a_component_without_options(dgpo: Run) -> None:

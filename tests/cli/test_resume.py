@@ -82,7 +82,7 @@ def test_a_run_file_may_be_called_auto(dgpo: Run, write_run: Write) -> None:
 def test_help_teaches_it(dgpo: Run) -> None:
     text = " ".join(dgpo("train", "--help").out.split())
     assert "--resume [auto]" in text
-    assert "--resume auto: begin the run if it has none" in text
+    assert "--resume auto: start the run if it has none" in text
     assert "dgpo train run.yaml --resume auto" in text
 
 

@@ -29,7 +29,7 @@ def test_a_new_run(dgpo: Run, write_run: Write) -> None:
     # Two layers, 37 -> 48 -> 32 with biases: 3392 weights; adapters of rank 4 on both: 660.
     assert lines[1] == "  660 of 4,052 parameters, 6 prompts to train on, 4 held out"
     assert lines[-2].startswith("finished in ")
-    assert lines[-1] == "look at it: dgpo report runs/toy"
+    assert lines[-1] == "view the report: dgpo report runs/toy"
     found = [match for line in lines if (match := re.fullmatch(LINE, line))]
     assert len(found) == 4
     for match, metrics in zip(found, logs(), strict=True):
