@@ -29,7 +29,7 @@ def check_export(run: Path, model: str, format: str | None) -> None:
     if run.is_file():
         raise UserError(f"{run}: is a run file, which has only its base model; name a run directory")
     if not run.is_dir():
-        raise UserError(f"{run}: there is no such run directory")
+        raise UserError(f"{run}: no such run directory")
     if format is not None and (run / CONFIG).is_file():
         _check_meta_model(run, format)
 

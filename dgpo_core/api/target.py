@@ -190,7 +190,7 @@ def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, pres
     change."""
     if not path.is_dir():
         if not path.exists():
-            raise UserError(f"{path}: there is no such run directory or run file")
+            raise UserError(f"{path}: no such run directory or run file")
         return load_run_config(path, overrides, registry, preset=preset)
     if not all(override.partition("=")[0].strip() in PLACE_OF_BASE for override in overrides):
         raise UserError(

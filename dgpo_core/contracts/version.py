@@ -22,6 +22,7 @@ __all__ = [
     "OLDER",
     "VERSION",
     "Change",
+    "attributes_in",
     "changes_in",
     "made_for",
     "renamed_declaration",
@@ -120,6 +121,16 @@ def changes_in(kind: str, implementation: type, contract: type) -> Iterator[Chan
             continue
         if _holds(change, contract) and _is_older(change, implementation, contract):
             seen.add(change.method)
+            yield change
+
+
+def attributes_in(kind: str, made: object) -> Iterator[Change]:
+    """The changes that a built component was not made for: attributes that its `__init__` sets under an old name, which
+    the class does not show and nothing reads any more."""
+    own = vars(made) if hasattr(made, "__dict__") else {}
+    for change in CHANGES:
+        is_old = change.method in own and change.instead not in own
+        if change.kind == kind and change.parameter is None and not change.sign and is_old:
             yield change
 
 

@@ -105,15 +105,16 @@ def create(registered: RegisteredComponent, kind: Kind, block: UseBlock, **keywo
         _check_section(cls, block)
     with ctrl_c() as pressed, no_exit():
         try:
-            if kind.name in WITH_SECTION:
-                return cls(block, options, **keywords)
-            return cls(options, **keywords)
+            made = cls(block, options, **keywords) if kind.name in WITH_SECTION else cls(options, **keywords)
         except DgpoError:
             raise
         except BaseException as error:  # some libraries call sys.exit instead of raising
             if pressed():
                 raise
             raise UserError(f"{owner}: could not be built: {reported(error)}") from error
+    if changes := tuple(contract_version.attributes_in(kind.name, made)):
+        raise ContractError(f"{owner}: {contract_version.why_not(contract_version.made_for(changes), changes)}")
+    return made
 
 
 def _check_section(cls: Any, block: UseBlock) -> None:

@@ -70,7 +70,7 @@ def read_config(path: Path, registry: Registry | None = None) -> RunConfig:
     """
     file = path / CONFIG
     if not path.is_dir():
-        raise UserError(f"{path}: there is no such run directory")
+        raise UserError(f"{path}: no such run directory")
     if not file.is_file():
         raise UserError(f"{path}: not a run directory (it has no {CONFIG})")
     check_run(path)

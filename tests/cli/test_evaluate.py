@@ -229,7 +229,7 @@ def test_the_output_is_checked_before_the_work(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
+        (["runs/tyo"], "runs/tyo: no such run directory or run file"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
         (["runs/toy", "--model", "slwo"], "--model slwo: choose one of base, policy, ema_fast, ema"),
         (["run.yaml", "--model", "ema_fast"], "--model ema_fast: run.yaml is a run file, which has only its base "

@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
          "nothing to export"),
         (["runs/toy", "--model", "slow"], "--model slow: choose one of base, policy, ema_fast, ema"),
         (["run.yaml"], "run.yaml: is a run file, which has only its base model; name a run directory"),
-        (["runs/tyo"], "runs/tyo: there is no such run directory"),
+        (["runs/tyo"], "runs/tyo: no such run directory"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
         (["runs/toy", "--checkpoint", "7"], "runs/toy/checkpoints: no checkpoint '7'; there are newest, best and "
          "iterations 0, 1, 2, 3, 4"),

@@ -274,8 +274,8 @@ def test_a_full_disk_keeps_what_was_there(dgpo: Run, trained: Any, monkeypatch: 
          "ema_fast?"),
         (["runs/toy", "--set", "rollout.steps=4"], "--set belongs to a run file; a run directory keeps the "
          "configuration it was trained with"),
-        (["runs/tyo"], "runs/tyo: there is no such run directory or run file"),
-        (["runs/tyo", "--model", "ema"], "runs/tyo: there is no such run directory or run file"),
+        (["runs/tyo"], "runs/tyo: no such run directory or run file"),
+        (["runs/tyo", "--model", "ema"], "runs/tyo: no such run directory or run file"),
         (["runs"], "runs: not a run directory (it has no config.yaml)"),
         (["run.yaml", "--model", "ema"], "--model ema: run.yaml is a run file, which has only its base model; name a "
          "run directory"),

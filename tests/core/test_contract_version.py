@@ -279,6 +279,20 @@ def test_an_old_class_is_refused_with_its_distribution_and_what_changed(old: typ
     assert (ROOT / GUIDE).is_file()
 
 
+class RemoteSince(OldReward):
+    """Sets an attribute of version 2 when it is built, where its class does not show it."""
+
+    def __init__(self, options: Any, *, device: torch.device) -> None:
+        super().__init__(options, device=device)
+        self.elsewhere = True
+
+
+def test_an_old_attribute_that_is_set_when_a_component_is_built_is_found() -> None:
+    registry = registry_of(Plugin(far=RemoteSince))
+    with pytest.raises(ContractError, match=r"made for version 2 .*(?s:.)*elsewhere became is_remote"):
+        registry.create("reward", "far", device=torch.device("cpu"))
+
+
 def test_an_old_reward_goes_on_working() -> None:
     registry = registry_of(Plugin(shine=OldReward))
     reward = registry.create("reward", "shine", device=torch.device("cpu"))

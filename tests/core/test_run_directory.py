@@ -135,7 +135,7 @@ def test_the_state_of_the_repository(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nothing", "there is no such run directory"), ("file", "there is no such run directory"),
+    [("nothing", "no such run directory"), ("file", "no such run directory"),
      ("empty", r"not a run directory \(it has no config\.yaml\)")],
 )  # fmt: skip
 def test_what_is_no_run_directory(tmp_path: Path, name: str, message: str) -> None:

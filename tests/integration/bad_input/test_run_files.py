@@ -171,7 +171,7 @@ def test_files_that_cannot_be_opened(world: World, command: str) -> None:
     looked_into = command in ("sample", "evaluate")  # a directory may be a run for them
     expected = "not a run directory (it has no config.yaml)" if looked_into else "is a directory, not a file"
     refused(world, [command, "directory"], f"directory: {expected}")
-    expected = "there is no such run directory or run file" if looked_into else "no such file"
+    expected = "no such run directory or run file" if looked_into else "no such file"
     refused(world, [command, "nope.yaml"], f"nope.yaml: {expected}")
 
 
