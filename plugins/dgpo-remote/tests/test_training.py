@@ -119,7 +119,7 @@ def test_a_reward_served_by_the_command_gives_the_same_run(
 def test_a_remote_reward_declares_its_media(
     python_path: str, tmp_path: Path, serve: Callable[..., Any], rewards: Registry, place: str
 ) -> None:
-    """A run that makes videos does not start with a reward for images."""
+    """A run that generates videos does not start with a reward for images."""
     where: dict[str, Any] = {"environment": {"PYTHONPATH": python_path}}
     if place == "service":
         where = {"urls": [serve("brightness").url]}
@@ -128,7 +128,7 @@ def test_a_remote_reward_declares_its_media(
     with pytest.raises(UserError) as caught:
         trainer.train()
     assert str(caught.value) == (
-        "rewards.0.use: brightness scores images, but the backbone film makes videos; "
+        "rewards.0.use: brightness scores images, but the backbone film generates videos; "
         "choose a reward that scores videos"
     )
     assert list(tmp_path.iterdir()) == []
