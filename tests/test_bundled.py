@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +19,6 @@ from dgpo_core.plugins.discovery import entry_points
 from dgpo_core.plugins.installable import installable
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
-from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_kit import Given, NeedsInput
 from dgpo_kit.contracts import check_light, check_reward, component_checks
@@ -26,15 +26,9 @@ from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content
 from dgpo_miniature.world import random_scenes, render
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip
 from dgpo_schemas.base import UseBlock
-from dgpo_sd3.testing import make_tiny_checkpoint
-from dgpo_wan.testing import make_tiny_checkpoint as make_tiny_wan
+from tests.families.proof import SIZES, Proof, proofs
 
 Key = tuple[str, str]
-
-
-def sd3(directory: Path) -> Given:
-    checkpoint = make_tiny_checkpoint(directory / "sd3")
-    return Given({"text_length": 16, "decode_chunk": 2}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
 
 
 def geneval(directory: Path) -> Given:
@@ -64,26 +58,17 @@ def aesthetic(directory: Path) -> Given:
     return Given({"model": str(clip), "head": str(head)})
 
 
-def sdxl(directory: Path) -> Given:
-    checkpoint = make_tiny_sdxl(directory / "sdxl")
-    return Given({"decode_chunk": 2}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
-
-
-def wan(directory: Path) -> Given:
-    checkpoint = make_tiny_wan(directory / "wan")
-    return Given({"frames": 5, "text_length": 24}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
-
-
-def flux(directory: Path) -> Given:
-    checkpoint = make_tiny_flux(directory / "flux")
-    return Given({"text_length": 16}, section={"checkpoint": str(checkpoint)}, size=(32, 48))
+def family(proof: Proof, directory: Path) -> Given:
+    checkpoint = proof.make(directory / "tiny")
+    return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=SIZES[0])
 
 
 GIVEN: dict[Key, Callable[[Path], Given]] = {
-    ("backbone", "sd3"): sd3,
-    ("backbone", "sdxl"): sdxl,
-    ("backbone", "wan"): wan,
-    ("backbone", "flux"): flux,
+    **{
+        ("backbone", proof.kind.layout.backbone): partial(family, proof)
+        for name, proof in proofs().items()
+        if "," not in name
+    },
     ("reward", "frames"): frames,
     ("reward", "geneval"): geneval,
     ("reward", "geneval-official"): geneval,

@@ -26,10 +26,10 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
-from dgpo_diffusers.flux import FluxBackbone
-from dgpo_diffusers.flux_options import FluxOptions
-from dgpo_diffusers.flux_original import NAMES
-from dgpo_diffusers.tiny import make_tiny_flux
+from dgpo_diffusers.families.flux.backbone import FluxBackbone
+from dgpo_diffusers.families.flux.names import NAMES
+from dgpo_diffusers.families.flux.options import FluxOptions
+from dgpo_diffusers.families.flux.tiny import make_tiny_flux
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection

@@ -19,13 +19,13 @@ def dgpo_backbones() -> Sequence[Component]:
         Component(
             name="flux",
             summary="FLUX.1 (dev and schnell) through diffusers, LoRA through peft",
-            implementation="dgpo_diffusers.flux:FluxBackbone",
-            options="dgpo_diffusers.flux_options:FluxOptions",
+            implementation="dgpo_diffusers.families.flux.backbone:FluxBackbone",
+            options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
-            implementation="dgpo_diffusers.sdxl:SDXLBackbone",
+            implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
             options="dgpo_diffusers.options:DiffusersOptions",
         ),
     ]

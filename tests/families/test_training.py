@@ -13,17 +13,15 @@ import yaml
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
-from dgpo_diffusers.tiny import make_tiny_flux, make_tiny_sdxl
 from dgpo_kit.toy import plugin
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import RunConfig
+from tests.families.proof import proofs
 from tests.integration.test_processes import KILLED, PATIENT, Driver, Run, assert_all_well, difference
 
-FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
-    "flux": (make_tiny_flux, {"text_length": 16}),
-    "sdxl": (make_tiny_sdxl, {}),
-}
-"""What writes a family's tiny checkpoint, and options with which it is quick."""
+ELSEWHERE = ("sd3", "wan")
+"""Families whose own packages test whole runs."""
+FAMILIES = {name: proof for name, proof in proofs().items() if "," not in name and name not in ELSEWHERE}
 
 IMPORTED = (
     "dgpo_core.distributed.sharding", "dgpo_core.lora", "dgpo_diffusers.backbone", "diffusers:AutoencoderKL",
@@ -32,13 +30,19 @@ IMPORTED = (
 )  # fmt: skip
 """By the driver, once for all runs."""
 
-each = pytest.mark.parametrize("family", FAMILIES)
+MATRIX = ("flux", "sdxl")
+"""Architectures of the whole matrix of processes, sharding, kill and resume; the others run in one process."""
+
+each = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in MATRIX else pytest.mark.slow) for name in FAMILIES]
+)
+matrix = pytest.mark.parametrize("family", MATRIX)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A family's tiny checkpoint, made once."""
-    return cache(lambda family: FAMILIES[family][0](tmp_path_factory.mktemp("tiny") / family))
+    return cache(lambda family: FAMILIES[family].make(tmp_path_factory.mktemp("tiny") / family))
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +65,16 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
     processes share unevenly. AdamW's epsilon is large, lest it make steps of roundings."""
 
     def make(family: str, name: str, backbone: dict[str, Any] | None = None, **run: Any) -> Run:
-        use = {"use": family, "checkpoint": str(checkpoint(family)), "options": FAMILIES[family][1]}
+        proof = FAMILIES[family]
+        options = {**proof.values, **proof.quick}
+        use = {"use": proof.kind.layout.backbone, "checkpoint": str(checkpoint(family)), "options": options}
+        rollout = {"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": 1.5}
         return Run(
             tmp_path,
             name,
             run={"name": name, "iterations": 2, "process_timeout": PATIENT, **run},
             backbone=use | ({"lora": {"rank": 4, "alpha": 8}} if backbone is None else backbone),
-            rollout={"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": 1.5},
+            rollout=rollout | dict(proof.rollout),
             optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
             evaluation={"every": 2, "prompts": 2, "samples_per_prompt": 1, "images": 1, "many_step": None},
         )
@@ -106,7 +113,7 @@ def test_a_plan(family: str, run: Callable[..., Run], registry: Registry) -> Non
 
 
 @pytest.mark.slow
-@each
+@matrix
 def test_a_run_that_was_killed_comes_to_the_same_end(family: str, driver: Driver, run: Callable[..., Run]) -> None:
     """Byte for byte; in the middle of the second iteration."""
     whole, killed = run(family, "whole"), run(family, "killed")
@@ -119,7 +126,7 @@ def test_a_run_that_was_killed_comes_to_the_same_end(family: str, driver: Driver
 
 
 @pytest.mark.slow
-@each
+@matrix
 def test_the_same_for_any_number_of_processes(family: str, driver: Driver, run: Callable[..., Run]) -> None:
     one = run(family, "one")
     assert_all_well(driver.train(one, 1))
@@ -131,7 +138,7 @@ def test_the_same_for_any_number_of_processes(family: str, driver: Driver, run: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", ["lora", "full"])
-@each
+@matrix
 def test_weights_that_are_sharded(family: str, train: str, driver: Driver, run: Callable[..., Run]) -> None:
     """Over two processes, gathered block by block."""
     trained = {"train": train, "gradient_checkpointing": train == "lora"}

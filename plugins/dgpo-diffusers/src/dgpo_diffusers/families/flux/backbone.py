@@ -16,12 +16,12 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.flux_original import NAMES
+from dgpo_diffusers.families.flux.names import NAMES
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import CLIP_VOCABULARY, JOINT_ATTENTION, T5_VOCABULARY, Layout
 
 if TYPE_CHECKING:
-    from dgpo_diffusers.flux_options import FluxOptions
+    from dgpo_diffusers.families.flux.options import FluxOptions
 
 __all__ = ["FluxBackbone"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
+from dgpo_diffusers.families.sdxl.names import NAMES
 from dgpo_diffusers.layout import CLIP_VOCABULARY, Layout
 from dgpo_diffusers.parameterization import EpsilonPrediction, VPrediction
-from dgpo_diffusers.sdxl_original import NAMES
 from dgpo_schemas.problems import show
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Families of diffusers models, one package each: backbone, options, layer names, tiny checkpoint."""

@@ -1,0 +1,124 @@
+"""How the families of diffusers models are tested: against diffusers' own pipeline, on tiny random checkpoints.
+
+A module of this directory per family has `PROOFS`; `proofs` collects them. Shape letters: B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.types import Prompt
+from dgpo_diffusers.backbone import DiffusersBackbone
+from dgpo_kit.drawing import draw
+from dgpo_schemas.sections.backbone import BackboneSection
+
+__all__ = [
+    "CFG", "EMPTY", "NEGATIVE", "SIZES", "STEPS", "TEXTS", "Case", "Proof", "build", "by_backbone", "by_pipeline",
+    "load", "noise_of", "proofs",
+]  # fmt: skip
+
+TEXTS = ["a red circle", "two blue squares, left", "green"]
+SIZES = [(32, 48), (64, 32)]
+STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run."""
+
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
+    negative: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a family is tested with against its diffusers pipeline.
+
+    kind, options: its class and the class of its options, with values; make: writes its tiny checkpoint into a
+    directory; call: arguments of the pipeline in every call; cases: kinds of guidance by name; packed, unpacked: the
+    backbone's latents [B, ...] to those that the pipeline takes, and those that it gives back, with the shape that
+    they have here; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
+    impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of images; quick:
+    values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
+    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint.
+    """
+
+    kind: type[DiffusersBackbone]
+    options: Any
+    make: Callable[[Path], Path]
+    values: Mapping[str, Any]
+    call: Mapping[str, Any]
+    cases: Mapping[str, Case]
+    packed: Callable[[Tensor], Tensor] = lambda latents: latents
+    unpacked: Callable[[Tensor, tuple[int, ...]], Tensor] = lambda latents, shape: latents
+    sigmas: Callable[[Any], Tensor] = lambda scheduler: scheduler.sigmas
+    impossible: tuple[int, int] = (32, 45)
+    load: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-5
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+
+
+CFG = {"plain": Case(pipeline={"guidance_scale": 1.0}), "cfg": Case(pipeline={"guidance_scale": 4.5}, guidance=4.5)}
+NEGATIVE = Case(pipeline={"guidance_scale": 3.0, "negative_prompt": "blur"}, guidance=3.0, negative="blur")
+EMPTY = Case(pipeline={"guidance_scale": 3.0, "negative_prompt": ""}, guidance=3.0, negative="")
+
+
+def proofs() -> dict[str, Proof]:
+    """All families, by name; a new module of this directory is found by itself."""
+    found: dict[str, Proof] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if not path.stem.startswith(("test_", "proof")):
+            found |= import_module(f"tests.families.{path.stem}").PROOFS
+    return found
+
+
+def load(proof: Proof, directory: Path) -> Any:
+    pipeline = proof.kind.layout.kind.from_pretrained(directory)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build(proof: Proof, directory: Path, options: Mapping[str, Any] | None = None, **section: Any) -> Any:
+    layout = proof.kind.layout
+    section.setdefault("lora", {"rank": 4, "alpha": 12})
+    return proof.kind(
+        BackboneSection(use=layout.backbone, checkpoint=str(directory), **section),
+        proof.options(**{**proof.values, **(options or {})}),
+        device=torch.device("cpu"),
+    )
+
+
+def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> Tensor:
+    return torch.randn(batch, *backbone.latent_shape(*size), generator=torch.Generator().manual_seed(0))
+
+
+def by_pipeline(proof: Proof, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
+    """Latents or images [B, ...], images in [0, 1]."""
+    arguments = {**proof.call, **case.pipeline}
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(noise)
+    found = pipeline(
+        TEXTS[: len(noise)], height=size[0], width=size[1], num_inference_steps=STEPS,
+        latents=proof.packed(noise), output_type=output, **arguments,
+    )  # fmt: skip
+    media: Tensor = found[0]
+    return proof.unpacked(media, tuple(noise.shape[1:])) if output == "latent" else media
+
+
+def by_backbone(
+    backbone: DiffusersBackbone, case: Case, noise: Tensor, size: tuple[int, int], sigmas: Tensor
+) -> Tensor:
+    """Latents by Euler steps."""
+    prompts = [Prompt(text, negative=case.negative, size=size) for text in TEXTS[: len(noise)]]
+    return draw(backbone, prompts, noise, sigmas, case.guidance)

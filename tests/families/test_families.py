@@ -1,0 +1,169 @@
+"""Every family against diffusers' own pipeline, on tiny random checkpoints: latents, images, adapters, contract.
+
+`proof.py` says how; a module per family has what is particular to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.flow import schedules
+from dgpo_core.types import Prompt
+from dgpo_diffusers.families.flux.backbone import FluxBackbone
+from dgpo_diffusers.families.flux.options import FluxOptions
+from dgpo_kit.contracts import check_backbone
+from dgpo_kit.drawing import randomize
+from dgpo_schemas.sections.backbone import BackboneSection
+from tests.families.proof import (
+    SIZES,
+    STEPS,
+    TEXTS,
+    build,
+    by_backbone,
+    by_pipeline,
+    load,
+    noise_of,
+    proofs,
+)  # fmt: skip
+
+FAMILIES = proofs()
+CASES = [(family, case) for family, found in FAMILIES.items() for case in found.cases]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's tiny checkpoint, made once."""
+    return cache(lambda name: FAMILIES[name].make(tmp_path_factory.mktemp("family") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipelines(checkpoint: Callable[[str], Path]) -> Callable[[str], Any]:
+    """diffusers' own pipeline, float32: the independent judge; not to be changed."""
+    return cache(lambda name: load(FAMILIES[name], checkpoint(name)))
+
+
+@pytest.mark.parametrize("size, batch", [(SIZES[0], 3), (SIZES[1], 1)], ids=["three", "one"])
+@pytest.mark.parametrize("name, case", CASES)
+def test_latents_and_images_are_the_pipelines(
+    checkpoint: Callable[[str], Path], pipelines: Callable[[str], Any], name: str, case: str, size: tuple[int, int],
+    batch: int,
+) -> None:  # fmt: skip
+    family, pipeline = FAMILIES[name], pipelines(name)
+    how = family.cases[case]
+    backbone = build(family, checkpoint(name), how.options)
+    noise = noise_of(backbone, size, batch)
+    expected = by_pipeline(family, pipeline, how, noise, size, "latent")
+    sigmas = family.sigmas(pipeline.scheduler)
+    times = schedules.sigmas(STEPS, backbone.schedule(*size, STEPS))
+    torch.testing.assert_close(times.float(), sigmas, atol=1e-6, rtol=0)
+    latents = by_backbone(backbone, how, noise, size, sigmas)
+    assert latents.shape == expected.shape
+    assert float((latents - expected).abs().max() / expected.abs().max()) < 1e-5
+    images = by_pipeline(family, pipeline, how, noise, size, "pt")
+    found = backbone.decode(latents)
+    assert found.shape == images.shape
+    torch.testing.assert_close(found, images, atol=family.tolerance, rtol=0)
+    if batch > 1:
+        assert (images[0] - images[1]).abs().max() > 0.1, "the comparison means nothing if all are alike"
+
+
+class Corrupted(torch.nn.Module):
+    """A network that is given something else."""
+
+    def __init__(self, network: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__()
+        self.network, self.config, self.change = network, network.config, change
+
+    def forward(self, **given: Any) -> Any:
+        return self.network(**given | self.change(given))
+
+
+@pytest.mark.parametrize("name, trap", [(name, trap) for name, family in FAMILIES.items() for trap in family.traps])
+def test_a_mistake_that_raises_nothing_is_another_image(
+    checkpoint: Callable[[str], Path], name: str, trap: str
+) -> None:
+    """So that the comparison with the pipeline would show it."""
+    family = FAMILIES[name]
+    case = next(iter(family.cases.values()))
+    backbone, sigmas = build(family, checkpoint(name)), torch.tensor([1.0, 0.5, 0.0])
+    noise = noise_of(backbone, SIZES[0], 1)
+    right = by_backbone(backbone, case, noise, SIZES[0], sigmas)
+    backbone.network = Corrupted(backbone.network, family.traps[trap])
+    wrong = by_backbone(backbone, case, noise, SIZES[0], sigmas)
+    assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
+    checkpoint: Callable[[str], Path], name: str, tmp_path: Path
+) -> None:
+    family = FAMILIES[name]
+    case, size = list(family.cases.values())[-1], SIZES[0]
+    backbone, pipeline = build(family, checkpoint(name), case.options), load(family, checkpoint(name))
+    randomize(backbone)
+    backbone.adapter.save(tmp_path / "adapter", "diffusers")
+    noise = noise_of(backbone, size, 1)
+    before = by_pipeline(family, pipeline, case, noise, size, "pt")
+    pipeline.load_lora_weights(tmp_path / "adapter", **family.load)
+    after = by_pipeline(family, pipeline, case, noise, size, "pt")
+    found = by_backbone(backbone, case, noise, size, family.sigmas(pipeline.scheduler))
+    assert (after - before).abs().max() > 0.05
+    torch.testing.assert_close(backbone.decode(found), after, atol=family.tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) -> None:
+    family, directory = FAMILIES[name], checkpoint(name)
+    check_backbone(lambda: build(family, directory, family.quick, train=train), SIZES[0], impossible=family.impossible)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path], name: str) -> None:
+    family, directory = FAMILIES[name], checkpoint(name)
+    real = build(family, directory)
+    meta = family.kind.meta_model(real.section, real.options)
+    assert {n: shapes(m.named_parameters()) for n, m in meta.components().items()} == {
+        n: shapes(m.named_parameters()) for n, m in real.components().items()
+    }
+    assert all(p.device.type == "meta" for part in meta.components().values() for p in part.parameters())
+    assert meta.latent_shape(*SIZES[0]) == real.latent_shape(*SIZES[0])
+    prompts = [Prompt(text, size=SIZES[0]) for text in TEXTS]
+    for rows in ("encode", "unconditional"):
+        found, wanted = (getattr(backbone, rows)(prompts).tensors for backbone in (meta, real))
+        assert shapes(iter(found.items())) == shapes(iter(wanted.items()))
+
+
+def test_a_family_that_names_no_published_models_asks_for_a_directory() -> None:
+    layout = replace(FluxBackbone.layout, backbone="mine")
+    mine = type("MineBackbone", (FluxBackbone,), {"layout": layout, "__module__": FluxBackbone.__module__})
+    section = BackboneSection(use="mine", checkpoint="some/model")
+    with pytest.raises(UserError, match=r"some/model is neither a local directory nor .*; use a local directory$"):
+        mine.meta_model(section, FluxOptions())
+
+
+def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path], name: str) -> None:
+    family, directory = FAMILIES[name], checkpoint(name)
+    here, away = (build(family, directory, {**family.quick, "offload_text": away}) for away in (False, True))
+    assert set(here.components()) - set(away.components()) == {"text encoders"}
+    assert not here.offloaded_modules()
+    assert set(away.offloaded_modules()) == {"text encoders"}
+    prompts = [Prompt(TEXTS[0], size=SIZES[0])]
+    with away.encoding():
+        found = away.encode(prompts).tensors
+    for key, tensor in here.encode(prompts).tensors.items():
+        assert torch.equal(found[key], tensor)
