@@ -64,11 +64,11 @@ def detectors() -> list[tuple[str, Check]]:
             return super().detect(images / images.max())
 
     expected: list[tuple[type[Spots], str]] = [
-        (Undeclared, "'spot' is one of its labels"),
-        (Outside, r"the box .* lies in the image"),
-        (Uncertain, "scores are finite"),
-        (Few, "one list of detections an image: 4, not 1"),
-        (Relative, "detections do not depend on the others"),
+        (Undeclared, "label 'spot' must be one of `labels`"),
+        (Outside, r"box .* must lie in the image"),
+        (Uncertain, "scores must be finite"),
+        (Few, "one list per image: 4, got 1"),
+        (Relative, "must not depend on the other images"),
     ]
 
     def run(kind: type[Spots]) -> Check:
