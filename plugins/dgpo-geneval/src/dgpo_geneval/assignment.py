@@ -103,8 +103,7 @@ def _tied(include: Sequence[Include], group: Sequence[int]) -> bool:
 
 
 def _too_many(include: Sequence[Include], group: Sequence[int], shared: Mapping[str, Sequence[int]]) -> bool:
-    """Whether a group has more than `MOST_WAYS` possible assignments, given enough objects; with fewer objects there are
-    fewer."""
+    """Whether a group has more than `MOST_WAYS` possible assignments, given enough objects (fewer have fewer)."""
     ways = 1
     for label in {include[i].label for i in group} & shared.keys():
         left = sum(include[i].count for i in shared[label])

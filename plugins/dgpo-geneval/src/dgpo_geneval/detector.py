@@ -92,5 +92,5 @@ class ColorClassifier(Protocol):
     """Names the colors of detected objects."""
 
     def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> Sequence[Sequence[str]]:
-        """Return one color name per detection. images: [B, 3, H, W], float in [0, 1]; detections: some of each image."""
+        """Return a color name for each detection. images: [B, 3, H, W], float in [0, 1]; detections: some per image."""
         ...
