@@ -1,4 +1,4 @@
-"""`check_detector` passes a sound detector and finds each broken promise; detectors are a kind like the others."""
+"""`check_detector` passes a sound detector and reports each violated requirement; detectors are a kind like the others."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def detectors() -> list[tuple[str, Check]]:
     def run(kind: type[Spots]) -> Check:
         return lambda: check_detector(kind(None, device=CPU), MEDIA)
 
-    return [(promise, run(kind)) for kind, promise in expected]
+    return [(requirement, run(kind)) for kind, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), detectors())
-def test_detectors(promise: str, check: Check) -> None:
+@pytest.mark.parametrize(("requirement", "check"), detectors())
+def test_detectors(requirement: str, check: Check) -> None:
     with pytest.raises(AssertionError) as caught:
         check()
-    assert re.search(promise, str(caught.value), re.DOTALL), str(caught.value)
+    assert re.search(requirement, str(caught.value), re.DOTALL), str(caught.value)
 
 
 class SpotsOptions(Options):
