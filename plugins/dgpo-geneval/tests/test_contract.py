@@ -1,4 +1,4 @@
-"""`check_detector` passes a sound detector and reports each violated requirement; detectors are a kind like the others."""
+"""`check_detector` passes a sound detector and reports each violated requirement; detectors are a regular kind."""
 
 from __future__ import annotations
 
