@@ -230,7 +230,7 @@ def test_a_mistake_is_reported_once(tmp_path: Path) -> None:
     file = write(tmp_path, backbone={"checkpoint": "missing"})
     ended = launched(file)
     assert ended.returncode == 2
-    assert (ended.stdout + ended.stderr).count("there is no such directory") == 1
+    assert (ended.stdout + ended.stderr).count("missing: no such directory") == 1
     assert not (tmp_path / "toy").exists()
 
 

@@ -190,7 +190,7 @@ def test_many_clauses_that_no_position_ties_are_exact() -> None:
 
 def test_too_many_ways_are_refused_and_not_tried() -> None:
     tied = [of("circle"), *(of("circle", position=["left of", i]) for i in range(7))]
-    with pytest.raises(ValueError, match=f"^key 'include': there are more than {MOST_WAYS} ways of .* 'circle'"):
+    with pytest.raises(ValueError, match=f"^key 'include': there are more than {MOST_WAYS} ways to assign .* 'circle'"):
         check_apart(metadata(tied), 16)
     check_apart(metadata(tied[:7]), 16)
     scene = [Detection("circle", 0.9, (0, 0, 9, 9))] * 8

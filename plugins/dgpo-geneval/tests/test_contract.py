@@ -1,4 +1,4 @@
-"""`check_detector` passes a sound detector and finds each broken promise; detectors are a kind like the others."""
+"""`check_detector` passes a sound detector and reports each violated requirement; detectors are a regular kind."""
 
 from __future__ import annotations
 
@@ -64,24 +64,24 @@ def detectors() -> list[tuple[str, Check]]:
             return super().detect(images / images.max())
 
     expected: list[tuple[type[Spots], str]] = [
-        (Undeclared, "'spot' is one of its labels"),
-        (Outside, r"the box .* lies in the image"),
-        (Uncertain, "scores are finite"),
-        (Few, "one list of detections an image: 4, not 1"),
-        (Relative, "detections do not depend on the others"),
+        (Undeclared, "label 'spot' must be one of `labels`"),
+        (Outside, r"box .* must lie in the image"),
+        (Uncertain, "scores must be finite"),
+        (Few, "one list per image: 4, got 1"),
+        (Relative, "must not depend on the other images"),
     ]
 
     def run(kind: type[Spots]) -> Check:
         return lambda: check_detector(kind(None, device=CPU), MEDIA)
 
-    return [(promise, run(kind)) for kind, promise in expected]
+    return [(requirement, run(kind)) for kind, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), detectors())
-def test_detectors(promise: str, check: Check) -> None:
+@pytest.mark.parametrize(("requirement", "check"), detectors())
+def test_detectors(requirement: str, check: Check) -> None:
     with pytest.raises(AssertionError) as caught:
         check()
-    assert re.search(promise, str(caught.value), re.DOTALL), str(caught.value)
+    assert re.search(requirement, str(caught.value), re.DOTALL), str(caught.value)
 
 
 class SpotsOptions(Options):

@@ -88,7 +88,7 @@ BESIDE = [of("bench"), of("dog", position=["left of", 0])]
             [dog(box=LEFT)],
             [
                 ("1 or more bench: found 0", False),
-                ("1 or more dog left of the bench: found 1, but the bench is not as asked", False),
+                ("1 or more dog left of the bench: found 1, but the bench does not match", False),
             ],
             [("dog 0.95", True)],
         ),

@@ -394,7 +394,7 @@ def test_what_is_not_finite_is_refused(bad: Detection) -> None:
 
 
 def test_thresholds_must_keep_something() -> None:
-    with pytest.raises(ValueError, match="per_class is 0"):
+    with pytest.raises(ValueError, match="per_class must be at least 1, got 0"):
         Thresholds(per_class=0)
 
 
@@ -468,13 +468,13 @@ def test_every_color_of_a_class_is_asked_for_once() -> None:
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_a_color_nobody_knows_is_not_a_zero(variant: VariantName) -> None:
-    with pytest.raises(ColorUnknown, match="color of 'car' is needed"):
+    with pytest.raises(ColorUnknown, match="color of 'car' is required"):
         judge(RED_CAR, see("car"), variant)
     assert judge(RED_CAR, [], variant).value == 0  # no car: no color is needed to say so
 
 
 def test_a_classifier_must_answer_for_every_object() -> None:
-    with pytest.raises(ValueError, match="gave 2 colors for 1 objects"):
+    with pytest.raises(ValueError, match="returned 2 colors for 1 objects"):
         judge(RED_CAR, see("car"), "geneval", classify_color=lambda objects: ["red", "red"])
 
 

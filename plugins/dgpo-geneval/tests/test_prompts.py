@@ -181,7 +181,7 @@ def test_nobody_has_a_color() -> None:
 
 
 def test_a_task_that_is_held_out_whole_is_refused() -> None:
-    with pytest.raises(UserError, match=r"nothing is left to train on for the task single_object.*heldout: split"):
+    with pytest.raises(UserError, match=r"no training prompts for the task single_object.*heldout: split"):
         source(heldout="benchmark", tasks={"single_object": 1}).prompts("train")
 
 

@@ -161,7 +161,7 @@ def test_colors_come_from_the_detector() -> None:
 def test_a_color_nobody_knows_is_missing() -> None:
     scores = reward(Scripted()).score(images(1, 0), [RED_DOG] * 2)
     assert scores.missing.tolist() == [True, False]  # without a dog the color does not matter
-    assert scores.diagnostics[0]["reason"].startswith("ColorUnknown: the color of 'dog' is needed")
+    assert scores.diagnostics[0]["reason"].startswith("ColorUnknown: the color of 'dog' is required")
 
 
 def test_colors_come_from_the_classifier() -> None:
@@ -300,17 +300,17 @@ RED_AND_BLUE = [{"class": "dog", "count": 1, "color": "red"}, {"class": "dog", "
         (
             [{"class": "dog", "count": 10}, {"class": "dog", "count": 7, "color": "red"}],
             [],
-            r"key 'include\[1\].count': 2 clauses ask for 17 'dog' in all; the detector keeps at most 16 of a class",
+            r"key 'include\[1\].count': 2 clauses require 17 'dog' in total; the detector keeps at most 16 per class",
         ),
         (
             RED_AND_BLUE,
             [{"class": "dog", "count": 2}],
-            r"key 'exclude\[0\].count': fewer than 2 'dog' are wanted, but .* ask for 2 in all, .* at least 3",
+            r"key 'exclude\[0\].count': allows fewer than 2 'dog', but .* require 2 .* in total; must be at least 3",
         ),
         (
             [{"class": "dog", "count": 1, **({"position": ["above", i - 1]} if i else {})} for i in range(8)],
             [],
-            r"key 'include': there are more than 5040 ways of dealing out the objects of 'dog'",
+            r"key 'include': there are more than 5040 ways to assign the objects of 'dog'",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line on a known registry, as the tests of dgpo have it, and what every broken promise must do."""
+"""The command line on a known registry, as the tests of dgpo have it, and what every broken requirement must do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["assert_found", "dgpo", "known", "registry"]
 
 @pytest.fixture
 def assert_found() -> Callable[[str, Callable[[], None]], None]:
-    """A check must fail, and say what was promised."""
+    """Require that a check fails and states the requirement."""
 
-    def run(promise: str, check: Callable[[], None]) -> None:
+    def run(requirement: str, check: Callable[[], None]) -> None:
         with pytest.raises((AssertionError, TypeError, ValueError)) as caught:
             check()
-        assert re.search(promise, str(caught.value), re.DOTALL), str(caught.value)
+        assert re.search(requirement, str(caught.value), re.DOTALL), str(caught.value)
 
     return run

@@ -105,21 +105,21 @@ def test_a_sound_component_passes(dgpo: Run) -> None:
     assert (done.code, done.err) == (0, "")
     found = rows(done)
     assert found["reward brightness", "batch-invariance"] == "pass"
-    assert found["reward brightness", "examples"] == "skipped: it has no examples"
+    assert found["reward brightness", "examples"] == "skipped: the reward has no examples"
     assert found["toy", "light-import"] == "skipped: it is not installed with an entry point"
     assert set(found.values()) == {"pass", found["reward brightness", "examples"], found["toy", "light-import"]}
     assert done.out.splitlines()[-1] == "2 skipped, 21 passed"
 
 
-def test_a_broken_promise_is_named(dgpo: Run, plugin: Registry) -> None:
+def test_a_violated_requirement_is_named(dgpo: Run, plugin: Registry) -> None:
     done = dgpo("plugins", "check", "bad")
     assert done.code == 1
     found = rows(done)
-    assert found["weighting bad", "weights"].startswith("FAIL  weights are finite and >= 0: [-0.99")
+    assert found["weighting bad", "weights"].startswith("FAIL  weights must be finite and >= 0, got [-0.99")
     assert found["weighting bad", "determinism"] == "pass"
     assert done.out.splitlines()[-1].startswith("1 failed, ")
     assert "Traceback" not in done.err
-    assert "AssertionError: weights are finite" in dgpo("plugins", "check", "bad", "--traceback").err
+    assert "AssertionError: weights must be finite" in dgpo("plugins", "check", "bad", "--traceback").err
 
 
 def test_a_component_that_chatters_leaves_the_table_alone(dgpo: Run, plugin: Registry) -> None:
@@ -147,13 +147,13 @@ def test_options_that_are_missing_are_asked_for(dgpo: Run, plugin: Registry) -> 
     for given in (["scale=1.0"], ['{"scale": 1.0}'], ['{"scale": 2}', "--option", "scale=1"]):
         assert dgpo("plugins", "check", "needy", "--option", *given).code == 0
     found = rows(dgpo("plugins", "check", "needy", "--option", "scale=9"))
-    assert found["reward needy", "scores"].startswith("FAIL  values lie in the declared range (0.0, 1.0): ")
+    assert found["reward needy", "scores"].startswith("FAIL  values must lie in the declared range (0.0, 1.0), got ")
 
 
 def test_prompts_that_are_missing_are_asked_for(dgpo: Run, plugin: Registry, tmp_path: Path) -> None:
     done = dgpo("plugins", "check", "tagged")
     assert done.code == 2
-    expected = "needs prompts: it has no examples() and refuses the generated prompts (prompt: tag is missing)"
+    expected = "needs prompts: it has no examples() and rejects the generated prompts (prompt: tag is missing)"
     assert rows(done)["reward tagged", "builds"] == expected
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a dog", "tag": "x"}\n')
     assert dgpo("plugins", "check", "tagged", "--prompts", tmp_path / "prompts.jsonl").code == 0
@@ -162,9 +162,7 @@ def test_prompts_that_are_missing_are_asked_for(dgpo: Run, plugin: Registry, tmp
 def test_a_backbone_is_checked_with_a_checkpoint(dgpo: Run) -> None:
     done = dgpo("plugins", "check", "toy", "--kind", "backbone", "--checkpoint", "missing")
     assert done.code == 2
-    assert rows(done)["backbone toy", "lora-builds"].endswith(
-        "backbone.checkpoint: missing: there is no such directory"
-    )
+    assert rows(done)["backbone toy", "lora-builds"].endswith("backbone.checkpoint: missing: no such directory")
 
 
 def test_by_kind_and_by_distribution(dgpo: Run, plugin: Registry) -> None:
@@ -182,7 +180,7 @@ def test_a_plugin_that_does_not_load_fails(dgpo: Run, known: Registry) -> None:
     known.broken.append(BrokenPlugin("bad", "point", "does not import"))
     done = dgpo("plugins", "check", "--distribution", "bad")
     assert done.code == 1
-    expected = "FAIL  its plugins can be loaded: bad (entry point point): does not import"
+    expected = "FAIL  its plugins must load: bad (entry point point): does not import"
     assert rows(done)["bad", "loads"] == expected
     for name in ("bad", "point"):  # a component that is not there is mostly called like its plugin
         done = dgpo("plugins", "check", name)
@@ -198,7 +196,7 @@ def test_a_name_that_two_declare_fails_for_both(dgpo: Run, known: Registry) -> N
     known.register(Second(), distribution="other")
     done = dgpo("plugins", "check", "--distribution", "other")
     assert done.code == 1
-    assert rows(done)["other", "own-names"] == "FAIL  reward brightness is its own; toy declares it too"
+    assert rows(done)["other", "own-names"] == "FAIL  reward brightness must be unique; toy declares it too"
 
 
 def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path: Path) -> None:

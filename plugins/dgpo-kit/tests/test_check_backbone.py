@@ -1,4 +1,4 @@
-"""`check_backbone` passes the toy backbone and finds each broken promise."""
+"""`check_backbone` passes the toy backbone and reports each violated requirement."""
 
 from __future__ import annotations
 
@@ -277,53 +277,53 @@ def backbones() -> list[tuple[str, Check]]:
             return sigma - 1.5
 
     expected: list[tuple[type[ToyBackbone | ToyAdapter], str]] = [
-        (NoRange, "`sigma_range` goes up, within"),
-        (Beyond, "but for the final 0, lie in `sigma_range`"),
+        (NoRange, "`sigma_range` must be ascending within"),
+        (Beyond, "except for the final 0, must lie in `sigma_range`"),
         (Uneven, "a schedule for 1 steps has 2 times"),
-        (Silent, "`start` is a number above 0"),
-        (OneWeight, "`loss_weight` is one number a sample"),
-        (NegativeWeight, "`loss_weight` is finite and not negative"),
-        (Random, "starts the same every time"),
-        (Global, "leaves the global random state of torch alone"),
-        (Half, "is float32"),
-        (Unfrozen, "is frozen or in `trainable`"),
-        (Nothing, "something is trained"),
-        (AnySize, r"a size of \(8, 12\) is a UserError"),
-        (Ragged, "c of a prompt does not depend on others"),
-        (Together, "velocity of a sample does not depend on the others"),
-        (Double, r"velocity is float32, not torch\.float64"),
-        (AtZero, r"velocity is finite for sigma in \[0, 1\]"),
-        (Detached, "the trained parameters get a gradient"),
-        (Cached, "velocity follows the trained weights"),
-        (Alone, "`trainable` are the adapter's parameters"),
-        (BackTooSoon, "the adapter is still off after another `off` inside"),
-        (StartsElsewhere, "a new adapter changes nothing"),
+        (Silent, "`start` must be greater than 0"),
+        (OneWeight, r"`loss_weight` must have shape \[B\]"),
+        (NegativeWeight, "`loss_weight` must be finite and >= 0"),
+        (Random, "must have the same initial value in every instance"),
+        (Global, "must not change the global random state of torch"),
+        (Half, "must be float32"),
+        (Unfrozen, "must be frozen or in `trainable`"),
+        (Nothing, "`trainable` must not be empty"),
+        (AnySize, r"an unsupported size \(8, 12\) must raise UserError"),
+        (Ragged, "c of a prompt must not depend on the other prompts"),
+        (Together, "velocity of a sample must not depend on the other samples"),
+        (Double, r"velocity must be float32, got torch\.float64"),
+        (AtZero, "velocity must be finite for all sigma"),
+        (Detached, "the trained parameters must get a gradient"),
+        (Cached, "velocity must use the trained weights"),
+        (Alone, "`trainable` must return the adapter's parameters"),
+        (BackTooSoon, "the adapter must stay disabled after a nested `off`"),
+        (StartsElsewhere, "a new adapter must not change the velocity"),
         (StaysOn, "without its adapter the model"),
-        (StaysOff, "velocity follows the trained weights|the adapter is back"),
-        (Rounds, "weights are bit for bit as before `merged`"),
-        (Unscaled, "velocity with the adapter merged is velocity with the adapter"),
-        (Bright, r"media lie in \[0, 1\]"),
-        (Gray, "media have three channels"),
-        (SaysVideo, "`media` says what `decode` gives: it gives image and says video"),
-        (Moves, "`media` says what `decode` gives: it gives video and says image"),
-        (Flickers, "`fps` is of videos; images have none"),
-        (StandsStill, "`fps` is a number, not 0.0"),
-        (Sings, "`media` is image or video, not 'audio'"),
-        (SavesNothing, "the adapter's `save` writes something"),
-        (NoFormat, "an adapter has a format"),
-        (Twice, "formats are named once: toy, toy"),
-        (Shouts, "a format's name is of a-z, 0-9 and dashes, not 'Toy'"),
-        (Forgets, "the adapter's `save` as bare writes something"),
-        (FoldsInPlace, "the adapter's `save` changes nothing"),
+        (StaysOff, "velocity must use the trained weights|must be enabled again"),
+        (Rounds, "weights must be restored bit for bit after `merged`"),
+        (Unscaled, "velocity must be the same with the adapter merged"),
+        (Bright, r"media must lie in \[0, 1\]"),
+        (Gray, "media must have 3 channels"),
+        (SaysVideo, "`media` must be image, which `decode` returns, got video"),
+        (Moves, "`media` must be video, which `decode` returns, got image"),
+        (Flickers, "`fps` must be None for images"),
+        (StandsStill, "`fps` must be > 0, got 0.0"),
+        (Sings, "`media` must be image or video, got 'audio'"),
+        (SavesNothing, "the adapter's `save` must write"),
+        (NoFormat, "`formats` must not be empty"),
+        (Twice, "`formats` must be unique, got toy, toy"),
+        (Shouts, "must consist of a-z, 0-9 and single hyphens, got 'Toy'"),
+        (Forgets, "the adapter's `save` as bare must write"),
+        (FoldsInPlace, "the adapter's `save` must not change the velocity"),
     ]
 
     def run(kind: type[ToyBackbone | ToyAdapter]) -> Check:
         made = adapted(kind) if issubclass(kind, ToyAdapter) else kind
         return lambda: check_backbone(backbone(made), (8, 8), impossible=(8, 12))
 
-    return [(promise, run(kind)) for kind, promise in expected]
+    return [(requirement, run(kind)) for kind, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), backbones())
-def test_backbones(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+@pytest.mark.parametrize(("requirement", "check"), backbones())
+def test_backbones(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)

@@ -1,4 +1,4 @@
-"""`check_declaration`, `check_light` and `check_prompts` pass sound plugins and find each broken promise."""
+"""`check_declaration`, `check_light` and `check_prompts` pass sound plugins and find each broken requirement."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ counter = iter(range(1000))
 
 
 @pytest.mark.parametrize(
-    ("promise", "check"),
+    ("requirement", "check"),
     [
-        ("there are train prompts", lambda: check_prompts(source(lambda split: []))),
-        ("every prompt has a text", lambda: check_prompts(source(lambda split: [Prompt(" ")]))),
-        ("share no prompt: .'a'.", lambda: check_prompts(source(lambda split: [Prompt("a")]))),
-        ("the same options give the same", lambda: check_prompts(source(lambda s: [Prompt(f"{s} {next(counter)}")]))),
+        ("train: there must be at least one prompt", lambda: check_prompts(source(lambda split: []))),
+        ("every prompt must have a text", lambda: check_prompts(source(lambda split: [Prompt(" ")]))),
+        ("must not share prompts, got .'a'.", lambda: check_prompts(source(lambda split: [Prompt("a")]))),
+        (
+            "the same options must return the same",
+            lambda: check_prompts(source(lambda s: [Prompt(f"{s} {next(counter)}")])),
+        ),
         ("JSON", lambda: check_prompts(source(lambda split: [Prompt(split, {"x": {1, 2}})]))),
     ],
 )
-def test_prompts(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+def test_prompts(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)
 
 
 def declared(component: Component) -> Registry:
@@ -90,21 +93,21 @@ def test_a_sound_declaration_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("promise", "check"),
+    ("requirement", "check"),
     [
-        ("the summary is one line", lambda: check(Component("r", "One\ntwo", BRIGHTNESS))),
-        ("an unknown option is a UserError", lambda: check(Component("r", "A reward", BRIGHTNESS, Lax))),
-        ("option size has a description", lambda: check(Component("r", "A reward", BRIGHTNESS, Silent))),
-        ("written options can be read again", lambda: check(Component("r", "A reward", BRIGHTNESS, Narrow))),
-        ("is a RewardModel", lambda: check(Component("r", "A reward", "dgpo_kit.toy:ToyPrompts"))),
+        ("the summary must be one line", lambda: check(Component("r", "One\ntwo", BRIGHTNESS))),
+        ("an unknown option must raise UserError", lambda: check(Component("r", "A reward", BRIGHTNESS, Lax))),
+        ("option size must have a description", lambda: check(Component("r", "A reward", BRIGHTNESS, Silent))),
         (
-            "implements all of its contract",
-            lambda: check(Component("r", "A reward", "dgpo_core.contracts:RewardModel")),
+            "options must be the same after writing and reading",
+            lambda: check(Component("r", "A reward", BRIGHTNESS, Narrow)),
         ),
+        ("must derive from RewardModel", lambda: check(Component("r", "A reward", "dgpo_kit.toy:ToyPrompts"))),
+        ("must implement score", lambda: check(Component("r", "A reward", "dgpo_core.contracts:RewardModel"))),
     ],
 )
-def test_declarations(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+def test_declarations(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)
 
 
 def check(component: Component) -> None:
@@ -119,14 +122,14 @@ def test_options_that_are_no_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("promise", "check"),
+    ("requirement", "check"),
     [
-        ("does not import .*torch", lambda: check_light("dgpo_kit.toy")),
-        ("can be imported: .*No module named", lambda: check_light("dgpo_core.no_such_module")),
+        ("must not import .*torch", lambda: check_light("dgpo_kit.toy")),
+        ("must be importable: .*No module named", lambda: check_light("dgpo_core.no_such_module")),
     ],
 )
-def test_modules(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+def test_modules(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)
 
 
 def test_commands_can_be_imported() -> None:

@@ -95,17 +95,17 @@ def test_a_backbone_that_does_what_it_says_passes(train: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "promise"),
+    ("kind", "requirement"),
     [
-        (IgnoresDtype, "with `dtype: bfloat16` frozen weights are bfloat16"),
-        (IgnoresCheckpointing, "called again for the backward pass"),
-        (WrongGradients, "is the same with gradient_checkpointing"),
-        (IgnoresPackages, "is a UserError, or `uses` has no checkpoint"),
-        (ItsOwnWords, "is resolved by dgpo_core.weights"),
+        (IgnoresDtype, "with `dtype: bfloat16` frozen weights must be bfloat16"),
+        (IgnoresCheckpointing, "the backward pass must call modules of the network again"),
+        (WrongGradients, "must be the same with and without gradient_checkpointing"),
+        (IgnoresPackages, "must raise UserError, or `uses` must not contain checkpoint"),
+        (ItsOwnWords, "must be resolved by dgpo_core.weights"),
     ],
 )
-def test_what_it_only_says_is_found(kind: type[Backbone], promise: str) -> None:
-    with pytest.raises(AssertionError, match=promise):
+def test_what_it_only_says_is_found(kind: type[Backbone], requirement: str) -> None:
+    with pytest.raises(AssertionError, match=requirement):
         check_backbone(made(kind), (8, 8))
 
 

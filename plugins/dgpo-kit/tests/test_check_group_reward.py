@@ -1,4 +1,4 @@
-"""`check_group_reward` passes a sound reward and finds each broken promise."""
+"""`check_group_reward` passes a sound reward and reports each violated requirement."""
 
 from __future__ import annotations
 
@@ -87,33 +87,33 @@ class Darkens(Rate):
 
 
 @pytest.mark.parametrize(
-    ("kind", "promise"),
+    ("kind", "requirement"),
     [
-        (ByPlace, "members in another order have their values in that order"),
-        (FavorsTheFirst, "members in another order have their values in that order"),
-        (Remembers, "other groups change nothing"),
-        (ScoresOne, "a single member is missing"),
-        (FailsAtOne, "a single member is missing"),
-        (TooFew, r"there is one value a sample: \[5\], not \[4\]"),
-        (Darkens, "media are left alone"),
+        (ByPlace, "values must not depend on the order of the members"),
+        (FavorsTheFirst, "values must not depend on the order of the members"),
+        (Remembers, "values must not depend on other groups"),
+        (ScoresOne, "a single member must be marked missing"),
+        (FailsAtOne, "a single member must be marked missing"),
+        (TooFew, r"`values` must have shape \[B\] \[5\], got \[4\]"),
+        (Darkens, "media must not be modified"),
     ],
 )
-def test_broken_promises_are_found(kind: type[Rate], promise: str, assert_found: Found) -> None:
-    assert_found(promise, lambda: check_group_reward(kind(), MEDIA.clone(), PROMPT))
+def test_violated_requirements_are_reported(kind: type[Rate], requirement: str, assert_found: Found) -> None:
+    assert_found(requirement, lambda: check_group_reward(kind(), MEDIA.clone(), PROMPT))
 
 
 @pytest.mark.parametrize(
-    ("examples", "promise"),
+    ("examples", "requirement"),
     [
-        ([("a", 0.9, True), ("b", 0.1, True)], "examples are good and bad"),
-        ([("a", 0.1, True), ("b", 0.9, False)], "good examples score above bad ones"),
-        ([("a", 0.9, True), ("b", 0.1, False), ("b", 0.2, False)], "examples have different names"),
+        ([("a", 0.9, True), ("b", 0.1, True)], "at least one good and one bad one"),
+        ([("a", 0.1, True), ("b", 0.9, False)], "good examples must score above bad ones"),
+        ([("a", 0.9, True), ("b", 0.1, False), ("b", 0.2, False)], "names of examples must be unique"),
     ],
 )
-def test_examples_of_one_prompt_are_a_group(examples: Any, promise: str, assert_found: Found) -> None:
+def test_examples_of_one_prompt_are_a_group(examples: Any, requirement: str, assert_found: Found) -> None:
     class Shown(Rate):
         def examples(self) -> Sequence[Example]:
             return [Example(name, PROMPT, torch.full((3, 8, 8), level), good) for name, level, good in examples]
 
     (check,) = [check for check in group_reward_checks(Shown) if check.name == "examples"]
-    assert_found(promise, check.run)
+    assert_found(requirement, check.run)

@@ -1,4 +1,4 @@
-"""`check_reward` passes sound components and finds each broken promise."""
+"""`check_reward` passes sound components and reports each violated requirement."""
 
 from __future__ import annotations
 
@@ -70,37 +70,37 @@ def rewards() -> list[tuple[str, Check]]:
         return of_values(lambda v: v + 0 * bool(deed()))
 
     expected = [
-        (does(lambda: os.chdir("/")), "leaves the working directory alone"),
-        (does(lambda: torch.set_default_device("meta")), "leaves torch's default device alone"),
-        (does(lambda: torch.set_num_threads(torch.get_num_threads() + 1)), "leaves torch's threads alone"),
-        (does(lambda: torch.use_deterministic_algorithms(True)), "leaves torch's deterministic algorithms alone"),
-        (of_values(lambda v: v[:, None]), r"one value a sample: \[4\], not \[4, 1\]"),
-        (of_values(lambda v: v.double()), r"values are float32, not torch\.float64"),
-        (of_values(lambda v: v + 1), r"values lie in the declared range \(0\.0, 1\.0\)"),
-        (of_values(lambda v: v.where(v < 0.5, torch.nan)), "a value that is no number is marked missing"),
-        (of_values(lambda v: v / v.sum()), "a score does not depend on the others"),
-        (of_values(by_thread), "a thread makes no difference"),
-        (of_values(numpys), "leaves the global random state of numpy alone"),
-        (of_values(pythons), "leaves the global random state of random alone"),
-        (of_values(lambda v: v, range=(1.0, 1.0)), "from the smallest to the largest value"),
-        (of_values(lambda v: v, media=frozenset({"sound"})), "whether it takes images or videos"),
-        (of_values(lambda v: v, group_by="task"), "prompts have the key task it groups by"),
-        (shaped(lambda s, media: Scores(s.values, s.missing[:2])), r"one missing mark a sample: \[4\], not \[2\]"),
-        (shaped(lambda s, media: Scores(s.values, s.missing.float())), r"missing marks are bool, not torch\.float32"),
-        (shaped(lambda s, media: Scores(s.values, s.missing, ({},))), "4 diagnostics or none, not 1"),
+        (does(lambda: os.chdir("/")), "must not change the working directory"),
+        (does(lambda: torch.set_default_device("meta")), "must not change torch's default device"),
+        (does(lambda: torch.set_num_threads(torch.get_num_threads() + 1)), "must not change torch's threads"),
+        (does(lambda: torch.use_deterministic_algorithms(True)), "must not change torch's deterministic algorithms"),
+        (of_values(lambda v: v[:, None]), r"`values` must have shape \[B\] \[4\], got \[4, 1\]"),
+        (of_values(lambda v: v.double()), r"`values` must be float32, got torch\.float64"),
+        (of_values(lambda v: v + 1), r"values must lie in the declared range \(0\.0, 1\.0\)"),
+        (of_values(lambda v: v.where(v < 0.5, torch.nan)), "nonfinite values must be marked missing"),
+        (of_values(lambda v: v / v.sum()), "a score must not depend on the other samples"),
+        (of_values(by_thread), "must be the same in every thread"),
+        (of_values(numpys), "must not change the global random state of numpy"),
+        (of_values(pythons), "must not change the global random state of random"),
+        (of_values(lambda v: v, range=(1.0, 1.0)), r"`range` must be \(lowest, highest value\)"),
+        (of_values(lambda v: v, media=frozenset({"sound"})), "`media` must contain image, video or both"),
+        (of_values(lambda v: v, group_by="task"), "prompts must have the key task"),
+        (shaped(lambda s, media: Scores(s.values, s.missing[:2])), r"`missing` must have shape \[B\] \[4\], got \[2\]"),
+        (shaped(lambda s, media: Scores(s.values, s.missing.float())), r"`missing` must be bool, got torch\.float32"),
+        (shaped(lambda s, media: Scores(s.values, s.missing, ({},))), "4 diagnostics or none, got 1"),
         (
             shaped(lambda s, media: Scores(s.values, s.missing, ({"x": object()},) * len(media))),
             "not JSON serializable",
         ),
-        (shaped(darken), "media are left alone"),
+        (shaped(darken), "media must not be modified"),
     ]
 
     def run(reward: RewardModel) -> Check:
         return lambda: check_reward(reward, MEDIA.clone(), PROMPTS)
 
-    return [(promise, run(reward)) for reward, promise in expected]
+    return [(requirement, run(reward)) for reward, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), rewards())
-def test_rewards(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+@pytest.mark.parametrize(("requirement", "check"), rewards())
+def test_rewards(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)

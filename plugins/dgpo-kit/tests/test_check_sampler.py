@@ -1,4 +1,4 @@
-"""`check_sampler` passes sound samplers and finds each broken promise."""
+"""`check_sampler` passes sound samplers and reports each violated requirement."""
 
 from __future__ import annotations
 
@@ -150,28 +150,28 @@ def samplers() -> list[tuple[str, Check]]:
             return Path(states[1:], sigmas)
 
     expected: list[tuple[type[Sampler], str]] = [
-        (Single, "times are float64 on the CPU"),
-        (Ascending, "times descend"),
-        (Short, "times go from at most 1 to 0"),
-        (Deaf, "times begin no higher than the model's first one"),
-        (Endless, "the last time before 0 is the model's terminal 0.02"),
-        (InPlace, "the noise is left alone"),
-        (Centered, "a sample does not depend on the others"),
-        (Global, "the same noise and keys give the same sample"),
-        (Quiet, "leaves the global random state of torch alone"),
-        (Damped, "where the velocity is constant, x0 is exact"),
-        (NoProbabilities, "a random sampler gives the probabilities of its steps"),
-        (NoStart, "the path has 2 states"),
-        (Elsewhere, "a step of std 0 is its mean"),
-        (Louder, "probabilities are those of the distribution that is stated"),
+        (Single, "sigmas must be float64 on the CPU"),
+        (Ascending, "sigmas must descend"),
+        (Short, "sigmas must go from at most 1 to 0"),
+        (Deaf, "the first sigma must be at most the model's first sigma"),
+        (Endless, "the last sigma before 0 must be `terminal` 0.02"),
+        (InPlace, "the noise must not be modified"),
+        (Centered, "a sample must not depend on the other samples"),
+        (Global, "the same noise and keys must give the same sample"),
+        (Quiet, "must not change the global random state of torch"),
+        (Damped, "x0 must be exact for a constant velocity"),
+        (NoProbabilities, "a random sampler must return the `log_probs`"),
+        (NoStart, "the path must have 2 states"),
+        (Elsewhere, "a step with std 0 must return the mean"),
+        (Louder, "`log_probs` must be those of `step_distribution`"),
     ]
 
     def run(kind: type[Sampler]) -> Check:
         return lambda: check_sampler(kind(None))
 
-    return [(promise, run(kind)) for kind, promise in expected]
+    return [(requirement, run(kind)) for kind, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), samplers())
-def test_samplers(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+@pytest.mark.parametrize(("requirement", "check"), samplers())
+def test_samplers(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)

@@ -1,4 +1,4 @@
-"""`check_weighting`, `check_timesteps` and `check_objective` pass sound components and find each broken promise."""
+"""`check_weighting`, `check_timesteps` and `check_objective` pass sound components and find each broken requirement."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class Weighs(AdvantageWeighting):
 
 
 @pytest.mark.parametrize(
-    ("promise", "check"),
+    ("requirement", "check"),
     [
-        ("one weight a member", lambda: check_weighting(Weighs(lambda a: a.abs().sum()))),
-        ("finite and >= 0", lambda: check_weighting(Weighs(lambda a: a))),
-        ("finite and >= 0", lambda: check_weighting(Weighs(lambda a: 1 / (a - a)))),
-        ("sum to 0 in every group", lambda: check_weighting(Weighs(lambda a: a.square()))),
+        (r"weights must have shape \[G\]", lambda: check_weighting(Weighs(lambda a: a.abs().sum()))),
+        ("must be finite and >= 0", lambda: check_weighting(Weighs(lambda a: a))),
+        ("must be finite and >= 0", lambda: check_weighting(Weighs(lambda a: 1 / (a - a)))),
+        ("must sum to 0 in every group", lambda: check_weighting(Weighs(lambda a: a.square()))),
         (
-            "whatever its place",
+            "must not depend on the order of the members",
             lambda: check_weighting(Weighs(lambda a: torch.arange(len(a)) * a.abs(), cancels=False)),
         ),
-        ("left alone", lambda: check_weighting(Weighs(lambda a: a.abs_()))),
+        ("must not be modified", lambda: check_weighting(Weighs(lambda a: a.abs_()))),
         ("random state of torch", lambda: check_weighting(Weighs(lambda a: a.abs() + 0 * torch.rand(())))),
     ],
 )
-def test_weightings(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+def test_weightings(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)
 
 
 def test_a_sound_weighting_passes() -> None:
@@ -111,23 +111,23 @@ def policies() -> list[tuple[str, Check]]:
             return super().draw(count, context, draws.at(self.drawn))
 
     expected: list[tuple[type[Learns], str]] = [
-        (Forgets, "its state, as JSON, is all there is to remember"),
+        (Forgets, "restored from its JSON state must be the same"),
         (KeepsTensors, "not JSON serializable"),
-        (Single, "times are float64 on the CPU"),
-        (TooFew, r"2 times are drawn, not \[1\]"),
-        (Beyond, r"times lie in \[0\.3, 1\.0\]"),
-        (Counts, "its state, as JSON, is all there is to remember"),
+        (Single, "sigmas must be float64 on the CPU"),
+        (TooFew, r"`draw` must return shape \[2\], got \[1\]"),
+        (Beyond, r"sigmas must lie in \[0\.3, 1\.0\]"),
+        (Counts, "restored from its JSON state must be the same"),
     ]
 
     def run(kind: type[Learns]) -> Check:
         return lambda: check_timesteps(kind)
 
-    return [(promise, run(kind)) for kind, promise in expected]
+    return [(requirement, run(kind)) for kind, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), policies())
-def test_timestep_policies(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+@pytest.mark.parametrize(("requirement", "check"), policies())
+def test_timestep_policies(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)
 
 
 class Measures(TimestepPolicy):
@@ -183,10 +183,10 @@ def test_only_a_policy_that_measures_is_shown_a_model() -> None:
             raise AssertionError("shown")
 
     checks = named(Notices)
-    with pytest.raises(AssertionError, match="measures is True, as it has a `measure` of its own"):
+    with pytest.raises(AssertionError, match="`measures` must be True, because the class has its own `measure`"):
         checks["declares"]()
     checks["times"]()
-    with pytest.raises(unittest.SkipTest, match="it does not measure the model"):
+    with pytest.raises(unittest.SkipTest, match="the policy does not measure the model"):
         checks["measurements"]()
 
 
@@ -260,28 +260,28 @@ class ListsItsMetrics(Measures):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "promise"),
+    ("kind", "name", "requirement"),
     [
-        (Idle, "declares", "measures is False, as it has no `measure` of its own"),
-        (ForgetsTheModel, "measurements", "measured from the same state gives the same: Tensor-likes are not equal"),
-        (ForgetsTheModel, "state-round-trip", "its state, as JSON, is all there is to remember"),
-        (HoldsBack, "measurements", "measured from the same state gives the same state"),
-        (LogsWhatIsLost, "state-round-trip", "its state, as JSON, is all there is to remember: metrics"),
-        (Rolls, "measurements", "measured from the same state gives the same state"),
-        (Rolls, "random-state", "a timestep policy leaves the global random state of torch alone"),
-        (Upward, "bounds", r"bounds are in order and within \[0\.3, 1\.0\]: \(0\.01"),
-        (Backward, "bounds", r"bounds are in order and within \[0\.0, 1\.0\]: \(1\.0, 0\.0\)"),
-        (BelowItsBounds, "times", r"times lie in \[0\.\d+, 1\.0\]"),
-        (ListsItsMetrics, "logged", r"metrics are a mapping, not \["),
-        (logs(float("nan")), "logged", "metric found is a finite number, not nan"),
-        (logs(torch.tensor(1.0)), "logged", "metric found is a finite number, not tensor"),
-        (logs(True), "logged", "metric found is a finite number, not True"),
-        (logs(1.0, 7), "logged", "metrics have names, not 7"),
-        (logs(1.0, "t_min"), "logged", "metric t_min: that name belongs to the bounds"),
+        (Idle, "declares", "`measures` must be False, because the class has no `measure`"),
+        (ForgetsTheModel, "measurements", "from the same state must give the same policy: Tensor-likes are not equal"),
+        (ForgetsTheModel, "state-round-trip", "restored from its JSON state must be the same"),
+        (HoldsBack, "measurements", "from the same state must give the same state"),
+        (LogsWhatIsLost, "state-round-trip", "restored from its JSON state must be the same: metrics"),
+        (Rolls, "measurements", "from the same state must give the same state"),
+        (Rolls, "random-state", "a timestep policy must not change the global random state of torch"),
+        (Upward, "bounds", r"bounds must be in order and within \[0\.3, 1\.0\], got \(0\.01"),
+        (Backward, "bounds", r"bounds must be in order and within \[0\.0, 1\.0\], got \(1\.0, 0\.0\)"),
+        (BelowItsBounds, "times", r"sigmas must lie in \[0\.\d+, 1\.0\]"),
+        (ListsItsMetrics, "logged", r"`metrics` must return a mapping, got \["),
+        (logs(float("nan")), "logged", "metric found must be a finite number, got nan"),
+        (logs(torch.tensor(1.0)), "logged", "metric found must be a finite number, got tensor"),
+        (logs(True), "logged", "metric found must be a finite number, got True"),
+        (logs(1.0, 7), "logged", "names of metrics must be strings, got 7"),
+        (logs(1.0, "t_min"), "logged", "metric t_min: this name is reserved for the bounds"),
     ],
 )
-def test_policies_that_measure(assert_found: Found, kind: type[Measures], name: str, promise: str) -> None:
-    assert_found(promise, named(kind)[name])
+def test_policies_that_measure(assert_found: Found, kind: type[Measures], name: str, requirement: str) -> None:
+    assert_found(requirement, named(kind)[name])
 
 
 class Weighted(Objective):
@@ -341,20 +341,20 @@ def objectives() -> list[tuple[str, Check]]:
             return self.error(predictions).detach()
 
     expected: list[tuple[type[Weighted], str]] = [
-        (Mean, r"one loss a member: \[4\], not \[\]"),
-        (WithGradient, "metric loss has no gradient"),
-        (Coupled, "a member's loss is its own"),
-        (PullsAll, "a member of weight 0 has no gradient"),
-        (Attached, "shares of the statistic have no gradient"),
-        (CountsAll, "a member of weight 0 adds nothing to the statistic"),
+        (Mean, r"loss must have shape \[B\] \[4\], got \[\]"),
+        (WithGradient, "metric loss must not require a gradient"),
+        (Coupled, "loss of a member must not depend on the other members"),
+        (PullsAll, "the gradient of a member of weight 0 must be 0"),
+        (Attached, "`statistic` must not require a gradient"),
+        (CountsAll, "the statistic of a member of weight 0 must be 0"),
     ]
 
     def run(kind: type[Weighted]) -> Check:
         return lambda: check_objective(kind())
 
-    return [(promise, run(kind)) for kind, promise in expected]
+    return [(requirement, run(kind)) for kind, requirement in expected]
 
 
-@pytest.mark.parametrize(("promise", "check"), objectives())
-def test_objectives(assert_found: Found, promise: str, check: Check) -> None:
-    assert_found(promise, check)
+@pytest.mark.parametrize(("requirement", "check"), objectives())
+def test_objectives(assert_found: Found, requirement: str, check: Check) -> None:
+    assert_found(requirement, check)

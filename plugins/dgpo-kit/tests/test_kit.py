@@ -130,9 +130,10 @@ def pytester(tmp_path_factory: pytest.TempPathFactory) -> Pytester:
         (directory / "conftest.py").write_text('pytest_plugins = ["dgpo_kit"]\n')
         (directory / "test_odd.py").write_text(tests)
         (directory / "pytest.ini").write_text("[pytest]\n")
+        path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--junitxml=report.xml"],
-            cwd=directory, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+            cwd=directory, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
         )  # fmt: skip
         cases = ElementTree.parse(directory / "report.xml").iter("testcase")
         found = {str(case.get("name")): next((str(e.get("message")) for e in case), "passed") for case in cases}
@@ -141,7 +142,7 @@ def pytester(tmp_path_factory: pytest.TempPathFactory) -> Pytester:
     return run
 
 
-def test_every_promise_is_a_test_and_the_broken_ones_fail(pytester: Pytester) -> None:
+def test_every_requirement_is_a_test_and_violated_ones_fail(pytester: Pytester) -> None:
     report = pytester(TESTS)
     contract = {
         name.removeprefix("test_contract[").removesuffix("]"): result
@@ -151,22 +152,22 @@ def test_every_promise_is_a_test_and_the_broken_ones_fail(pytester: Pytester) ->
     assert contract["reward-sound:batch-invariance"] == "passed"
     assert contract["dgpo-odd:loads"] == "passed"
     broken = {
-        "dgpo-odd:light-import": "importing odd.plugin does not import numpy",
-        "reward-global:random-state": "a reward leaves the global random state of torch alone",
-        "reward-batch:batch-invariance": "a score does not depend on the others in the batch",
-        "reward-batch:not-finite": "leaves the others their scores",
-        "reward-range:scores": "values lie in the declared range (0.0, 0.5)",
-        "reward-range:sizes": "values lie in the declared range (0.0, 0.5)",
-        "reward-nomissing:scores": "a value that is no number is marked missing",
-        "reward-nomissing:sizes": "a value that is no number is marked missing",
-        "reward-copies:untouched": "media are left alone",
-        "timesteps-forgets:state-round-trip": "its state, as JSON, is all there is to remember",
+        "dgpo-odd:light-import": "importing odd.plugin must not import numpy",
+        "reward-global:random-state": "a reward must not change the global random state of torch",
+        "reward-batch:batch-invariance": "a score must not depend on the other samples of the batch",
+        "reward-batch:not-finite": "must not change the scores of other samples",
+        "reward-range:scores": "values must lie in the declared range (0.0, 0.5)",
+        "reward-range:sizes": "values must lie in the declared range (0.0, 0.5)",
+        "reward-nomissing:scores": "nonfinite values must be marked missing",
+        "reward-nomissing:sizes": "nonfinite values must be marked missing",
+        "reward-copies:untouched": "media must not be modified",
+        "timesteps-forgets:state-round-trip": "restored from its JSON state must be the same",
     }
-    fine = re.compile("passed$|it has no examples|it does not measure the model")
+    fine = re.compile("passed$|the reward has no examples|the policy does not measure the model")
     failed = {name: result for name, result in contract.items() if not fine.search(result)}
     assert failed.keys() == broken.keys(), report.out
-    for name, promise in broken.items():
-        assert promise in failed[name]
+    for name, requirement in broken.items():
+        assert requirement in failed[name]
     assert {name for name, result in report.results.items() if name.startswith("test_run") and result == "passed"} == {
         "test_run", "test_run_of_the_toy_itself",
     }  # fmt: skip
@@ -198,6 +199,6 @@ def test_a_component_is_given_what_its_kind_and_name_say(registry: Registry) -> 
     """The toy has a backbone and a prompt source of one name."""
     given = {"prompts toy": Given({"count": 0}), "toy": Given()}
     found = {(what, check.name): check for what, check in suite(registry, "toy", given)}
-    with pytest.raises(AssertionError, match="there are train prompts"):
+    with pytest.raises(AssertionError, match="train: there must be at least one prompt"):
         found["prompts toy", "splits"].run()
     found["backbone toy", "lora-builds"].run()

@@ -1,4 +1,4 @@
-"""The suite of a component: every promise by name, in order, and what it says if it lacks something."""
+"""The suite of a component: every requirement by name, in order, and its message for missing input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def named(kind: type[RewardModel], name: str, prompts: Sequence[Prompt] = ()) ->
     return {check.name: check for check in reward_checks(lambda: kind(None, device=CPU), prompts)}[name]
 
 
-def test_every_promise_of_a_reward_has_a_name() -> None:
+def test_every_requirement_of_a_reward_has_a_name() -> None:
     checks = list(reward_checks(lambda: Light(None, device=CPU)))
     assert [check.name for check in checks] == [
         "builds", "declares", "prompts", "scores", "untouched", "determinism", "batch-invariance", "empty-batch",
@@ -172,33 +172,29 @@ class NoRange(RewardModel):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "promise"),
+    ("kind", "name", "requirement"),
     [
-        (NoRange, "declares", "it declares its range"),
-        (NoCount, "declares", "concurrency is a number of calls, not True"),
+        (NoRange, "declares", "must declare its `range`"),
+        (NoCount, "declares", "`concurrency` must be an integer >= 1, got True"),
         (Joins, "empty-batch", "stack expects a non-empty TensorList"),
-        (Square, "sizes", r"images of 1x9 are scored or missing, not an error \(ValueError: only squares\)"),
-        (
-            Raises,
-            "not-finite",
-            r"that are not finite are scored or missing, not an error \(ValueError: what",
-        ),
-        (Spreads, "not-finite", "a sample that is not finite leaves the others their scores"),
+        (Square, "sizes", r"images of 1x9 must be scored or missing, got an error \(ValueError: only squares\)"),
+        (Raises, "not-finite", r"nonfinite samples must be scored or missing, got an error \(ValueError: what"),
+        (Spreads, "not-finite", "a nonfinite sample must not change the scores of other samples"),
         (Marks, "diagnostics", "set exactly one of `box` and `polygon`"),
-        (Shares, "threads", "a thread makes no difference"),
-        (MainOnly, "threads", "it can be called from another thread: .*signal only works"),
-        (Upside, "examples", "good examples score above bad ones: gray 0.4, white 1"),
-        (OnlyGood, "examples", "at least one of each, or none at all"),
-        (Bytes, "examples", r"example white lies in \[0, 1\]"),
-        (Batches, "examples", r"example w is \[3, H, W\] or \[F, 3, H, W\]"),
-        (Draws, "examples", "example noise is the same every time"),
+        (Shares, "threads", "must be the same in every thread"),
+        (MainOnly, "threads", "calls from another thread must not fail: .*signal only works"),
+        (Upside, "examples", "good examples must score above bad ones: gray 0.4, white 1"),
+        (OnlyGood, "examples", "at least one good and one bad one"),
+        (Bytes, "examples", r"example white must lie in \[0, 1\]"),
+        (Batches, "examples", r"example w must be \[3, H, W\] for image"),
+        (Draws, "examples", "example noise must be deterministic"),
     ],
 )
-def test_a_broken_promise_is_found_by_its_check(kind: type[RewardModel], name: str, promise: str) -> None:
+def test_a_violated_requirement_is_found_by_its_check(kind: type[RewardModel], name: str, requirement: str) -> None:
     check = named(kind, name, [Prompt("a photo")])
     with pytest.raises((AssertionError, RuntimeError, ValueError)) as caught:
         check.run()
-    assert re.search(promise, str(caught.value), re.DOTALL), str(caught.value)
+    assert re.search(requirement, str(caught.value), re.DOTALL), str(caught.value)
 
 
 class Moving(RewardModel):
@@ -218,7 +214,7 @@ def test_videos_are_made_for_a_reward_of_videos() -> None:
     """With the key that it groups by; a single frame is missing, which is an answer."""
     for check in reward_checks(lambda: Moving(None, device=CPU)):
         if check.name == "examples":
-            with pytest.raises(unittest.SkipTest, match="it has no examples"):
+            with pytest.raises(unittest.SkipTest, match="the reward has no examples"):
                 check.run()
         else:
             check.run()
@@ -237,7 +233,7 @@ class Picky(Light):
 
 
 def test_a_reward_that_refuses_the_generated_prompts_needs_some() -> None:
-    with pytest.raises(NeedsInput, match=r"prompts: it has no examples\(\) and refuses the generated prompts .*quoted"):
+    with pytest.raises(NeedsInput, match=r"prompts: it has no examples\(\) and rejects the generated prompts .*quoted"):
         named(Picky, "scores").run()
     named(Picky, "scores", [Prompt('a sign that says "OPEN"')]).run()
     with pytest.raises(UserError, match="no quoted text") as caught:
@@ -316,14 +312,14 @@ def test_a_backbone_without_an_adapter_is_checked_in_one() -> None:
     registry = Registry(discover=False)
     registry.register(Plugin(), distribution="whole")
     checks = list(component_checks(registry, "backbone", "whole"))
-    with pytest.raises(unittest.SkipTest, match=r"it offers `train: full` alone: .* whole has no adapter"):
+    with pytest.raises(unittest.SkipTest, match=r"supports only `train: full`: .* whole has no adapter"):
         run(checks, "lora-builds")
     run(checks, "full-save-weights")
 
 
 def test_a_checkpoint_that_is_missing_is_asked_for(registry: Registry) -> None:
     checks = list(component_checks(registry, "backbone", "toy", Given(section={"checkpoint": "missing"})))
-    with pytest.raises(NeedsInput, match="there is no such directory"):
+    with pytest.raises(NeedsInput, match="missing: no such directory"):
         run(checks, "lora-builds")
 
 

@@ -200,7 +200,7 @@ def test_examples(pickscore: Build) -> None:
 def test_the_examples_find_out_weights_that_know_nothing(
     pickscore: Build, images: Tensor, prompts: list[Prompt]
 ) -> None:
-    with pytest.raises(AssertionError, match="good examples score above bad ones"):
+    with pytest.raises(AssertionError, match="good examples must score above bad ones"):
         check_reward(pickscore(), images, prompts)
 
 

@@ -1,7 +1,7 @@
-"""GenEval rewards for dgpo: a pure evaluator of detections, its three variants, and what a detector is.
+"""GenEval rewards for dgpo: an evaluator of detections with three variants, and the contract of detectors.
 
-Importing this package imports nothing heavy; take what you need from its modules: `detector` for what a detector
-implements, `metadata` for the format of prompts, `evaluator` to judge detections without a run.
+Importing this package imports no heavy dependency. Modules: `detector` defines the contract of detectors, `metadata`
+the format of prompts; `evaluator` evaluates detections without a run.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which objects each clause is about, where several clauses name one class: for `geneval`, different ones.
+"""Assign detected objects to clauses. In `geneval`, clauses that name the same class get distinct objects.
 
-"A red circle and a blue circle" wants two circles. The objects of a class are its best, as many as all of its clauses
-require together: with a single clause they are the benchmark's, and an image gains nothing by showing circles of every
-color. They are dealt out to the clauses so that the sum of `variants.components` is largest, exactly:
+"A red circle and a blue circle" requires two circles. The candidates of a class are its highest-scoring objects, as
+many as its clauses require in total: with a single clause they are the benchmark's, and showing circles of every color
+has no benefit. The assignment maximizes the sum of `variants.components` exactly:
 
-- Classes that no position speaks of are dealt out by themselves, in a time that is polynomial in everything (`_deal`).
-- Classes that positions tie together are tried in every way (`_search`), at most `MOST_WAYS`; prompts that would want
-  more are refused (`check_apart`). How many there are depends on the prompt alone.
+- Classes without positions are assigned separately, in polynomial time (`_assign_by_color`).
+- Classes linked by positions are assigned by exhaustive search (`_search`) over at most `MOST_WAYS` assignments;
+  prompts with more are rejected (`check_apart`). Their number depends on the prompt alone.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from dgpo_geneval.variants import components
 __all__ = ["MOST_WAYS", "assign", "best_of_class", "check_apart", "shared_classes"]
 
 MOST_WAYS = math.factorial(7)
-"""Ways of dealing out objects that are tried: seven objects to seven clauses; a fraction of a second an image."""
+"""Maximum number of assignments to search: seven objects to seven clauses, a fraction of a second per image."""
 
 
 def best_of_class(include: Sequence[Include], scene: Scene) -> dict[int, Places]:
-    """Each clause about the best objects of its class, as many as it requires: the benchmark's rule."""
+    """Assign to each clause the best objects of its class, as many as it requires: the benchmark's rule."""
     return {i: tuple(range(min(clause.count, scene.count(clause.label)))) for i, clause in enumerate(include)}
 
 
 def shared_classes(include: Sequence[Include]) -> dict[str, list[int]]:
-    """Classes that several clauses name, and those clauses."""
+    """Return the classes that several clauses name, with the indices of these clauses."""
     clauses: dict[str, list[int]] = {}
     for index, clause in enumerate(include):
         clauses.setdefault(clause.label, []).append(index)
@@ -39,35 +39,37 @@ def shared_classes(include: Sequence[Include]) -> dict[str, list[int]]:
 
 
 def check_apart(metadata: Metadata, per_class: int) -> None:
-    """Raise ValueError, beginning with the key, for a prompt that no image can satisfy with different objects for
-    clauses of one class, or whose objects can be dealt out in too many ways."""
+    """Raise ValueError, beginning with the key, for a prompt that no image can satisfy with distinct objects for
+    clauses of one class, or that has too many possible assignments."""
     include, shared = metadata.include, shared_classes(metadata.include)
     for label, indices in shared.items():
-        asked = sum(include[i].count for i in indices)
+        required = sum(include[i].count for i in indices)
         where = f"include[{indices[-1]}].count"
-        if asked > per_class:
+        if required > per_class:
             raise ValueError(
-                f"key '{where}': {len(indices)} clauses ask for {asked} {label!r} in all; the detector keeps at most "
-                f"{per_class} of a class"
+                f"key '{where}': {len(indices)} clauses require {required} {label!r} in total; the detector keeps at "
+                f"most {per_class} per class"
             )
         for index, bound in enumerate(metadata.exclude):
-            if bound.label == label and bound.count <= asked:
+            if bound.label == label and bound.count <= required:
                 raise ValueError(
-                    f"key 'exclude[{index}].count': fewer than {bound.count} {label!r} are wanted, but the include "
-                    f"clauses ask for {asked} in all, each for others; it must be at least {asked + 1}"
+                    f"key 'exclude[{index}].count': allows fewer than {bound.count} {label!r}, but the include clauses "
+                    f"require {required} distinct ones in total; must be at least {required + 1}"
                 )
     for group in _groups(include):
         if _tied(include, group) and _too_many(include, group, shared):
             labels = ", ".join(repr(label) for label in shared if any(include[i].label == label for i in group))
             raise ValueError(
-                f"key 'include': there are more than {MOST_WAYS} ways of dealing out the objects of {labels} to the "
-                "clauses, too many to be tried with the positions; ask for fewer of them, or leave the positions out"
+                f"key 'include': there are more than {MOST_WAYS} ways to assign the objects of {labels} to the "
+                "clauses, too many to search with positions; require fewer objects, or remove the positions"
             )
 
 
 def assign(include: Sequence[Include], scene: Scene) -> dict[int, Places]:
-    """The objects of each clause, no object in two clauses; of equally good ways the one that gives the better objects
-    to earlier clauses. Raises ValueError where `check_apart` does for too many ways."""
+    """Assign distinct objects to the clauses. Of equally good assignments, earlier clauses get the better objects.
+
+    Raises ValueError if there are too many possible assignments, as `check_apart` does.
+    """
     objects = best_of_class(include, scene)
     shared = shared_classes(include)
     for group in _groups(include) if shared else ():
@@ -78,21 +80,21 @@ def assign(include: Sequence[Include], scene: Scene) -> dict[int, Places]:
         else:
             label = include[group[0]].label
             count = min(scene.count(label), sum(include[i].count for i in group))
-            objects |= _deal(include, group, count, scene.colors.get(label, ()))
+            objects |= _assign_by_color(include, group, count, scene.colors.get(label, ()))
     return objects
 
 
 def _groups(include: Sequence[Include]) -> list[list[int]]:
-    """Clauses that bear on one another: those of one class, and those of classes that positions tie."""
-    home: dict[str, int] = {}
+    """Group clauses that depend on each other: those of one class, and those of classes linked by positions."""
+    group_of: dict[str, int] = {}
     for clause in include:
-        mine = home.setdefault(clause.label, len(home))
+        current = group_of.setdefault(clause.label, len(group_of))
         if clause.position is not None:
-            other = home[include[clause.position[1]].label]
-            home = {label: other if group == mine else group for label, group in home.items()}
+            target = group_of[include[clause.position[1]].label]
+            group_of = {label: target if group == current else group for label, group in group_of.items()}
     groups: dict[int, list[int]] = {}
     for index, clause in enumerate(include):
-        groups.setdefault(home[clause.label], []).append(index)
+        groups.setdefault(group_of[clause.label], []).append(index)
     return list(groups.values())
 
 
@@ -101,8 +103,7 @@ def _tied(include: Sequence[Include], group: Sequence[int]) -> bool:
 
 
 def _too_many(include: Sequence[Include], group: Sequence[int], shared: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the objects of a group, where there are enough, can be dealt out in more ways than are tried; where there
-    are fewer, so are the ways."""
+    """Whether a group has more than `MOST_WAYS` possible assignments, given enough objects (fewer have fewer)."""
     ways = 1
     for label in {include[i].label for i in group} & shared.keys():
         left = sum(include[i].count for i in shared[label])
@@ -118,20 +119,20 @@ def _too_many(include: Sequence[Include], group: Sequence[int], shared: Mapping[
 def _search(
     include: Sequence[Include], group: Sequence[int], shared: Mapping[str, Sequence[int]], scene: Scene
 ) -> dict[int, Places]:
-    """Every way, judged."""
+    """Return the best assignment by exhaustive search."""
     if _too_many(include, group, shared):
-        raise ValueError(f"objects can be dealt out to the include clauses in more than {MOST_WAYS} ways")
+        raise ValueError(f"there are more than {MOST_WAYS} ways to assign objects to the include clauses")
     fixed = {i: tuple(range(min(include[i].count, scene.count(include[i].label)))) for i in group}
     contested = [shared[label] for label in dict.fromkeys(include[i].label for i in group) if label in shared]
     best, chosen = -1.0, fixed
-    for way in product(*(list(_partitions(include, indices, scene)) for indices in contested)):
+    for partitions in product(*(list(_partitions(include, indices, scene)) for indices in contested)):
         objects = dict(fixed)
-        for indices, dealt in zip(contested, way, strict=True):
-            objects.update(zip(indices, dealt, strict=True))
+        for indices, partition in zip(contested, partitions, strict=True):
+            objects.update(zip(indices, partition, strict=True))
         results = judge_include(include, group, objects, scene, exact=False)
         parts = [part for result in results.values() for part in components(result)]
         value = sum(parts)
-        if value > best + 1e-9:  # equal ways may differ by rounding
+        if value > best + 1e-9:  # equally good assignments may differ by rounding
             best, chosen = value, objects
         if value == len(parts):
             break
@@ -139,36 +140,38 @@ def _search(
 
 
 def _partitions(include: Sequence[Include], indices: Sequence[int], scene: Scene) -> Iterator[tuple[Places, ...]]:
-    """Every way of dealing out the objects of a class to its clauses, all of them and to none more than it requires."""
+    """Yield every partition of the objects of a class among its clauses, none of which gets more than it requires."""
     counts = [include[i].count for i in indices]
-    yield from _dealings(tuple(range(min(sum(counts), scene.count(include[indices[0]].label)))), counts)
+    yield from _splits(tuple(range(min(sum(counts), scene.count(include[indices[0]].label)))), counts)
 
 
-def _dealings(free: Places, counts: Sequence[int]) -> Iterator[tuple[Places, ...]]:
+def _splits(free: Places, counts: Sequence[int]) -> Iterator[tuple[Places, ...]]:
     if not counts:
         yield ()
         return
     fewest = max(0, len(free) - sum(counts[1:]))
     for size in range(min(counts[0], len(free)), fewest - 1, -1):
-        for mine in combinations(free, size):
-            for others in _dealings(tuple(place for place in free if place not in mine), counts[1:]):
-                yield (mine, *others)
+        for chosen in combinations(free, size):
+            for others in _splits(tuple(place for place in free if place not in chosen), counts[1:]):
+                yield (chosen, *others)
 
 
 _State = tuple[int, int, bool]
-"""Objects not dealt out yet, those of them that have the color in hand, whether a clause was filled in part."""
+"""Number of unassigned objects, how many of them have the current color, and whether a clause was partly filled."""
 _Worth = tuple[int, tuple[int, ...]]
-"""Value so far, and how many objects each clause so far gets."""
+"""Value so far, and the number of objects of each clause so far."""
 
 
-def _deal(include: Sequence[Include], group: Sequence[int], count: int, colors: Sequence[str]) -> dict[int, Places]:
-    """Deal out `count` objects of one class, no more than its clauses require, of which no position speaks.
+def _assign_by_color(
+    include: Sequence[Include], group: Sequence[int], count: int, colors: Sequence[str]
+) -> dict[int, Places]:
+    """Assign `count` objects of one class without positions; `count` is at most what its clauses require.
 
-    A clause that is filled is worth 1 for its count and the share of right colors; one filled in part is worth that
-    part. At most one is filled in part: of two, moving an object to the one that requires fewer never lowers the sum.
-    Of the filled clauses of one color those that require fewest get the right objects first: each is worth more
-    there. What is left is which clauses to fill: a knapsack, solved by dynamic programming in whole numbers, so that
-    equal ways are equal.
+    A filled clause is worth 1 for its count plus the fraction of right colors; a partly filled one is worth its
+    fraction. At most one clause is partly filled: of two, moving an object to the one that requires fewer never lowers
+    the sum. Among filled clauses of one color, those that require the fewest objects get the right ones first, because
+    each is worth more there. Which clauses to fill is a knapsack problem, solved by dynamic programming in integers, so
+    that equally good assignments compare equal.
     """
     first = {include[i].color: i for i in reversed(group)}
     order = sorted(group, key=lambda i: (first[include[i].color], include[i].count, i))
@@ -183,11 +186,11 @@ def _deal(include: Sequence[Include], group: Sequence[int], count: int, colors: 
             states = _best(((left, right, part), worth) for (left, _, part), worth in states.items())
         states = _best(_fill(clause, unit, states))
     _, sizes = max(states.values(), key=lambda worth: worth[0])
-    return _hand_over(include, group, dict(zip(order, sizes, strict=True)), count, colors)
+    return _distribute(include, group, dict(zip(order, sizes, strict=True)), count, colors)
 
 
 def _best(reached: Iterable[tuple[_State, _Worth]]) -> dict[_State, _Worth]:
-    """The best way to each state, the first of equals."""
+    """Return the best value for each state, the first of equal ones."""
     best: dict[_State, _Worth] = {}
     for state, worth in reached:
         if state not in best or worth[0] > best[state][0]:
@@ -196,7 +199,7 @@ def _best(reached: Iterable[tuple[_State, _Worth]]) -> dict[_State, _Worth]:
 
 
 def _fill(clause: Include, unit: int, states: Mapping[_State, _Worth]) -> Iterator[tuple[_State, _Worth]]:
-    """What can be done about a clause: fill it, fill it in part, leave it."""
+    """Yield the states after a clause: filled, partly filled, or empty."""
     share = unit // clause.count
     for (left, right, part), (value, sizes) in states.items():
         if clause.count <= left:
@@ -207,20 +210,20 @@ def _fill(clause: Include, unit: int, states: Mapping[_State, _Worth]) -> Iterat
         yield (left, right, part), (value, (*sizes, 0))
 
 
-def _hand_over(
+def _distribute(
     include: Sequence[Include], group: Sequence[int], sizes: Mapping[int, int], count: int, colors: Sequence[str]
 ) -> dict[int, Places]:
-    """Objects for clauses that get so many: of the right color to those that are filled, then the others."""
+    """Choose the objects of each clause, given their number: those of the right color for filled clauses first."""
     free = dict.fromkeys(range(count))
-    mine: dict[int, list[int]] = {i: [] for i in group}
+    chosen: dict[int, list[int]] = {i: [] for i in group}
     for index in sizes:
         clause = include[index]
         if clause.color is not None and sizes[index] == clause.count:
-            mine[index] = [place for place in free if colors[place] == clause.color][: clause.count]
-            for place in mine[index]:
+            chosen[index] = [place for place in free if colors[place] == clause.color][: clause.count]
+            for place in chosen[index]:
                 del free[place]
     for index in group:
-        for place in list(free)[: sizes[index] - len(mine[index])]:
-            mine[index].append(place)
+        for place in list(free)[: sizes[index] - len(chosen[index])]:
+            chosen[index].append(place)
             del free[place]
-    return {index: tuple(sorted(places)) for index, places in mine.items()}
+    return {index: tuple(sorted(places)) for index, places in chosen.items()}

@@ -1,4 +1,4 @@
-"""GenEval's 80 classes of objects, and how detectors' vocabularies map to them. Light: no torch."""
+"""GenEval's 80 object classes, and the mapping from detectors' vocabularies. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLASSES = (
     "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
     "hair drier", "toothbrush",
 )  # fmt: skip
-"""In COCO's order, which is that of the benchmark's `object_names.txt`: the generator of prompts counts on it."""
+"""In the order of COCO and of the benchmark's `object_names.txt`, on which the generated prompts depend."""
 
 RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
-"""COCO's names that GenEval makes clearer, for prompts."""
+"""COCO's names that GenEval replaces in prompts."""
 SPELLINGS = {
     "motorbike": "motorcycle",
     "aeroplane": "airplane",
@@ -28,10 +28,10 @@ SPELLINGS = {
     "tvmonitor": "tv",
     "hair dryer": "hair drier",
 }
-"""Other names of the same classes that checkpoints' configurations use (those of darknet's and VOC's lists)."""
+"""Other names of these classes in checkpoint configs, from the lists of darknet and VOC."""
 
 
 def geneval_name(name: str) -> str:
-    """GenEval's name of a class in a COCO vocabulary; other names come back as they are, in lower case."""
+    """Return GenEval's name for a COCO class; other names are returned in lower case."""
     name = name.strip().lower()
     return RENAMED.get(name) or SPELLINGS.get(name) or name

@@ -1,4 +1,4 @@
-"""One clause of a prompt against the objects that it is about. Pure; no torch."""
+"""Evaluate one clause of a prompt on the objects assigned to it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dgpo_geneval.variants import ExcludeResult, IncludeResult, RelationResult
 __all__ = ["Places", "Scene", "judge_exclude", "judge_include"]
 
 Places = tuple[int, ...]
-"""Some of a class's objects, by their place in `Scene.kept`, ascending."""
+"""Indices of objects of a class in `Scene.kept`, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What was seen. kept: objects by label, the best first; colors: the colors of the first so many of a label, for
-    labels of which they matter."""
+    """The detections of an image. kept: objects by label, highest scores first; colors: the colors of the first objects
+    of a label, for labels whose colors are required."""
 
     kept: Mapping[str, Sequence[Detection]]
     colors: Mapping[str, Sequence[str]]
 
     def count(self, label: str) -> int:
-        """How many of a class were seen."""
+        """Return the number of detected objects of a class."""
         return len(self.kept.get(label, ()))
 
 
@@ -38,8 +38,8 @@ def judge_include(
     exact: bool,
     shared: frozenset[str] = frozenset(),
 ) -> dict[int, IncludeResult]:
-    """The clauses `which`, ascending, each about its `objects`; a target of a position must be among them. shared:
-    classes whose clauses are about different objects."""
+    """Evaluate the clauses `which`, ascending indices that include the targets of positions, each on its `objects`.
+    shared: classes whose clauses have distinct objects."""
     results: dict[int, IncludeResult] = {}
     for index in which:
         results[index] = _judge(include, index, objects, results, scene, exact=exact, shared=shared)
@@ -56,35 +56,35 @@ def _judge(
     exact: bool,
     shared: frozenset[str],
 ) -> IncludeResult:
-    """One include clause: its count, then the colors, then the relation. Colors need the count, the relation both."""
-    clause, mine = include[index], objects[index]
+    """Evaluate one include clause: its count, then, if that is met, the colors, then, if both are met, the relation."""
+    clause, assigned = include[index], objects[index]
     found = scene.count(clause.label)
-    enough = found == clause.count if exact else len(mine) == clause.count
+    enough = found == clause.count if exact else len(assigned) == clause.count
     reasons: list[str] = []
     colors: tuple[str, ...] | None = None
     relation: RelationResult | None = None
     if not enough:
-        seen = f"{len(mine)} of {found} free" if clause.label in shared else str(found)
+        seen = f"{len(assigned)} of {found} free" if clause.label in shared else str(found)
         reasons.append(f"expected {clause.count}{'' if exact else ' or more'} {clause.label}, found {seen}")
     elif clause.color is not None:
         named = scene.colors[clause.label]
-        colors = tuple(named[place] for place in mine)
+        colors = tuple(named[place] for place in assigned)
         if any(color != clause.color for color in colors):
             reasons.append(f"expected {clause.count} {clause.color} {clause.label}, found {', '.join(colors)}")
     if clause.position is not None and not reasons:
         expected, target = clause.position
-        seen_at = [scene.kept[clause.label][place] for place in mine]
+        detections = [scene.kept[clause.label][place] for place in assigned]
         targets = None
         if results[target].satisfied:
             targets = [scene.kept[include[target].label][place] for place in objects[target]]
-        relation = _relation(expected, target, seen_at, targets)
+        relation = _relation(expected, target, detections, targets)
         if not relation.holds:
             reasons.append(f"expected {clause.label} {expected} clause {target}, {relation.describe()}")
     return IncludeResult(
         label=clause.label,
         required=clause.count,
         found=found,
-        objects=mine,
+        objects=assigned,
         shared=clause.label in shared,
         enough=enough,
         color=clause.color,
@@ -98,7 +98,7 @@ def _judge(
 def _relation(
     expected: str, target: int, objects: Sequence[Detection], targets: Sequence[Detection] | None
 ) -> RelationResult:
-    """Whether every object stands in the relation to every object of the (satisfied) target clause."""
+    """Compare every object with every object of the target clause; targets: None if that clause is not satisfied."""
     if targets is None:
         return RelationResult(expected, target, target_matched=False, pairs=0, holding=0, seen=())
     seen = [relations(a.box, b.box) for a in objects for b in targets]
@@ -109,6 +109,6 @@ def _relation(
 
 
 def judge_exclude(clause: Exclude, found: int) -> ExcludeResult:
-    """One exclude clause: fewer than its count."""
+    """Evaluate one exclude clause: there must be fewer objects than its count."""
     reason = "" if found < clause.count else f"expected fewer than {clause.count} {clause.label}, found {found}"
     return ExcludeResult(label=clause.label, bound=clause.count, found=found, reason=reason)

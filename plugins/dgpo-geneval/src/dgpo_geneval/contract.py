@@ -1,4 +1,4 @@
-"""The contract of detectors as checks of dgpo-kit: boxes inside the image, one list an image whatever the batch."""
+"""Checks of detectors for dgpo-kit: valid detections, one list per image, independent of the batch."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ __all__ = ["check_detector", "detector_checks"]
 
 
 def check_detector(detector: Detector, images: Tensor) -> None:
-    """Labels it declares, boxes inside the image, and detections that do not depend on the batch.
+    """Check that labels are declared, boxes lie in the image, and detections do not depend on the batch.
 
-    images [B, 3, H, W], float in [0, 1].
+    images: [B, 3, H, W], float in [0, 1]. Raises AssertionError at the first violation.
     """
     run_all(detector_checks(lambda: detector, images))
 
 
 def detector_checks(make: Callable[[], Detector], images: Tensor | None = None) -> Iterator[Check]:
-    """What a detector promises, on `images` [B, 3, H, W] or drawn ones."""
+    """Yield the checks of a detector on `images` [B, 3, H, W], by default generated ones."""
 
     @cache
     def subject() -> _Subject:
-        return _Subject(make(), _spots() if images is None else images)
+        return _Subject(make(), _squares() if images is None else images)
 
     return checks_of(subject, declares, detections, untouched, determinism, batch_invariance, sizes, random_state)
 
@@ -55,8 +55,8 @@ class _Subject:
         return self.detector.detect(images.clone())
 
 
-def _spots() -> Tensor:
-    """Colored squares on gray, and drawn images."""
+def _squares() -> Tensor:
+    """Return images with colored squares on light gray, and generated images."""
     squares = torch.full((3, 3, SIDE, SIDE), 0.9)
     for channel, place in enumerate((4, 20, 36)):
         squares[channel, :, place : place + 20, place : place + 20] = 0.1
@@ -65,37 +65,39 @@ def _spots() -> Tensor:
 
 
 def declares(s: _Subject) -> None:
-    """Its labels."""
+    """`labels` is not empty and has no duplicates."""
     labels = s.detector.labels
-    that(labels and len(set(labels)) == len(labels), "it declares its labels, each once")
+    that(labels and len(set(labels)) == len(labels), "`labels` must not be empty and must have no duplicates")
 
 
 def detections(s: _Subject) -> None:
-    """One list an image, with labels, scores and boxes that make sense."""
+    """`detect` returns one list per image, with valid labels, scores, boxes and masks."""
     _check_detections(s, s.images, s.detect(s.images))
 
 
 def untouched(s: _Subject) -> None:
-    """Images belong to the reward."""
+    """Images are not modified; they belong to the reward."""
     shown = s.images.clone()
     s.detector.detect(shown)
-    equal(shown, s.images, "images are left alone")
+    equal(shown, s.images, "images must not be modified")
 
 
 def determinism(s: _Subject) -> None:
-    """The image decides."""
-    that(s.detect(s.images) == s.detect(s.images), "detections are the same every time")
+    """Detections depend on the image alone."""
+    that(s.detect(s.images) == s.detect(s.images), "detections must be deterministic")
 
 
 def batch_invariance(s: _Subject) -> None:
-    """Any batch gives the same."""
+    """Detections do not depend on the batch."""
     together = s.detect(s.images)
     alone = [s.detect(s.images[i : i + 1]) for i in range(len(s.images))]
-    that([one for (one,) in alone] == together, "an image's detections do not depend on the others")
+    requirement = "the detections of an image must not depend on the other images"
+    that([objects for (objects,) in alone] == together, requirement)
 
 
 def sizes(s: _Subject) -> None:
-    """Images of any size, single pixels included; one that it cannot bear may raise, its sample is then missing."""
+    """Detections are valid for images of any size, including single pixels. `detect` may raise an error for unsupported
+    sizes, whose samples are then missing."""
     for height, width in SIZES:
         images = media_of_size("image", height, width)
         try:
@@ -106,18 +108,19 @@ def sizes(s: _Subject) -> None:
 
 
 def random_state(s: _Subject) -> None:
-    """Detections are not drawn."""
+    """Detections do not use a global random generator."""
     with global_state_left_alone("a detector"):
         s.detect(s.images)
 
 
 def _check_detections(s: _Subject, images: Tensor, found: Any) -> None:
     height, width = images.shape[-2:]
-    that(len(found) == len(images), f"there is one list of detections an image: {len(images)}, not {len(found)}")
-    for detection in (detection for one in found for detection in one):
+    that(len(found) == len(images), f"there must be one list per image: {len(images)}, got {len(found)}")
+    for detection in (detection for objects in found for detection in objects):
         x0, y0, x1, y1 = detection.box
-        that(detection.label in s.detector.labels, f"{detection.label!r} is one of its labels")
-        that(math.isfinite(detection.score), "scores are finite")
-        that(0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height, f"the box {detection.box} lies in the image")
+        that(detection.label in s.detector.labels, f"label {detection.label!r} must be one of `labels`")
+        that(math.isfinite(detection.score), "scores must be finite")
+        that(0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height, f"box {detection.box} must lie in the image")
         if detection.mask is not None:
-            that(detection.mask.shape == (height, width) and detection.mask.dtype == bool, "a mask is bool [H, W]")
+            valid = detection.mask.shape == (height, width) and detection.mask.dtype == bool
+            that(valid, f"a mask must be bool [H, W] {[height, width]}")

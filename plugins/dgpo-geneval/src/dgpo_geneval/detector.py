@@ -1,7 +1,4 @@
-"""What a detector is: images in, labeled boxes out, with the thresholds that belong to it.
-
-Light on purpose: importing this module does not import torch.
-"""
+"""The contract of detectors: from images to labeled boxes, with the detector's thresholds. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,18 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["Box", "ColorClassifier", "Detection", "Detector", "Thresholds"]
 
 Box = tuple[float, float, float, float]
-"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1. Edges, not centers, of pixels: the
-box of a mask is (first column, first row, last column + 1, last row + 1), so its sides are its width and height."""
+"""(x0, y0, x1, y1) in pixels: x to the right, y downwards, x0 <= x1 and y0 <= y1. Coordinates are edges of pixels, not
+centers: the box of a mask is (first column, first row, last column + 1, last row + 1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object that a detector saw.
+    """A detected object.
 
-    label: one of the detector's `labels`; score: confidence, in the detector's full precision (rounding makes ties, and
-    the best objects are those that clauses are about), compared with the detector's own thresholds;
-    color: the object's color if the detector knows it, else None (a color classifier is then asked);
-    mask: bool [H, W], True on the object, for that classifier; None stands for the whole box.
+    label: one of the detector's `labels`; score: confidence, in full precision, because rounding would create ties
+    between objects; compared with the detector's thresholds; color: the object's color, or None to use the color
+    classifier; mask: bool [H, W], True on the object, for the classifier; None for the entire box.
     """
 
     label: str
@@ -44,13 +40,12 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What counts as seen. Scores are a detector's own scale, so these live with the detector.
+    """Thresholds of a detector, on its own scale of scores.
 
-    score: detections must score above it; counting: the same for prompts of the task `counting`. Score and threshold
-    are compared as float32, in which the benchmark compares them: a score of float32(0.3), which is 0.30000001, is not
-    above 0.3.
-    per_class: at most so many detections of a class are kept, the best ones. The defaults are GenEval's,
-    chosen there for mmdet's Mask2Former.
+    score: detections must exceed it; counting: the same for prompts of the task `counting`. Scores and thresholds are
+    compared in float32, as in the benchmark: a score of float32(0.3), which is 0.30000001, does not exceed 0.3.
+    per_class: maximum number of detections per class, highest scores first. The defaults are GenEval's, chosen for
+    mmdet's Mask2Former.
     """
 
     score: float = 0.3
@@ -59,21 +54,21 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if self.per_class < 1:
-            raise ValueError(f"per_class is {self.per_class}; it must be at least 1")
+            raise ValueError(f"per_class must be at least 1, got {self.per_class}")
 
     def for_task(self, tag: str) -> float:
-        """The threshold on scores for prompts of a task."""
+        """Return the score threshold for prompts of a task."""
         return self.counting if tag == "counting" else self.score
 
 
 class Detector(ABC):
-    """Finds objects in images. Built once per run; called from a worker thread, one call at a time."""
+    """Detects objects in images. Built once per run; called from a worker thread, one call at a time."""
 
     labels: tuple[str, ...]
-    """Every label it can give, in GenEval's names ("computer mouse", "tv remote", "computer keyboard")."""
+    """All possible labels, with GenEval's names ("computer mouse", "tv remote", "computer keyboard")."""
     thresholds: Thresholds = Thresholds()
     colors: tuple[str, ...] = ()
-    """Every color that it gives to its detections; none if it leaves colors to a classifier."""
+    """All possible colors of detections; empty to use the color classifier."""
 
     def __init__(self, options: Any, *, device: torch.device) -> None:
         self.options = options
@@ -81,16 +76,15 @@ class Detector(ABC):
 
     @abstractmethod
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Images [B, 3, H, W], RGB float in [0, 1], to one list of detections per image, in any order.
+        """Detect objects in images [B, 3, H, W], RGB float in [0, 1]; returns one list per image, in any order.
 
-        Nothing is left out that scores above one of `thresholds`; an image's detections do not depend on the others
-        in the batch, to the last bit: where the arithmetic does (a network's does), images go through it one by one.
-        It may raise: the samples are then missing, never scored 0.
+        The result must contain every detection that exceeds the lowest of `thresholds`. The detections of an image must
+        not depend on the other images, bit for bit: if the arithmetic depends on the batch size, as in a network,
+        process images one by one. If it raises an error, the samples are missing, not scored 0.
         """
 
     def examples(self) -> Sequence[Example]:
-        """Images with GenEval prompts that rewards with this detector must tell apart: good ones and bad ones, or
-        none at all."""
+        """Return good and bad example images with GenEval prompts, to test rewards with this detector; may be empty."""
         return ()
 
 
@@ -98,5 +92,5 @@ class ColorClassifier(Protocol):
     """Names the colors of detected objects."""
 
     def __call__(self, images: Tensor, detections: Sequence[Sequence[Detection]]) -> Sequence[Sequence[str]]:
-        """Images [B, 3, H, W] float in [0, 1] and some detections of each, to one color name per detection."""
+        """Return a color name for each detection. images: [B, 3, H, W], float in [0, 1]; detections: some per image."""
         ...

@@ -1,4 +1,4 @@
-"""What a GenEval reward says of a sample: the clauses in words, and marks on the image. Pure; no torch."""
+"""Diagnostics of a GenEval reward: the clauses as text, and marks on the image. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["diagnose"]
 
 
 def diagnose(prompt: Prompt, variant: VariantName, verdict: Verdict | None, reason: str | None) -> dict[str, Any]:
-    """JSON-able account of one sample.
+    """Return the JSON-serializable diagnostics of one sample.
 
-    `reason`, `clauses` and `marks` as in `dgpo_schemas.diagnostics` (so `reason` is None if the sample was scored);
-    `correct`, `value` (both None if it was not), `tag`; `wrong`: what is wrong, clause by clause, empty if nothing is;
-    `details`: each clause's result for programs.
+    `reason`, `clauses` and `marks`: see `dgpo_schemas.diagnostics`; `reason` is None if the sample was scored, and else
+    `correct` and `value` are None. `wrong`: the violated clauses as text, empty if there are none; `details`: the
+    result of each clause for programs.
     """
     exact = VARIANTS[variant].exact
     return {
@@ -33,27 +33,25 @@ def diagnose(prompt: Prompt, variant: VariantName, verdict: Verdict | None, reas
 
 
 def _clauses(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
-    """One line a clause: what was asked for, and what was found."""
+    """Yield one line per clause: what is required, and what was found."""
     for clause in verdict.include:
-        asked = f"{clause.required}{'' if exact else ' or more'} {clause.color or ''} {clause.label}"
+        required = f"{clause.required}{'' if exact else ' or more'} {clause.color or ''} {clause.label}"
         count = f"{len(clause.objects)} of {clause.found}" if clause.shared else str(clause.found)
         found = [count, *(clause.colors or ())]
         if clause.position is not None:
             relation, target = clause.position
             other = verdict.include[target].label
-            asked += f" {relation} the {other}"
+            required += f" {relation} the {other}"
             if clause.relation is not None:
-                found += (
-                    clause.relation.seen if clause.relation.target_matched else [f"but the {other} is not as asked"]
-                )
-        yield {"text": f"{' '.join(asked.split())}: found {', '.join(found)}", "ok": clause.satisfied}
+                found += clause.relation.seen if clause.relation.target_matched else [f"but the {other} does not match"]
+        yield {"text": f"{' '.join(required.split())}: found {', '.join(found)}", "ok": clause.satisfied}
     for bound in verdict.exclude:
-        asked = f"no {bound.label}" if bound.bound == 1 else f"at most {bound.bound - 1} {bound.label}"
-        yield {"text": f"{asked}: found {bound.found}", "ok": bound.satisfied}
+        allowed = f"no {bound.label}" if bound.bound == 1 else f"at most {bound.bound - 1} {bound.label}"
+        yield {"text": f"{allowed}: found {bound.found}", "ok": bound.satisfied}
 
 
 def _marks(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
-    """A box for everything that was seen, whether a clause speaks of it or not."""
+    """Yield a box for each detected object, including those that no clause names."""
     for label, objects in verdict.kept.items():
         clauses = [clause for clause in verdict.include if clause.label == label]
         bounds = [bound for bound in verdict.exclude if bound.label == label]
@@ -63,15 +61,15 @@ def _marks(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
             yield {
                 "text": f"{color} {label} {detection.score:.2f}".lstrip(),
                 "box": list(detection.box),
-                "ok": _as_asked(place, clauses, bounds, exact),
+                "ok": _matches(place, clauses, bounds, exact),
             }
 
 
-def _as_asked(place: int, clauses: list[IncludeResult], bounds: list[ExcludeResult], exact: bool) -> bool | None:
-    """Whether the `place`-th best object of a class is as asked; None if the prompt does not care.
+def _matches(place: int, clauses: list[IncludeResult], bounds: list[ExcludeResult], exact: bool) -> bool | None:
+    """Return whether the `place`-th best object of a class matches the prompt; None if the prompt does not mention it.
 
-    An object that a clause uses is right if it has the color and the place of one such clause (or these were not
-    reached); a surplus one is wrong if it is one too many, else nobody asked for it.
+    An object assigned to a clause matches if it has the color and position of such a clause, or if these were not
+    evaluated. A surplus object does not match if it exceeds the allowed number; else the result is None.
     """
     used = [clause for clause in clauses if place in clause.objects]
     if used:
@@ -81,8 +79,8 @@ def _as_asked(place: int, clauses: list[IncludeResult], bounds: list[ExcludeResu
 
 
 def _is_right(place: int, clause: IncludeResult) -> bool:
-    mine = clause.objects.index(place)
-    if clause.colors is not None and clause.colors[mine] != clause.color:
+    index = clause.objects.index(place)
+    if clause.colors is not None and clause.colors[index] != clause.color:
         return False
     relation = clause.relation
-    return relation is None or not relation.right or relation.right[mine]
+    return relation is None or not relation.right or relation.right[index]

@@ -1,7 +1,7 @@
-"""GenEval's evaluator: what a prompt asks for against what a detector saw. Pure; no torch.
+"""GenEval's evaluator: compares the requirements of a prompt with detections. Does not import torch.
 
-Rules after Ghosh et al., arXiv 2310.11513, and the two public programs that the variants reproduce. Which objects a
-clause is about stands in `assignment`, how it is judged in `clauses`, how the judged become one number in `variants`.
+Follows Ghosh et al., arXiv 2310.11513, and the two public programs that the variants reproduce. `assignment` assigns
+objects to clauses, `clauses` evaluates each clause, `variants` combines the results into one number.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from dgpo_geneval.variants import VARIANTS, ExcludeResult, IncludeResult, Varian
 __all__ = ["ClassifyColor", "ColorUnknown", "Verdict", "colorless", "evaluate", "keep"]
 
 ClassifyColor = Callable[[Sequence[Detection]], Sequence[str]]
-"""Detections of one image to one color name each."""
+"""Function from detections of one image to one color name each."""
 
 
 class ColorUnknown(ValueError):
-    """A color had to be judged, but the detection carries none and there is no classifier to ask."""
+    """A color is required, but the detection has none and there is no color classifier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgment of one image.
+    """The evaluation of one image.
 
-    value: the variant's score. correct: its yes or no: `geneval-official` gives the benchmark's own (counts at least,
-    `exclude` obeyed), `geneval` the same with different objects for clauses of one class, `geneval-flowgrpo` its
-    `strict` (counts exact, `exclude` not looked at).
-    kept: what was seen, by label, the best first.
+    value: the variant's score. correct: for `geneval-official`, the benchmark's result (at least the required counts,
+    `exclude` respected); for `geneval`, the same with distinct objects for clauses of one class; for
+    `geneval-flowgrpo`, its `strict` (exact counts, `exclude` ignored). kept: detections by label, highest scores first.
     """
 
     value: float
@@ -46,21 +45,21 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """What is wrong, clause by clause; empty if nothing is."""
+        """The reasons of all violated clauses; empty if there are none."""
         reasons = [c.reason for c in self.include] + [c.reason for c in self.exclude]
         return "; ".join(reason for reason in reasons if reason)
 
     def clauses(self) -> list[dict[str, Any]]:
-        """Every clause's result as JSON-able values, include clauses first."""
+        """Return the results of all clauses as JSON-serializable values, include clauses first."""
         return [c.as_dict() for c in self.include] + [c.as_dict() for c in self.exclude]
 
 
 def keep(detections: Sequence[Detection], threshold: float, per_class: int) -> dict[str, list[Detection]]:
-    """Detections by label: those that score above `threshold`, the best first, at most `per_class` of a label.
+    """Return detections by label: at most `per_class` whose score exceeds `threshold`, highest scores first.
 
-    Scores are compared with the threshold as float32, as in the benchmark, and with one another in full. Equal scores
-    keep the detector's order. No overlapping boxes are removed. Raises ValueError for a score or a box that is not
-    finite: such a detection would drop out unseen.
+    Scores are compared with the threshold in float32, as in the benchmark, and with each other in full precision. Equal
+    scores keep the detector's order. Overlapping boxes are not removed. Raises ValueError for a nonfinite score or box,
+    which would otherwise be dropped silently.
     """
     for detection in detections:
         if not all(map(math.isfinite, (detection.score, *detection.box))):
@@ -75,18 +74,20 @@ def keep(detections: Sequence[Detection], threshold: float, per_class: int) -> d
 def colorless(
     metadata: Metadata, detections: Sequence[Detection], *, variant: VariantName, thresholds: Thresholds
 ) -> list[Detection]:
-    """The detections whose color the verdict depends on and that carry none, in the order in which `evaluate` asks for
-    them: so that a classifier can be asked about many images at once, before any is judged."""
+    """Return the detections without a color whose color is required, in the order in which `evaluate` requests them.
+
+    With it, a classifier can process many images in one call before they are evaluated.
+    """
     found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
-    asked = _colored(metadata.include, found, VARIANTS[variant])
-    return [detection for objects in asked.values() for detection in objects if detection.color is None]
+    colored = _colored(metadata.include, found, VARIANTS[variant])
+    return [detection for objects in colored.values() for detection in objects if detection.color is None]
 
 
 def _colored(
     include: Sequence[Include], found: Mapping[str, Sequence[Detection]], rules: Variant
 ) -> dict[str, Sequence[Detection]]:
-    """The objects, by class, whose colors the verdict depends on: none where no clause with a color has its count."""
-    asked: dict[str, Sequence[Detection]] = {}
+    """Return the objects by class whose colors are required, for clauses with a color whose count is met."""
+    colored: dict[str, Sequence[Detection]] = {}
     for clause in include:
         objects = found.get(clause.label, [])
         enough = len(objects) == clause.count if rules.exact else len(objects) >= clause.count
@@ -94,8 +95,8 @@ def _colored(
             reach = clause.count
             if rules.apart:
                 reach = sum(other.count for other in include if other.label == clause.label)
-            asked[clause.label] = max(asked.get(clause.label, []), objects[:reach], key=len)
-    return asked
+            colored[clause.label] = max(colored.get(clause.label, []), objects[:reach], key=len)
+    return colored
 
 
 def evaluate(
@@ -106,16 +107,15 @@ def evaluate(
     thresholds: Thresholds,
     classify_color: ClassifyColor | None = None,
 ) -> Verdict:
-    """Judge one image's detections, in any order.
+    """Evaluate the detections of one image, in any order.
 
-    Colors that detections carry are used; `classify_color` is asked for the others, and only where the verdict
-    depends on it. Raises ColorUnknown if a color is needed and nobody knows it; ValueError as `keep` and
-    `assignment.assign` do.
+    `classify_color` is called for required colors that the detections do not have. Raises ColorUnknown if there is no
+    classifier for a required color; ValueError as `keep` and `assignment.assign` do.
     """
     rules = VARIANTS[variant]
     found = keep(detections, thresholds.for_task(metadata.tag), thresholds.per_class)
-    asked = _colored(metadata.include, found, rules)
-    scene = Scene(found, {label: _colors(objects, classify_color) for label, objects in asked.items()})
+    colored = _colored(metadata.include, found, rules)
+    scene = Scene(found, {label: _colors(objects, classify_color) for label, objects in colored.items()})
     objects = (assign if rules.apart else best_of_class)(metadata.include, scene)
     shared = frozenset(shared_classes(metadata.include)) if rules.apart else frozenset()
     judged = judge_include(
@@ -128,17 +128,17 @@ def evaluate(
 
 
 def _colors(objects: Sequence[Detection], classify_color: ClassifyColor | None) -> tuple[str, ...]:
-    """The color of each object: its own, else the classifier's."""
+    """Return the color of each object: its own, or else the classifier's."""
     unknown = [detection for detection in objects if detection.color is None]
     if not unknown:
         return tuple(d.color for d in objects if d.color is not None)
     if classify_color is None:
         raise ColorUnknown(
-            f"the color of {unknown[0].label!r} is needed, but the detector gives no colors and there is no "
+            f"the color of {unknown[0].label!r} is required, but the detector does not name colors and there is no "
             "color classifier"
         )
     answers = list(classify_color(unknown))
     if len(answers) != len(unknown):
-        raise ValueError(f"the color classifier gave {len(answers)} colors for {len(unknown)} objects")
+        raise ValueError(f"the color classifier returned {len(answers)} colors for {len(unknown)} objects")
     named = iter(answers)
     return tuple(next(named) if d.color is None else d.color for d in objects)

@@ -1,4 +1,4 @@
-"""GenEval's rule for how one box lies to another (arXiv 2310.11513, appendix; djghosh13/geneval)."""
+"""GenEval's relations between two boxes (arXiv 2310.11513, appendix; djghosh13/geneval)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from dgpo_geneval.precision import float32
 __all__ = ["relations"]
 
 SHRINK = float32(0.1)
-"""Share of both boxes' sizes by which the offset between their centers is shrunk, along each axis."""
+"""Fraction of the sum of both sizes by which the offset between the centers is reduced along each axis."""
 NEAR_ZERO = float32(1e-3)
-"""Pixels below which a shrunk offset is none."""
+"""Reduced offsets below this, in pixels, count as zero."""
 DIRECTION = 0.5
-"""Least share of the offset's length that an axis must hold: sin 30°, so two relations may hold at once."""
+"""Minimum fraction of the offset's length along an axis: sin 30°, so two relations may hold at once."""
 
 
 def relations(a: Box, b: Box) -> frozenset[Relation]:
-    """Relations in which box `a` stands to box `b`; none, one (right of), or two (right of and below).
+    """Return the relations of box `a` to box `b`: none, one ("right of") or two ("right of" and "below").
 
-    Boxes (x0, y0, x1, y1) in pixels, y downwards. Per axis the offset of a's center from b's is shrunk by
-    0.1 * (size of a + size of b), keeping its sign. If nothing is left on both axes no relation holds; else the shrunk
-    offset is divided by the length of the offset *before* it was shrunk, so near boxes must be well aligned to count.
-    Everything is float32, as the benchmark's boxes are, so that what all but lies on an edge falls to the same side: a
-    share of 0.50000005 in exact numbers is 0.5 there, and no relation.
+    Boxes are (x0, y0, x1, y1) in pixels, y downwards. Along each axis, the offset of a's center from b's is reduced by
+    0.1 * (size of a + size of b), keeping its sign. If it is zero on both axes, no relation holds. Otherwise, the
+    reduced offset is divided by the length of the *original* offset, so close boxes must be well aligned. All
+    arithmetic is float32, as in the benchmark, so that borderline cases have the same result: an exact fraction of
+    0.50000005 is 0.5 in float32, and no relation.
     """
     return _relations(tuple(a), tuple(b))
 

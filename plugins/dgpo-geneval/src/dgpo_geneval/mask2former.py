@@ -1,6 +1,6 @@
-"""The detector `mask2former`: transformers' Mask2Former, from pixels to labeled boxes on the run's device.
+"""The detector `mask2former`: Mask2Former of transformers, on the device of the run.
 
-Legend: B images, H W their pixels, Q queries, C classes, h w the network's masks, N instances of all images.
+Legend: B images of H x W pixels, Q queries, C classes, masks of h x w pixels, N instances in all images.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["Instances", "Mask2FormerDetector", "boxes_of", "find_instances", "network_size"]
 
 DIVISOR = 32
-"""Sides of what the network is given are multiples of this, as Swin wants them."""
+"""The sides of the network's input are multiples of this, as Swin requires."""
 MASK_SIZE = 384
-"""Side of the square on which transformers judges every mask, whatever the image's shape."""
+"""Side of the square to which transformers resizes every mask before scoring it."""
 
 
 def network_size(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
-    """Size that an image is resized to: shorter side `side`, or less if the longer one would exceed `longest`; both
-    then rounded up to multiples of 32 (which stretches the image a little, and may exceed `longest` by up to 31), as
-    transformers' processor does."""
+    """Return the size (height, width) to resize an image to, as transformers' processor does.
+
+    The shorter side becomes `side`, or less if the longer one would exceed `longest`; both are then rounded up to
+    multiples of 32, which stretches the image slightly and may exceed `longest` by up to 31.
+    """
     short, long = min(height, width), max(height, width)
     exact: float = side
     if long / short * side > longest:
@@ -45,8 +47,7 @@ def network_size(height: int, width: int, side: int, longest: int) -> tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """Objects of a batch: image, query and label int64 [N], score float32 [N], mask bool [N, H, W] in the images'
-    pixels."""
+    """Objects of a batch: image, query and label int64 [N], score float32 [N], mask bool [N, H, W] at image size."""
 
     image: Tensor
     query: Tensor
@@ -58,16 +59,16 @@ class Instances:
 def find_instances(
     class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], *, score: float, mask: float = 0.5
 ) -> Instances:
-    """The network's answers, [B, Q, C + 1] and [B, Q, h, w], to instances that score at least `score`.
+    """Convert the network's output [B, Q, C + 1] and [B, Q, h, w] to instances with a score of at least `score`.
 
-    As transformers' `post_process_instance_segmentation` with binary maps (v5; its masks are cut at probability 0.5,
-    here at `mask`): of all pairs of query and class the Q most probable; the masks at 384 x 384; the score is the
-    class's probability times the mean of the mask's over the pixels inside; then to the image's size, nearest pixel.
-    Overlaps stay: nothing is suppressed. Everything happens on the device of the logits.
+    Equivalent to transformers' `post_process_instance_segmentation` (v5) with binary maps and a mask threshold of
+    `mask` instead of 0.5: takes the Q most probable pairs of query and class; resizes masks to 384 x 384; the score is
+    the class probability times the mean mask probability inside the mask; resizes masks to the image size (nearest).
+    Overlapping instances are kept. Runs on the device of the logits.
     """
     queries, classes = class_logits.shape[1], class_logits.shape[2] - 1
     chance, pair = class_logits.float().softmax(-1)[..., :-1].flatten(1).topk(queries)
-    # A score is at most its class's probability, so that only few masks have to be drawn.
+    # A score is at most its class probability, so only few masks must be computed.
     image, place = torch.nonzero(chance >= score, as_tuple=True)
     chance, pair = chance[image, place], pair[image, place]
     if not len(image):
@@ -84,8 +85,8 @@ def find_instances(
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """Boxes float32 [N, 4] of masks bool [N, H, W], none of them empty: (first column, first row, last column + 1,
-    last row + 1), as mmdet's."""
+    """Return the boxes, float32 [N, 4], of nonempty masks, bool [N, H, W]: (first column, first row, last column + 1,
+    last row + 1), as in mmdet."""
     edges = []
     for line in (masks.any(1), masks.any(2)):
         place = torch.arange(line.shape[1], device=masks.device)
@@ -95,11 +96,11 @@ def boxes_of(masks: Tensor) -> Tensor:
 
 
 class Mask2FormerDetector(Detector):
-    """Mask2Former as transformers runs it. The default checkpoint is Facebook's training of the architecture that the
-    benchmark took from mmdet: its scores are another scale, so results are "GenEval with Mask2Former (HF)"."""
+    """Mask2Former of transformers. The default checkpoint is Facebook's; the benchmark uses mmdet's weights of the same
+    architecture, whose scores have another scale, so call results "GenEval with Mask2Former (HF)"."""
 
     def __init__(self, options: Mask2FormerOptions, *, device: torch.device) -> None:
-        """Load the checkpoint that the options name. Raises UserError; see `loading.load`."""
+        """Load the checkpoint. Raises UserError; see `loading.load`."""
         super().__init__(options, device=device)
         loaded = load(options)
         self.network = loaded.network.to(device)
@@ -113,27 +114,26 @@ class Mask2FormerDetector(Detector):
 
     @torch.inference_mode()
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Detections, with masks, of each image [B, 3, H, W], float in [0, 1], any device, the surest first; of equally
-        sure ones by label, box and query.
+        """Return the detections of each image, with masks, sorted by descending score, then by label, box and query.
 
-        Scores are the network's float32, not rounded: their order is the network's. Those below both thresholds are
-        left out. An image's detections are the same to the last bit whatever else is in the batch: the kernels of a
-        network, and so the last bits of its answers, vary with the number of images, so that each has its own pass.
+        images: [B, 3, H, W], float in [0, 1], any device. Scores are float32, not rounded. Detections below both
+        thresholds are omitted. Each image has its own forward pass, because the last bits of the network's output
+        depend on the batch size; so its detections do not depend on the other images, bit for bit.
         """
         starts = range(0, len(images), self.options.batch)
         return [found for i in starts for found in self._detect(images[i : i + self.options.batch])]
 
     def _detect(self, images: Tensor) -> list[list[Detection]]:
-        """The passes are queued on the device before the first result is waited for."""
+        """Queue all forward passes on the device before waiting for the first result."""
         outputs = [self.network(pixel_values=self.pixels(image[None])) for image in images]
         answers = [(output.class_queries_logits, output.masks_queries_logits) for output in outputs]
         return [self._read(*answer, (images.shape[-2], images.shape[-1])) for answer in answers]
 
     def _read(self, class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> list[Detection]:
-        """The detections of one image [1, 3, *size] from the network's answer."""
+        """Convert the network's output for one image of `size` to detections."""
         lowest = min(self.thresholds.score, self.thresholds.counting)
         found = find_instances(class_logits, mask_logits, size, score=lowest, mask=self.options.mask)
-        # One table and its masks: all that leaves the device.
+        # One table and the masks are copied from the device, to avoid many small transfers.
         columns = (*(column[:, None] for column in (found.query, found.label, found.score)), boxes_of(found.mask))
         table = torch.cat([column.double() for column in columns], 1).cpu().tolist()
         masks = found.mask.cpu().numpy()
@@ -145,8 +145,8 @@ class Mask2FormerDetector(Detector):
         return [detection for _, detection in seen]
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the network is given, in its dtype: images [B, 3, H, W] in [0, 1], red and blue exchanged if `channels`
-        is bgr, resized (bilinear, anti-aliased), normalized with the numbers of the checkpoint's processor."""
+        """Preprocess images [B, 3, H, W] in [0, 1] for the network: swap red and blue if `channels` is bgr, resize
+        (bilinear, anti-aliased), normalize as the checkpoint's processor does, convert to the network's dtype."""
         if self.options.channels == "bgr":
             images = images.flip(1)
         size = network_size(images.shape[-2], images.shape[-1], self.options.side, self.options.longest)
@@ -156,5 +156,5 @@ class Mask2FormerDetector(Detector):
         return (resized * self.gain - self.offset).to(self.dtype)
 
     def examples(self) -> Sequence[Example]:
-        """A photograph of a person that comes with matplotlib, rightly and wrongly described, and noise."""
+        """Return a photograph of a person with a right and a wrong prompt, and noise."""
         return photograph_examples()

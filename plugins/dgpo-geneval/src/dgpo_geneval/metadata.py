@@ -1,4 +1,4 @@
-"""What a GenEval prompt asks for: its metadata, validated.
+"""The metadata of GenEval prompts, and its validation.
 
 The format is that of djghosh13/geneval's `evaluation_metadata.jsonl`:
 `{"tag": "position", "include": [{"class": "bench", "count": 1}, {"class": "dog", "count": 1, "position": ["left of",
@@ -39,11 +39,11 @@ Relation = Literal["left of", "right of", "above", "below"]
 TASKS: tuple[Task, ...] = get_args(Task)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-"""The colors a GenEval prompt may name, in the benchmark's order."""
+"""The possible colors in GenEval prompts, in the benchmark's order."""
 
 
 _LONGEST = 200
-"""Characters of a prompt in a message."""
+"""Maximum number of characters of a prompt in a message."""
 
 
 def _short(text: str) -> str:
@@ -51,24 +51,24 @@ def _short(text: str) -> str:
 
 
 def _is_absent(value: Any) -> bool:
-    """Null, NaN and empty cells, with which tables fill the columns that a prompt does not have."""
+    """Return whether a value is null, NaN or empty, as tables fill columns that a prompt does not have."""
     return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
 def _whole(value: Any) -> Any:
-    """1.0, as tables write whole numbers of columns in which some are missing, is 1."""
+    """Convert integral floats to int: tables write integers as 1.0 in columns with missing values."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _from_cell(value: Any) -> Any:
-    """A table's cell: a list or an object that a .csv file holds as JSON; a list of clauses that the library `datasets`
-    has turned into an object of lists. Everything else as it is. Raises ValueError for a text in Python's notation."""
+    """Convert a table cell: JSON lists and objects of .csv files, and objects of lists, to which the library `datasets`
+    converts lists of clauses. Returns other values unchanged. Raises ValueError for invalid JSON."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return _from_cell(json.loads(value))
         except (ValueError, RecursionError):
-            python = "; Python's notation, in single quotes, is none" if "'" in value else ""
-            raise ValueError(f"is a text that begins like JSON and is none{python}: {show(value)}") from None
+            python = " (Python notation with single quotes is not JSON)" if "'" in value else ""
+            raise ValueError(f"is not valid JSON{python}: {show(value)}") from None
     if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
         columns = list(value.values())
         if "class" in value and len({len(column) for column in columns}) == 1:
@@ -77,7 +77,7 @@ def _from_cell(value: Any) -> Any:
 
 
 def _unknown(what: str, value: object, allowed: Iterable[str], cutoff: float = 0.5) -> ValueError:
-    """`unknown color 'gren'; did you mean 'green'? (allowed: ...)`."""
+    """Return an error such as `unknown color 'gren'; did you mean 'green'? (allowed: ...)`."""
     choices = list(allowed)
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=cutoff)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
@@ -86,15 +86,15 @@ def _unknown(what: str, value: object, allowed: Iterable[str], cutoff: float = 0
 
 
 class _Clause(StrictModel):
-    """A class of objects and a number of them."""
+    """An object class and a number of objects."""
 
     label: str = Field(alias="class", min_length=1, description="Class of the object, one of the detector's labels.")
-    count: Int = Field(ge=1, strict=True, description="How many of it.")
+    count: Int = Field(ge=1, strict=True, description="Number of objects.")
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, value: Any) -> Any:
-        """Tables give every clause the columns of all, also of those that another kind of clause has."""
+        """Drop empty unknown keys: in tables, every clause has the columns of all clauses, including other kinds."""
         value = _from_cell(value)
         names = {field.alias or name for name, field in cls.model_fields.items()}
         if not isinstance(value, Mapping):
@@ -109,12 +109,12 @@ class _Clause(StrictModel):
 
 
 class Include(_Clause):
-    """Objects that must be there: at least `count` (exactly, in `geneval-flowgrpo`), perhaps of a color and at a
-    place relative to the objects of an earlier clause. In `geneval` clauses of one class want different objects."""
+    """Required objects: at least `count` (exactly, in `geneval-flowgrpo`), optionally with a color, and with a position
+    relative to the objects of an earlier clause. In `geneval`, clauses of one class require distinct objects."""
 
-    color: str | None = Field(default=None, description="Color that all of them must have.")
+    color: str | None = Field(default=None, description="Required color of all objects.")
     position: tuple[Relation, int] | None = Field(
-        default=None, description="Relation, and the index of the earlier `include` clause it refers to."
+        default=None, description="Relation, and the index of the earlier `include` clause that it refers to."
     )
 
     @field_validator("color", mode="before")
@@ -136,34 +136,34 @@ class Include(_Clause):
         if _is_absent(value):
             return None
         if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise ValueError(f"{value!r} is not [relation, index of an earlier include clause]")
+            raise ValueError(f"must be [relation, index of an earlier include clause], got {value!r}")
         relation, index = value[0], _whole(value[1])
         if relation not in RELATIONS:
             raise _unknown("relation", relation, RELATIONS)
         if isinstance(index, bool) or not isinstance(index, int):
-            raise ValueError(f"{index!r} is not the index of an earlier include clause")
+            raise ValueError(f"must be the index of an earlier include clause, got {index!r}")
         return relation, index
 
 
 class Exclude(_Clause):
-    """Objects of which there must be fewer than `count`."""
+    """Excluded objects: there must be fewer than `count`."""
 
 
 class Metadata(StrictModel):
-    """What one prompt asks for. Keys of other rewards may stand beside GenEval's own and are not looked at."""
+    """The requirements of one prompt. Keys of other rewards are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
-    tag: str = Field(description="Task of the benchmark; `counting` has a threshold of its own.")
-    include: tuple[Include, ...] = Field(min_length=1, description="Objects that must be there.")
-    exclude: tuple[Exclude, ...] = Field(default=(), description="Objects that must not be there in such numbers.")
+    tag: str = Field(description="Task of the benchmark; `counting` has its own score threshold.")
+    include: tuple[Include, ...] = Field(min_length=1, description="Required objects.")
+    exclude: tuple[Exclude, ...] = Field(default=(), description="Upper bounds on numbers of objects.")
 
     @model_validator(mode="before")
     @classmethod
     def _no_misspelled_key(cls, value: Any) -> Any:
-        """Other rewards' and tools' keys are welcome, but `exlude` is a mistake that would silently change the score: a
-        key like one of ours is refused where ours is not there and its value could be ours (`excluded: false` is
-        another tool's)."""
+        """Reject misspelled keys such as `exlude`, which would silently change the score. Unknown keys are allowed for
+        other tools, so a key is rejected only if it resembles an absent key and its value has a matching type
+        (`excluded: false` is accepted)."""
         if isinstance(value, Mapping):
             absent = [name for name in cls.model_fields if _is_absent(value.get(name))]
             for key, given in value.items():
@@ -176,7 +176,7 @@ class Metadata(StrictModel):
     @field_validator("include", "exclude", mode="before")
     @classmethod
     def _clauses(cls, value: Any, info: ValidationInfo) -> Any:
-        """As tables write them, which give every prompt the same columns."""
+        """Convert cells of tables, in which every prompt has the same columns."""
         return () if info.field_name == "exclude" and _is_absent(value) else _from_cell(value)
 
     @field_validator("tag")
@@ -190,23 +190,23 @@ class Metadata(StrictModel):
     def _consistent(self) -> Metadata:
         for index, clause in enumerate(self.include):
             if clause.position is not None and not 0 <= clause.position[1] < index:
-                earlier = f"0 to {index - 1}" if index > 1 else "0" if index else "there is none before the first"
+                earlier = f"0 to {index - 1}" if index > 1 else "0" if index else "none for the first clause"
                 raise ValueError(
-                    f"include[{index}].position refers to clause {clause.position[1]}; it must be the index of an "
+                    f"include[{index}].position refers to clause {clause.position[1]}; must be the index of an "
                     f"earlier include clause ({earlier})"
                 )
         for index, bound in enumerate(self.exclude):
-            asked = max((c.count for c in self.include if c.label == bound.label), default=0)
-            if bound.count <= asked:
+            required = max((c.count for c in self.include if c.label == bound.label), default=0)
+            if bound.count <= required:
                 raise ValueError(
-                    f"exclude[{index}] wants fewer than {bound.count} {bound.label!r}, but include asks for {asked}; "
-                    f"its count must be at least {asked + 1}"
+                    f"exclude[{index}] allows fewer than {bound.count} {bound.label!r}, but include requires "
+                    f"{required}; its count must be at least {required + 1}"
                 )
         return self
 
 
 def _where(location: tuple[int | str, ...]) -> str:
-    """("include", 1, "class") as `include[1].class`."""
+    """Format ("include", 1, "class") as `include[1].class`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -214,20 +214,20 @@ def _where(location: tuple[int | str, ...]) -> str:
 
 
 def _words(error: Any) -> str:
-    """What is wrong with a value, from one of pydantic's errors, where its own words do not speak of JSON."""
+    """Return the message for one of pydantic's errors, in terms of JSON."""
     kind, value = error["type"], error["input"]
     if kind in ("int_type", "int_from_float", "finite_number"):
-        return f"must be a whole number, not {show(value)}"
+        return f"must be an integer, got {show(value)}"
     if kind == "string_type":
-        return f"must be a text, not {show(value)}"
+        return f"must be a string, got {show(value)}"
     if kind == "string_unicode":
-        return f"holds half of a character: {value!a}"
+        return f"contains half of a character: {value!a}"
     if kind == "greater_than_equal":
-        return f"must be at least {error['ctx']['ge']}, not {show(value)}"
+        return f"must be at least {error['ctx']['ge']}, got {show(value)}"
     if kind == "tuple_type":
-        return f"must be a list, not {show(value)}"
+        return f"must be a list, got {show(value)}"
     if kind in ("model_type", "model_attributes_type"):
-        return f'must be an object such as {{"class": "dog", "count": 1}}, not {show(value)}'
+        return f'must be an object such as {{"class": "dog", "count": 1}}, got {show(value)}'
     if kind == "missing":
         return "is missing"
     if kind == "too_short":
@@ -239,7 +239,7 @@ def _words(error: Any) -> str:
 
 
 def parse(prompt: Prompt) -> Metadata:
-    """The validated metadata of a prompt. Raises UserError naming the prompt, the key and what is allowed."""
+    """Validate the metadata of a prompt. Raises UserError with the prompt, the key and the allowed values."""
     try:
         return Metadata.model_validate(dict(prompt.metadata))
     except ValidationError as error:
@@ -247,7 +247,7 @@ def parse(prompt: Prompt) -> Metadata:
         key = _where(first["loc"])
         message = _words(first)
         if not prompt.metadata:
-            message += " (it has no metadata: GenEval needs `tag` and `include`, in a .jsonl file or as `metadata`)"
+            message += " (no metadata: GenEval requires `tag` and `include`, in a .jsonl file or as `metadata`)"
         raise UserError(
             f"prompt {_short(prompt.text)}: GenEval metadata{f', key {key!r}' if key else ''}: {message}"
         ) from error
@@ -256,9 +256,9 @@ def parse(prompt: Prompt) -> Metadata:
 def check_against(
     prompt: Prompt, labels: tuple[str, ...], thresholds: Thresholds, colors: tuple[str, ...] = ()
 ) -> None:
-    """Raise UserError if a prompt's metadata is invalid or asks for what a detector with these labels cannot see.
+    """Raise UserError if a prompt's metadata is invalid or requires what a detector with these labels cannot detect.
 
-    `colors`: those that the detector gives, if it gives any; with none, a classifier names all of `COLORS`.
+    colors: the detector's colors; if empty, a classifier names all of `COLORS`.
     """
     metadata = parse(prompt)
     named: list[tuple[str, Include | Exclude]] = [(f"include[{i}]", c) for i, c in enumerate(metadata.include)]
@@ -270,7 +270,7 @@ def check_against(
         if clause.count > thresholds.per_class:
             raise UserError(
                 f"prompt {_short(prompt.text)}: GenEval metadata, key '{key}.count': {clause.count} is more than the "
-                f"{thresholds.per_class} detections of a class that the detector keeps"
+                f"{thresholds.per_class} detections per class that the detector keeps"
             )
         color = clause.color if isinstance(clause, Include) else None
         if colors and color is not None and color not in colors:

@@ -1,4 +1,4 @@
-"""Examples for detectors of photographs: an image of a person that comes with matplotlib."""
+"""Examples for detectors of photographs: matplotlib's sample image of a person."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def _prompt(label: str) -> Prompt:
 
 
 def photograph_examples() -> Sequence[Example]:
-    """The photograph with a true prompt (good) and a false one (bad), and noise with the true one (bad); media float32
-    [3, H, W] in [0, 1]. None if matplotlib was installed without its sample data."""
+    """Return the photograph with a right prompt (good) and a wrong one (bad), and noise with the right one (bad).
+
+    Media are float32 [3, H, W] in [0, 1]. Empty if matplotlib was installed without its sample data.
+    """
     from matplotlib.cbook import get_sample_data
     from PIL import Image
 
@@ -31,7 +33,7 @@ def photograph_examples() -> Sequence[Example]:
         with Image.open(get_sample_data(PHOTOGRAPH, asfileobj=False)) as image:
             pixels = np.array(image.convert("RGB"), dtype=np.float32) / 255
     except FileNotFoundError:
-        log.warning("matplotlib's sample data are not installed: there is no photograph to test the detector with")
+        log.warning("matplotlib's sample data are not installed: no photograph to test the detector with")
         return ()
     photograph = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     noise = torch.rand(photograph.shape, generator=torch.Generator().manual_seed(0))

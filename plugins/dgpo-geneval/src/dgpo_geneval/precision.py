@@ -1,4 +1,4 @@
-"""float32 without numpy, which the evaluator does not need otherwise: the benchmark compares in it."""
+"""float32 arithmetic as in the benchmark, without numpy, which the evaluator does not import."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["float32"]
 
 
 def float32(value: float) -> float:
-    """The nearest float32, ties to even, infinite beyond its range.
+    """Round to the nearest float32, ties to even, infinite beyond its range.
 
-    A sum, difference, product, quotient or root of float32 that Python works out in float64 and this rounds is the
-    float32 operation's own: float64 has more than twice its digits and two, so rounding twice is rounding once.
+    Rounding the float64 sum, difference, product, quotient or square root of float32 values is equal to the float32
+    operation, because float64 has more than twice as many digits plus two.
     """
     try:
         rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]

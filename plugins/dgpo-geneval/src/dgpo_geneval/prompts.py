@@ -1,10 +1,11 @@
-"""The prompt source `geneval`: prompts like the benchmark's, without limit, and what is held out of training.
+"""The prompt source `geneval`: generated prompts like the benchmark's, and their held-out split.
 
-What may stand on one side only is a *content*: the two classes of a prompt about two objects, whatever the task, in
-both orders and with any colors or relation; else class, class and number, or class and color. `heldout: split` holds
-out about a fifth of the contents, chosen by a hash of each, so always the same ones; `heldout: benchmark` holds out
-those of the benchmark's own prompts (Flow-GRPO, arXiv 2505.05470, removes the same prompts in either order of the
-objects; the same two objects in another relation or color it keeps, which is closer to the test than here).
+Training and held-out prompts share no *content*. The content of a prompt with two objects is its two classes, for all
+tasks, in both orders and with any color or relation; otherwise it is the class, class and number, or class and color.
+`heldout: split` holds out about a fifth of the contents, selected by their hashes and so always the same.
+`heldout: benchmark` holds out the contents of the benchmark's prompts. (Flow-GRPO, arXiv 2505.05470, removes the same
+prompts in either order of the objects, but keeps the same two objects with another relation or color, so its training
+prompts are closer to the test.)
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["GenEvalPrompts"]
 Split = Literal["train", "heldout"]
 Content = tuple[Hashable, ...]
 HELDOUT_SHARE = 5
-"""One in so many contents is held out by `heldout: split`."""
+"""`heldout: split` holds out one in so many contents."""
 HELDOUT_COUNT = 600
 
 GRID: Mapping[Task, tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], Callable[..., Entry]]] = {
@@ -41,16 +42,16 @@ GRID: Mapping[Task, tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], Callable
     "position": (list(permutations(CLASSES, 2)), [(r,) for r in RELATIONS], suite.position),
     "color_attr": (list(permutations(COLORABLE, 2)), list(permutations(COLORS, 2)), suite.color_attr),
 }
-"""Task to what its prompts are about, the ways of saying something of it, and how the two are worded."""
+"""For each task: the subjects of its prompts, their attributes, and the function that creates a prompt from both."""
 
 
 def content(task: Task, about: tuple[Any, ...]) -> Content:
-    """What a prompt is about, as far as the splits are concerned."""
+    """Return the content of a prompt, which belongs to one split only."""
     return ("pair", *sorted(about)) if task in ("two_object", "position", "color_attr") else (task, *about)
 
 
 def content_of(entry: Entry) -> Content:
-    """The same, of a line of the benchmark."""
+    """Return the content of a line of the benchmark."""
     clauses = entry["include"]
     match entry["tag"]:
         case "counting":
@@ -63,15 +64,15 @@ def content_of(entry: Entry) -> Content:
 
 @functools.cache
 def split_contents() -> frozenset[Content]:
-    """The contents that `heldout: split` holds out."""
-    every = {content(task, about) for task, (subjects, _, _) in GRID.items() for about in subjects}
-    digests = {one: hashlib.sha256("/".join(map(str, one)).encode()).digest() for one in every}
-    return frozenset(one for one, digest in digests.items() if int.from_bytes(digest[:8], "big") % HELDOUT_SHARE == 0)
+    """Return the contents that `heldout: split` holds out."""
+    contents = {content(task, about) for task, (subjects, _, _) in GRID.items() for about in subjects}
+    digests = {c: hashlib.sha256("/".join(map(str, c)).encode()).digest() for c in contents}
+    return frozenset(c for c, digest in digests.items() if int.from_bytes(digest[:8], "big") % HELDOUT_SHARE == 0)
 
 
 def lap(count: int, rng: Random) -> Iterator[int]:
-    """The numbers below `count` in random order, one at a time: Fisher and Yates's shuffle, done only as far as asked,
-    because some tasks have half a million prompts."""
+    """Yield the numbers below `count` in random order, by a lazy Fisher-Yates shuffle, because some tasks have half a
+    million prompts."""
     moved: dict[int, int] = {}
     for place in range(count):
         other = rng.randrange(place, count)
@@ -80,7 +81,8 @@ def lap(count: int, rng: Random) -> Iterator[int]:
 
 
 def entries(task: Task, wanted: Callable[[Content], bool], key: str, *, repeat: bool) -> Iterator[Entry]:
-    """Prompts of a task whose content is wanted: each once, in an order keyed by `key`; then, with `repeat`, again."""
+    """Yield the prompts of a task whose content is `wanted`, each once, in an order determined by `key`; with `repeat`,
+    start again in another order."""
     subjects, ways, word = GRID[task]
     subjects = [about for about in subjects if wanted(content(task, about))]
     turn = 0
@@ -92,7 +94,7 @@ def entries(task: Task, wanted: Callable[[Content], bool], key: str, *, repeat: 
 
 
 def schedule(weights: Mapping[Task, float]) -> Iterator[Task]:
-    """Tasks without end, in shares as even as can be from the first on, so that any beginning has them too."""
+    """Yield tasks endlessly, in proportion to their weights, as evenly as possible in every prefix."""
     credit = dict.fromkeys(weights, 0.0)
     total = sum(weights.values())
     while True:
@@ -104,13 +106,13 @@ def schedule(weights: Mapping[Task, float]) -> Iterator[Task]:
 
 
 class GenEvalPrompts(PromptSource):
-    """Prompts in GenEval's format; see `options.GenEvalPromptsOptions`."""
+    """Prompts in GenEval's format. Options: see `options.GenEvalPromptsOptions`."""
 
     def prompts(self, split: Split) -> list[Prompt]:
-        """The prompts of one split, always the same ones for the same options; the two splits share no content.
+        """Return the prompts of one split, always the same for the same options; the splits share no content.
 
-        A smaller count gives the beginning of a larger one. Raises UserError for a task that is to be trained on but
-        is held out whole.
+        A smaller count returns the first prompts of a larger one. Raises UserError if a training task is completely
+        held out.
         """
         benchmark = self.options.heldout == "benchmark"
         if split == "heldout" and benchmark:
@@ -130,14 +132,15 @@ class GenEvalPrompts(PromptSource):
             entry = next(decks[task], None)
             if entry is None:
                 raise UserError(
-                    f"prompts geneval: nothing is left to train on for the task {task}: all of it is held out with "
-                    f"`heldout: {self.options.heldout}`; give it the weight 0 in `tasks`, or take `heldout: split`"
+                    f"prompts geneval: no training prompts for the task {task}: all of its prompts are held out with "
+                    f"`heldout: {self.options.heldout}`; set its weight in `tasks` to 0, or set `heldout: split`"
                 )
             found.append(entry)
         return found
 
     def _heldout(self, held: AbstractSet[Content]) -> list[Entry]:
-        """Tasks in turn; one that has no more is passed over, because its mean would only be of the same prompts."""
+        """Take prompts from the tasks in turn. Tasks without more prompts are skipped: repeated ones would not change
+        their means."""
         count = self.options.heldout_count or HELDOUT_COUNT
         key = f"heldout {self.options.seed}"
         decks = [entries(task, lambda one: one in held, key, repeat=False) for task in TASKS]

@@ -222,9 +222,9 @@ def _ask(
         answers = list(classifier(images, objects))
         if len(answers) != len(objects):
             raise ValueError(f"the color classifier returned {len(answers)} lists of colors for {len(objects)} images")
-        for answer, asked in zip(answers, objects, strict=True):
-            if len(answer) != len(asked):
-                raise ValueError(f"the color classifier returned {len(answer)} colors for {len(asked)} objects")
+        for answer, detections in zip(answers, objects, strict=True):
+            if len(answer) != len(detections):
+                raise ValueError(f"the color classifier returned {len(answer)} colors for {len(detections)} objects")
         return list(answers)
     except Exception as error:
         if len(objects) == 1:

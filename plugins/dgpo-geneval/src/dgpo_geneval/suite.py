@@ -1,6 +1,6 @@
-"""GenEval's prompts: how they are worded, and the benchmark's own 553.
+"""Templates of GenEval's prompts, and the benchmark's 553 prompts.
 
-Templates, articles and plurals are those of djghosh13/geneval's `prompts/create_prompts.py`, its quirks included: "a
+Templates, articles and plurals are those of `prompts/create_prompts.py` of djghosh13/geneval, including its quirks: "a
 photo of two benchs", "a photo of a skis", and no prompts about colored persons.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["COLORABLE", "NUMBERS", "benchmark", "color_attr", "colors", "countin
 __all__ += ["two_object"]
 
 Entry = dict[str, Any]
-"""One line of `evaluation_metadata.jsonl`: tag, include, perhaps exclude, prompt."""
+"""One line of `evaluation_metadata.jsonl`: tag, include, optionally exclude, prompt."""
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 COLORABLE = tuple(name for name in CLASSES if name != "person")
@@ -34,12 +34,12 @@ BENCHMARK_DIGEST = "f23de0226e3f1136e39efa732c76a34ca7703686c30edd999019223c5fe9
 
 
 def with_article(words: str) -> str:
-    """a or an, by the first letter."""
+    """Prepend a or an, depending on the first letter."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def plural(name: str) -> str:
-    """The benchmark's plural: es after s, else s."""
+    """Return the benchmark's plural: es after s, else s."""
     return f"{name}{'es' if name.endswith('s') else 's'}"
 
 
@@ -48,18 +48,18 @@ def _of(name: str, count: int = 1, **more: Any) -> Entry:
 
 
 def single_object(name: str) -> Entry:
-    """A class: "a photo of a bench"."""
+    """Create a prompt about a class: "a photo of a bench"."""
     return {"tag": "single_object", "include": [_of(name)], "prompt": f"a photo of {with_article(name)}"}
 
 
 def two_object(a: str, b: str) -> Entry:
-    """Two classes: "a photo of a bench and a sports ball"."""
+    """Create a prompt about two classes: "a photo of a bench and a sports ball"."""
     words = f"a photo of {with_article(a)} and {with_article(b)}"
     return {"tag": "two_object", "include": [_of(a), _of(b)], "prompt": words}
 
 
 def counting(name: str, count: int) -> Entry:
-    """A class, two to four of it and no more: "a photo of two clocks"."""
+    """Create a prompt about exactly two to four objects of a class: "a photo of two clocks"."""
     return {
         "tag": "counting",
         "include": [_of(name, count)],
@@ -69,13 +69,13 @@ def counting(name: str, count: int) -> Entry:
 
 
 def colors(name: str, color: str) -> Entry:
-    """A class and its color: "a photo of a pink car"."""
+    """Create a prompt about a class and its color: "a photo of a pink car"."""
     words = f"a photo of {with_article(color)} {name}"
     return {"tag": "colors", "include": [_of(name, color=color)], "prompt": words}
 
 
 def position(a: str, b: str, relation: str) -> Entry:
-    """Two classes and how the first lies to the second: "a photo of a dog right of a teddy bear"."""
+    """Create a prompt about the relation of two classes: "a photo of a dog right of a teddy bear"."""
     return {
         "tag": "position",
         "include": [_of(b), _of(a, position=[relation, 0])],
@@ -84,7 +84,7 @@ def position(a: str, b: str, relation: str) -> Entry:
 
 
 def color_attr(a: str, b: str, color_a: str, color_b: str) -> Entry:
-    """Two classes, each with a color: "a photo of a purple wine glass and a black apple"."""
+    """Create a prompt about two classes with colors: "a photo of a purple wine glass and a black apple"."""
     return {
         "tag": "color_attr",
         "include": [_of(a, color=color_a), _of(b, color=color_b)],
@@ -93,7 +93,7 @@ def color_attr(a: str, b: str, color_a: str, color_b: str) -> Entry:
 
 
 def _draw() -> Iterator[Entry]:
-    """The benchmark's draws, one after the other from one generator: their order is what makes them its own."""
+    """Draw the benchmark's prompts. The order of the draws from the generator must not change."""
     rng = np.random.default_rng(BENCHMARK_SEED)
     every, colorable, hues = len(CLASSES), len(COLORABLE), len(COLORS)
     for name in rng.choice(every, size=every, replace=False):
@@ -118,15 +118,15 @@ def _draw() -> Iterator[Entry]:
 
 @functools.cache
 def benchmark() -> tuple[Entry, ...]:
-    """The 553 lines of the benchmark's `evaluation_metadata.jsonl`, in its order, drawn anew as its authors drew them.
+    """Return the 553 lines of the benchmark's `evaluation_metadata.jsonl`, in order, generated as by its authors.
 
-    Raises UserError if numpy should ever draw other numbers from the same seed: they would not be the benchmark's.
+    Raises UserError if the installed numpy draws other numbers from the seed, so that the prompts differ.
     """
     lines = dict.fromkeys(json.dumps(entry) for entry in _draw())
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     if digest != BENCHMARK_DIGEST:
         raise UserError(
-            f"numpy {np.__version__} does not draw the benchmark's prompts from its seed any more; take the file "
+            f"numpy {np.__version__} does not draw the benchmark's prompts from its seed; use the file "
             "prompts/evaluation_metadata.jsonl of github.com/djghosh13/geneval instead: `heldout: {file: ...}`"
         )
     return tuple(json.loads(line) for line in lines)

@@ -1,4 +1,4 @@
-"""Help for tests: a tiny, random, complete Mask2Former checkpoint, made offline in a second."""
+"""Test helpers: a tiny Mask2Former checkpoint with random weights, created offline in a second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dgpo_geneval.classes import CLASSES, RENAMED
 __all__ = ["COCO", "make_tiny_mask2former"]
 
 COCO = tuple({new: old for old, new in RENAMED.items()}.get(name, name) for name in CLASSES)
-"""The 80 classes under the names that COCO gives them."""
+"""The 80 classes with COCO's names."""
 PROCESSOR = {
     "image_processor_type": "Mask2FormerImageProcessor",
     "do_resize": True,
@@ -30,10 +30,11 @@ PROCESSOR = {
 def make_tiny_mask2former(
     directory: str | Path, *, classes: Sequence[str] = COCO, queries: int = 8, certainty: float = 60.0, seed: int = 0
 ) -> Path:
-    """Write a random Mask2Former on a Swin of 8 channels, with `classes` by their number and `queries` of them.
+    """Write a random Mask2Former with an 8-channel Swin backbone, and return the directory.
 
-    Random weights are sure of nothing: the class head is made `certainty` times louder, so that some scores pass any
-    threshold. The same arguments give the same weights; the global random state is left alone. Returns the directory.
+    classes: names by class index; queries: number of queries; certainty: factor of the weights of the class head, whose
+    random initialization returns only low scores. The same arguments create the same weights; the global random state
+    does not change.
     """
     directory = Path(directory)
     swin = SwinConfig(

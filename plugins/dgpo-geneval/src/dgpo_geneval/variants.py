@@ -1,4 +1,4 @@
-"""The three ways of turning judged clauses into one number, and the clauses' results."""
+"""The results of clauses, and the three variants that combine them into one number."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VariantName = Literal["geneval", "geneval-official", "geneval-flowgrpo"]
 
 @dataclass(frozen=True, slots=True)
 class RelationResult:
-    """How the objects of a clause lie to those of its target clause.
+    """The relation of the objects of a clause to those of its target clause.
 
-    target_matched: whether the target clause was itself satisfied (else nothing is compared); pairs, holding: pairs of
-    object and target, and those in the expected relation; seen: the relations of each pair; right: whether each object
-    stands in it to every target.
+    target_matched: whether the target clause is satisfied; if not, nothing is compared. pairs, holding: the number of
+    pairs of object and target, and of those in the expected relation; seen: the relations of each pair; right: for
+    each object, whether it has the expected relation to every target.
     """
 
     expected: str
@@ -31,20 +31,20 @@ class RelationResult:
 
     @property
     def holds(self) -> bool:
-        """Whether every pair stands in the relation."""
+        """Whether every pair has the expected relation."""
         return self.target_matched and self.holding == self.pairs
 
     def describe(self) -> str:
-        """What was seen, for the reason."""
+        """Return the detected relations, as part of a reason."""
         return f"found {', '.join(self.seen)}" if self.target_matched else f"but clause {self.target} is not satisfied"
 
 
 @dataclass(frozen=True, slots=True)
 class IncludeResult:
-    """One include clause. `colors` and `relation` are None where they were not asked for or not reached.
+    """The result of an include clause. `colors` and `relation` are None if not required or not evaluated.
 
-    found: detections of the class; objects: those that the clause is about, by their place among them, the best being
-    0: at most `required`. shared: whether other clauses of the class are about others of them.
+    found: number of detections of the class; objects: the indices of those assigned to the clause, at most `required`,
+    where 0 is the best; shared: whether other clauses of the class have other objects.
     """
 
     label: str
@@ -61,16 +61,16 @@ class IncludeResult:
 
     @property
     def right_colors(self) -> int:
-        """How many of the objects have the color asked for; 0 where colors were not reached."""
+        """Number of objects with the required color; 0 if colors were not evaluated."""
         return sum(color == self.color for color in self.colors or ())
 
     @property
     def satisfied(self) -> bool:
-        """Whether count, color and relation are as asked."""
+        """Whether count, color and relation match the requirements."""
         return not self.reason
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
+        """Return JSON-serializable values."""
         out: dict[str, Any] = {
             "kind": "include",
             "class": self.label,
@@ -93,7 +93,7 @@ class IncludeResult:
 
 @dataclass(frozen=True, slots=True)
 class ExcludeResult:
-    """One exclude clause: fewer than `bound` objects were wanted."""
+    """The result of an exclude clause, which requires fewer than `bound` objects."""
 
     label: str
     bound: int
@@ -102,11 +102,11 @@ class ExcludeResult:
 
     @property
     def satisfied(self) -> bool:
-        """Whether there are few enough."""
+        """Whether there are fewer than `bound` objects."""
         return not self.reason
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able values; `required` is the largest number allowed."""
+        """Return JSON-serializable values; `required` is the maximum number of objects."""
         return {
             "kind": "exclude",
             "class": self.label,
@@ -122,8 +122,10 @@ Value = Callable[[Sequence[IncludeResult], Sequence[ExcludeResult]], float]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """exact: counts must be equal to what was asked for, and `exclude` is not looked at; else they must reach it.
-    apart: clauses of one class are about different objects of it; else all of them about its best ones.
+    """A variant of GenEval.
+
+    exact: counts must be equal to the required ones, and `exclude` is ignored; otherwise they must be at least the
+    required ones. apart: clauses of one class have distinct objects; otherwise all use its best objects.
     """
 
     exact: bool
@@ -132,18 +134,22 @@ class Variant:
 
 
 def official(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
-    """The benchmark's yes or no (djghosh13/geneval): 1 if every clause is satisfied, else 0. Clauses are independent,
-    as there: two of one class are both about its best objects, so a red and a blue one are never right together."""
+    """Return the benchmark's result (djghosh13/geneval): 1 if every clause is satisfied, else 0.
+
+    Clauses are independent, as in the benchmark: two clauses of one class both use its best objects, so clauses for a
+    red and a blue object are never both satisfied.
+    """
     return float(all(c.satisfied for c in include) and all(c.satisfied for c in exclude))
 
 
 def flowgrpo(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
-    """Flow-GRPO's and DGPO's training reward, its defects kept: the mean of components whose number varies.
+    """Return the training reward of Flow-GRPO and DGPO, including its defects: the mean of components, whose number
+    varies.
 
-    Each clause adds 1 - |required - found| / required (unbounded below). If the count is not exact, one 0 more for a
-    clause with a color or a position. Else 1 - (required - right colors) / required for a color; and, unless a
-    color was wrong, for a position: 0 if the target clause is not satisfied, else 1 *always*, after a 0 for a wrong
-    relation.
+    Each clause adds 1 - |required - found| / required (unbounded below). If the count is not exact, a clause with a
+    color or a position adds 0. Otherwise, a color adds 1 - (required - right colors) / required; and, if all colors are
+    right, a position adds 0 for a wrong relation or an unsatisfied target clause, and for a satisfied target clause
+    also 1, *even for a wrong relation*.
     """
     parts: list[float] = []
     for clause in include:
@@ -162,7 +168,7 @@ def flowgrpo(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult])
 
 
 def components(clause: IncludeResult) -> list[float]:
-    """What a clause adds to `bounded`, each in [0, 1]; their number depends on the prompt alone."""
+    """Return the components of a clause for `bounded`, each in [0, 1]; their number depends on the prompt alone."""
     parts = [len(clause.objects) / clause.required]
     if clause.color is not None:
         parts.append(clause.right_colors / clause.required)
@@ -173,20 +179,20 @@ def components(clause: IncludeResult) -> list[float]:
 
 
 def bounded(include: Sequence[IncludeResult], exclude: Sequence[ExcludeResult]) -> float:
-    """The default for training: in [0, 1], 1 exactly if every demand is met, which is what the benchmark calls correct
-    wherever no two clauses name the same class.
+    """Return the default training reward in [0, 1]. It is 1 if and only if every requirement is met; without clauses of
+    the same class, these are the images that the benchmark counts as correct.
 
-    value = mean(components) * product(factors). The components' number depends on the prompt alone, so none is gained
-    or lost by what is in the image; each is 1 exactly where its demand is met:
+    value = mean(components) * product(factors). The number of components depends on the prompt alone. Each is 1 if and
+    only if its requirement is met:
       count     objects / required                                            for every include clause
       color    right colors among the objects / required, 0 if there are fewer           if it has a color
       position  pairs in the relation / pairs, 0 if its count or color or its target fails   if it has a position
       factor    1 if found < bound, else max(0, 1 - excess / max(1, bound - 1)), excess = found - (bound - 1)
                                                                               for every exclude clause
-    A clause's objects are the best `required` of its class. Where several clauses name the class they are different
-    ones: the best of it, as many as all of them require, are dealt out so that the value is largest (`assignment`).
-    Satisfying one more clause, the others staying as they are, never lowers the value: that clause's own parts become
-    1, and positions that refer to it had 0 before.
+    The objects of a clause are the best `required` of its class. If several clauses name the class, the best objects,
+    as many as all of these clauses require, are assigned to maximize the value (`assignment`). Satisfying one more
+    clause never lowers the value if the others do not change: the components of that clause become 1, and positions
+    that refer to it were 0 before.
     """
     parts = [part for clause in include for part in components(clause)]
     value = sum(parts) / len(parts)

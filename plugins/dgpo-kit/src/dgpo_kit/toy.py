@@ -1,6 +1,6 @@
-"""A toy world: a two-layer velocity network on 4x4 tiles of latents, a brightness reward, a handful of prompts.
+"""Toy components for tests: a two-layer velocity network on 4x4 tiles of latents, a brightness reward and prompts.
 
-`plugin` is a module-like object for `Registry.register`, so that a whole run works without any other package.
+`plugin` is a module-like object for `Registry.register`, so that a complete run works without other packages.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ToyOptions(Options):
 
 
 class _Layer(nn.Module):
-    """A linear layer with a low-rank adapter that can be switched off."""
+    """A linear layer with a LoRA adapter that can be disabled."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, alpha: float) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def _layers(network: nn.Module) -> list[_Layer]:
 
 
 class ToyAdapter(Adapter):
-    """The low-rank parts of the toy's layers."""
+    """The LoRA matrices of the toy's layers."""
 
     formats = ("toy",)
 
@@ -79,12 +79,12 @@ class ToyAdapter(Adapter):
         self.layers = _layers(network)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Two matrices a layer, by their names in the network."""
+        """Return two matrices per layer by their names in the network."""
         return {name: p for name, p in self.network.named_parameters() if "base" not in name}
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The base layers alone."""
+        """Disable the adapter within the block."""
         before = [layer.adapted for layer in self.layers]
         try:
             for layer in self.layers:
@@ -96,7 +96,7 @@ class ToyAdapter(Adapter):
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """The matrices' products in the base layers."""
+        """Add the products of the matrices to the base weights within the block."""
         before = [layer.base.weight.data for layer in self.layers]
         try:
             for layer in self.layers:
@@ -109,14 +109,14 @@ class ToyAdapter(Adapter):
                 layer.base.weight.data = data
 
     def save(self, directory: Path, format: str) -> None:
-        """One safetensors file."""
+        """Write one safetensors file."""
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: p.detach().contiguous() for name, p in self.parameters().items()}
         safetensors.torch.save_file(tensors, directory / "toy.safetensors")
 
 
 class ToyBackbone(Backbone):
-    """v = MLP([x, sigma, c]); weights from a fixed seed whatever the checkpoint is called."""
+    """v = MLP([x, sigma, c]), with weights from a fixed seed for any checkpoint name."""
 
     kind: ClassVar[type[ToyAdapter]] = ToyAdapter
     uses = frozenset({"train: lora", "train: full", "lora.rank", "lora.alpha"})
@@ -124,7 +124,7 @@ class ToyBackbone(Backbone):
     def __init__(self, section: BackboneSection, options: ToyOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
         if section.checkpoint == "missing":
-            raise UserError("backbone.checkpoint: missing: there is no such directory")
+            raise UserError("backbone.checkpoint: missing: no such directory")
         size = SHAPE[0] * SHAPE[1] * SHAPE[2]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -144,7 +144,7 @@ class ToyBackbone(Backbone):
             layer.adapted = section.train == "lora"
 
     def base_directory(self) -> None:
-        """Its weights are drawn, not read."""
+        """Return None: the weights are generated, not loaded."""
 
     @property
     def module(self) -> nn.Module:
@@ -152,19 +152,19 @@ class ToyBackbone(Backbone):
         return self._network
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """A few numbers in [-1, 1] hashed from the text."""
+        """Encode each text as a few numbers in [-1, 1], from its hash."""
         rows = [[b / 127.5 - 1 for b in hashlib.sha256(p.text.encode()).digest()[:CONDITION]] for p in prompts]
         return Conditioning({"c": torch.tensor(rows, device=self.device, dtype=self.dtype)})
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Images of whole 8x8 tiles."""
+        """Return the latent shape of images made of 8x8 tiles."""
         if height % TILE or width % TILE:
             nearest = "x".join(str(max(1, round(side / TILE)) * TILE) for side in (height, width))
             raise UserError(f"rollout.resolution: {height}x{width} is not possible; the nearest is {nearest}")
         return SHAPE[0], height // 2, width // 2
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's output, tile by tile."""
+        """Apply the network to each tile."""
         batch, channels, height, width = x_sigma.shape
         rows, columns = height // SHAPE[1], width // SHAPE[2]
         tiles = x_sigma.reshape(batch, channels, rows, SHAPE[1], columns, SHAPE[2]).permute(0, 2, 4, 1, 3, 5)
@@ -174,7 +174,7 @@ class ToyBackbone(Backbone):
         return out if self.dtype == torch.float64 else out.float()
 
     def decode(self, x0: Tensor) -> Tensor:
-        """First channel as red, second as green, their mean as blue, twice as large."""
+        """Return the first channel as red, the second as green and their mean as blue, upscaled by 2."""
         x = torch.sigmoid(x0.float().detach())
         rgb = torch.stack([x[:, 0], x[:, 1], x.mean(1)], 1)
         return rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -185,18 +185,18 @@ class BrightnessOptions(Options):
 
     scale: Float = Field(default=1.0, description="Factor of the brightness.")
     fail: Literal["never", "raise", "dark"] = Field(
-        default="never", description="Fail always, or leave images darker than half missing, for tests."
+        default="never", description="Raise an error, or mark images darker than 0.5 missing, for tests."
     )
 
 
 class BrightnessReward(RewardModel):
-    """Mean pixel value, times the scale."""
+    """The mean pixel value times `scale`."""
 
     range = (0.0, 1.0)
     group_by = "tag"
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Mean over the image."""
+        """Return the mean of each image."""
         if self.options.fail == "raise":
             raise RuntimeError("the lamp is broken")
         values = media.float().mean((1, 2, 3)) * self.options.scale
@@ -207,18 +207,18 @@ class BrightnessReward(RewardModel):
 class WinRateOptions(Options):
     """Options of the win rate."""
 
-    opponents: Int | None = Field(default=None, ge=1, description="Members that each is compared with; all if null.")
-    fail: bool = Field(default=False, description="Fail always, for tests.")
+    opponents: Int | None = Field(default=None, ge=1, description="Opponents of each member; all others if null.")
+    fail: bool = Field(default=False, description="Raise an error, for tests.")
 
 
 class WinRate(GroupReward):
-    """Share of the others of its group that an image is brighter than; a tie counts half."""
+    """The fraction of the other members of its group that an image is brighter than; a tie counts half."""
 
     range = (0.0, 1.0)
     options: WinRateOptions
 
     def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
-        """With `opponents`, in a ring whose order comes from the keys, against those that follow."""
+        """Compare members with each other; with `opponents`, with those that follow in a ring ordered by keys."""
         if self.options.fail:
             raise RuntimeError("the judge is asleep")
         count = len(media)
@@ -226,34 +226,34 @@ class WinRate(GroupReward):
             return Scores(torch.zeros(count), torch.ones(count, dtype=torch.bool))
         bright = [float(one.double().mean()) for one in media]
         ring = sorted(range(count), key=lambda i: hashlib.sha256(repr(keys[i]).encode()).digest())
-        asked = min(self.options.opponents or count - 1, count - 1)
+        opponents = min(self.options.opponents or count - 1, count - 1)
         values = torch.zeros(count)
         for place, i in enumerate(ring):
-            others = [ring[(place + step) % count] for step in range(1, asked + 1)]
-            values[i] = sum(0.5 * ((bright[i] > bright[j]) + (bright[i] >= bright[j])) for j in others) / asked
+            others = [ring[(place + step) % count] for step in range(1, opponents + 1)]
+            values[i] = sum(0.5 * ((bright[i] > bright[j]) + (bright[i] >= bright[j])) for j in others) / opponents
         return Scores(
             values, torch.zeros(count, dtype=torch.bool), tuple({"subscores": {"brightness": b}} for b in bright)
         )
 
     def examples(self) -> Sequence[Example]:
-        """A bright image and a dark one."""
+        """Return a bright image and a dark one."""
         images = {"light": torch.full((3, 8, 8), 0.9), "dark": torch.full((3, 8, 8), 0.1)}
         return [Example(name, Prompt("a lamp"), media, name == "light") for name, media in images.items()]
 
 
 class ToyPrompts(PromptSource):
-    """`count` prompts of two kinds."""
+    """`count` numbered prompts per split, with alternating tags."""
 
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
-        """Numbered texts."""
+        """Return the prompts of a split."""
         return [Prompt(f"{split} picture {i}", {"tag": ("even", "odd")[i % 2]}) for i in range(self.options.count)]
 
 
 class SizedPrompts(ToyPrompts):
-    """The same with sizes of their own."""
+    """Toy prompts with sizes."""
 
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
-        """Sizes in turn."""
+        """Return the prompts of a split, with the sizes in turn."""
         sizes = self.options.sizes
         return [replace(prompt, size=sizes[i % len(sizes)]) for i, prompt in enumerate(super().prompts(split))]
 
@@ -261,32 +261,34 @@ class SizedPrompts(ToyPrompts):
 class ToyPromptsOptions(Options):
     """Options of the toy prompts."""
 
-    count: int = Field(default=6, ge=0, description="Prompts of each split.")
+    count: int = Field(default=6, ge=0, description="Number of prompts per split.")
 
 
 class SizedPromptsOptions(ToyPromptsOptions):
     """Options of the toy prompts with sizes."""
 
-    sizes: list[tuple[int, int]] = Field(default=[(8, 8), (16, 8)], min_length=1, description="Their sizes, in turn.")
+    sizes: list[tuple[int, int]] = Field(
+        default=[(8, 8), (16, 8)], min_length=1, description="Sizes (height, width), used in turn."
+    )
 
 
 WIN_RATE = Component("win-rate", "Share of its group that is darker", "dgpo_kit.toy:WinRate", WinRateOptions)
 
 
 class ToyPlugin:
-    """The toy components as a plugin. reward: the name of its reward, which another plugin may want for itself."""
+    """The toy components as a plugin. reward: the name of its reward, to avoid conflicts with other plugins."""
 
     def __init__(self, reward: str = "brightness") -> None:
         self.reward = reward
 
     @hookimpl
     def dgpo_backbones(self) -> list[Component]:
-        """The toy model."""
+        """Return the toy model."""
         return [Component("toy", "Toy velocity network", "dgpo_kit.toy:ToyBackbone", ToyOptions)]
 
     @hookimpl
     def dgpo_rewards(self) -> list[Component]:
-        """The toy rewards."""
+        """Return the toy rewards."""
         return [
             Component(self.reward, "Mean pixel value", "dgpo_kit.toy:BrightnessReward", BrightnessOptions),
             *([] if self.reward != "brightness" else [WIN_RATE]),
@@ -294,7 +296,7 @@ class ToyPlugin:
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Component]:
-        """The toy prompts."""
+        """Return the toy prompts."""
         return [Component("toy", "Numbered prompts", "dgpo_kit.toy:ToyPrompts", ToyPromptsOptions)]
 
 
@@ -303,7 +305,7 @@ class SizesPlugin:
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Component]:
-        """The toy prompts with sizes."""
+        """Return the toy prompts with sizes."""
         return [Component("toy-sizes", "With sizes", "dgpo_kit.toy:SizedPrompts", SizedPromptsOptions)]
 
 
@@ -312,7 +314,7 @@ sizes_plugin = SizesPlugin()
 
 
 def run_data(output: str | Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A small toy run as run-file data; `changes` are merged section by section."""
+    """Return the data of a run file for a small toy run; `changes` are merged section by section."""
     data: dict[str, Any] = {
         "run": {"name": "toy", "output": str(output), "iterations": 4, "seed": 3, "device": "cpu", "threads": 1},
         "backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}},

@@ -1,7 +1,7 @@
 """PickScore, CLIPScore and the LAION aesthetic predictor as rewards of dgpo.
 
-Importing this package imports nothing heavy; take what you need from its modules: `rewards` for the three rewards,
-`images` for how images reach a network, `testing` for tiny random checkpoints.
+Importing this package imports no heavy dependency. Modules: `rewards` has the three rewards, `images` the
+preprocessing, `testing` tiny checkpoints with random weights.
 """
 
 from __future__ import annotations

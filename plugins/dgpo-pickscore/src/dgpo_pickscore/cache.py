@@ -1,4 +1,4 @@
-"""Text embeddings, kept per prompt: a run asks for the same prompts again and again."""
+"""Cache of text embeddings by prompt, because a run scores the same prompts repeatedly."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Text", "TextCache"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt as a CLIP reads it.
+    """An encoded prompt.
 
-    embedding: float32 [D] of length 1; tokens: how many it has, with the two that mark start and end; truncated:
-    whether they are more than the network reads.
+    embedding: unit vector, float32 [D]; tokens: number of tokens before truncation, including start and end; truncated:
+    whether that exceeds the network's maximum.
     """
 
     embedding: Tensor
@@ -28,30 +28,30 @@ class Text:
 
 
 class TextCache:
-    """The last `size` prompts; any number of threads may ask at once."""
+    """LRU cache of `size` prompts; thread-safe."""
 
     def __init__(self, encode: Callable[[Sequence[str]], Sequence[Text]], size: int) -> None:
-        """`encode` is asked for what is not there, each text once."""
+        """encode: called with the distinct texts that are not cached."""
         self._encode = encode
         self._size = size
-        self._kept: OrderedDict[str, Text] = OrderedDict()
+        self._cached: OrderedDict[str, Text] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cached)
 
     def __call__(self, texts: Sequence[str]) -> list[Text]:
-        """One entry per text, in their order."""
-        wanted = dict.fromkeys(texts)
+        """Return one entry per text, in order."""
+        distinct = dict.fromkeys(texts)
         with self._lock:
-            found = {text: self._kept[text] for text in wanted if text in self._kept}
-        # Not under the lock: two threads may both encode a new prompt, but none waits for the other's network.
-        new = [text for text in wanted if text not in found]
+            found = {text: self._cached[text] for text in distinct if text in self._cached}
+        # Not under the lock: two threads may both encode a new prompt, but no thread waits for another's network.
+        new = [text for text in distinct if text not in found]
         found |= dict(zip(new, self._encode(new), strict=True)) if new else {}
         with self._lock:
-            for text in wanted:
-                self._kept[text] = found[text]
-                self._kept.move_to_end(text)
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+            for text in distinct:
+                self._cached[text] = found[text]
+                self._cached.move_to_end(text)
+            while len(self._cached) > self._size:
+                self._cached.popitem(last=False)
         return [found[text] for text in texts]

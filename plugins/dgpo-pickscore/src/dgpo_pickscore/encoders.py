@@ -1,6 +1,6 @@
-"""What the rewards ask of a CLIP, and the one of transformers; open_clip's is in `open_clip_encoder`.
+"""Interface of CLIP encoders, and the encoder of transformers; that of open_clip is in `open_clip_encoder`.
 
-Legend: B images or texts, D width of the common space, S side of the network's input, L tokens.
+Legend: B images or texts, D width of the shared embedding space, S side of the network's input, L tokens.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Encoder", "TransformersEncoder"]
 
 
 class Encoder(ABC):
-    """Images and texts to unit vectors of one space."""
+    """Encodes images and texts as unit vectors of a shared space."""
 
     logit_scale: float
-    """exp(logit_scale): the factor of cosines in training, by custom 100 at most."""
+    """exp(logit_scale): the factor of cosines in training, usually at most 100."""
 
     def __init__(self, preprocessing: Preprocessing, *, device: torch.device, dtype: torch.dtype) -> None:
         self.preprocessing = preprocessing
@@ -32,36 +32,36 @@ class Encoder(ABC):
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W], float in [0, 1], of any size, to float32 [B, D] of length 1."""
+        """Encode images [B, 3, H, W], float in [0, 1], of any size; returns unit vectors, float32 [B, D]."""
         pixels = self.preprocessing(images.to(self.device))
-        # Callers may be under autocast; the precision is the options' alone.
+        # Callers may use autocast, but only the options determine the precision.
         with torch.autocast(self.device.type, enabled=False):
             return _unit(self._images(pixels.to(self.dtype)))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> list[Text]:
-        """Prompts, cut off where the network ends reading."""
+        """Encode prompts, truncated to the network's maximum length."""
         tokens, lengths, limit = self._tokens(texts)
         with torch.autocast(self.device.type, enabled=False):
             embeddings = _unit(self._texts({name: t.to(self.device) for name, t in tokens.items()}))
-        # Rows of their own: a view would keep the whole batch alive in the cache.
+        # Cloned, because views in the cache would keep the entire batch in memory.
         return [Text(e.clone(), n, n > limit) for e, n in zip(embeddings, lengths, strict=True)]
 
     @abstractmethod
     def _images(self, pixels: Tensor) -> Tensor:
-        """Normalized pixels [B, 3, S, S] in `dtype` to embeddings [B, D] of any length."""
+        """Encode normalized pixels [B, 3, S, S] in `dtype`; returns embeddings [B, D] of any norm."""
 
     @abstractmethod
     def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], list[int], int]:
-        """Token tensors [B, L] by name, the number of tokens before truncation, and the number that is read."""
+        """Tokenize texts; returns tensors [B, L] by name, the numbers of tokens before truncation, and the maximum."""
 
     @abstractmethod
     def _texts(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Token tensors [B, L] to embeddings [B, D] of any length."""
+        """Encode token tensors [B, L]; returns embeddings [B, D] of any norm."""
 
 
 class TransformersEncoder(Encoder):
-    """A `CLIPModel` of transformers. Without a tokenizer it encodes images only, and the text tower is let go."""
+    """A `CLIPModel` of transformers. Without a tokenizer it encodes only images, and the text tower is freed."""
 
     def __init__(
         self,
@@ -72,9 +72,9 @@ class TransformersEncoder(Encoder):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`model` in float32, as `loading.load_clip` returns it; it is moved to `device` and `dtype`."""
+        """model: float32, as returned by `loading.load_clip`; it is moved to `device` and `dtype`."""
         super().__init__(preprocessing, device=device, dtype=dtype)
-        # Taken before the cast: in bfloat16 the logarithm alone would move the scale by a percent.
+        # Computed before the cast: rounding the logarithm to bfloat16 would change the scale by a percent.
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         self.width = int(model.config.projection_dim)
         self._limit = int(model.config.text_config.max_position_embeddings)
@@ -83,14 +83,14 @@ class TransformersEncoder(Encoder):
             model.text_model = model.text_projection = None
         self._model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
-    # Through the towers, for what `get_image_features` returns is not the same in every version of transformers.
+    # Calls the towers directly, because the return type of `get_image_features` depends on the transformers version.
     def _images(self, pixels: Tensor) -> Tensor:
         out: Tensor = self._model.visual_projection(self._model.vision_model(pixel_values=pixels).pooler_output)
         return out
 
     def _tokens(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], list[int], int]:
         assert self._tokenizer is not None
-        # `verbose` off: it would warn of long prompts, once per process and without saying which.
+        # With `verbose`, it would warn about long prompts once per process, without naming them.
         lengths = [len(ids) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]]
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self._limit, return_tensors="pt"

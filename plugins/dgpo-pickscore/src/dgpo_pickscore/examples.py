@@ -1,7 +1,7 @@
-"""Samples that a reward must tell apart, for `dgpo score --self-test`: a photograph that every installation has.
+"""Examples for `dgpo score --self-test`, from a photograph that every installation has.
 
-It is matplotlib's `grace_hopper.jpg`, in the public domain: the official portrait of Rear Admiral Grace Hopper,
-U.S. Navy, 512 x 600 pixels.
+The photograph is matplotlib's `grace_hopper.jpg`, in the public domain: the official portrait of Rear Admiral Grace
+Hopper, U.S. Navy, 512 x 600 pixels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ WRONG = ("a bowl of oranges on a wooden table", "a red sports car on a mountain 
 
 
 def photograph() -> Tensor:
-    """float32 [3, 600, 512] in [0, 1]."""
+    """Return the photograph, float32 [3, 600, 512] in [0, 1]."""
     with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def matches() -> list[Example]:
-    """For rewards that compare image and prompt."""
+    """Return examples for rewards that compare image and prompt."""
     image, right = photograph(), Prompt(RIGHT)
     return [
         Example("the photograph with its description", right, image, good=True),
@@ -38,7 +38,7 @@ def matches() -> list[Example]:
 
 
 def looks() -> list[Example]:
-    """For rewards that look at the image alone."""
+    """Return examples for rewards that use only the image."""
     image, prompt = photograph(), Prompt(RIGHT)
     blocks = F.interpolate(F.adaptive_avg_pool2d(image[None], 12), image.shape[1:], mode="nearest")[0]
     return [

@@ -23,7 +23,7 @@ SLACK = 1e-3
 RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of its filters."""
 SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
-"""How far a filter reaches from its center, in pixels of the larger image."""
+"""Radius of a filter, in pixels of the larger image."""
 ONE = 2.0**22
 """PIL's fixed-point unit."""
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
@@ -32,11 +32,11 @@ PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Resize, center crop, normalize: what PIL and an image processor of CLIP do, as tensor operations.
+    """Resize, center crop and normalize, as PIL and CLIP's image processors do, with tensor operations.
 
-    size: the shorter side becomes so long (an int; the other is cut off to an integer), or height and width become so
-    long whatever their ratio (a pair); crop: height and width of the center crop; mean, std: per channel, for values
-    in [0, 1]; rounds_offset: the crop's offset is rounded half to even, as torchvision does, not down, as transformers
+    size: an int for the length of the shorter side (the other is truncated to an integer), or (height, width),
+    independent of the aspect ratio; crop: (height, width) of the center crop; mean, std: per channel, for values in
+    [0, 1]; rounds_offset: round the crop's offset half to even, as torchvision does, instead of down, as transformers
     does.
     """
 
@@ -51,7 +51,7 @@ class Preprocessing:
     def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
         """Read a preprocessor_config.json of transformers; sizes are ints in old files and mappings in new ones.
 
-        Raises ValueError naming the key that is missing or unsupported.
+        Raises ValueError with the key that is missing or unsupported.
         """
         for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not config.get(step, True):
@@ -75,12 +75,12 @@ class Preprocessing:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W], float in [0, 1], to float32 [N, 3, *crop], normalized.
+        """Preprocess images [N, 3, H, W], float in [0, 1]; returns normalized float32 [N, 3, *crop].
 
-        Images count as 8-bit ones, so a sample and its PNG get one score. Resized and cropped, before they are
-        normalized, every level is the one that the installed Pillow's `Image.resize` makes of the same image, on
-        every device; normalized they are rounded to float32 once. Non-square images keep their ratio and lose both
-        ends of the longer side; small ones are enlarged; a crop larger than the image has a black rim.
+        Images are rounded to 8 bits, so a sample and its PNG have the same score. After resizing and cropping, all
+        pixel values are equal to those of `Image.resize` of the installed Pillow, on every device; the normalized
+        values are rounded to float32 once. Images keep their aspect ratio, and both ends of the longer side are
+        cropped; small images are enlarged; a crop larger than the image is padded with black.
         """
         levels = (images * 255).round().clamp(0, 255).double()  # as `media.images` rounds, in the images' dtype
         before = (images.shape[-2], images.shape[-1])
@@ -101,19 +101,21 @@ class Preprocessing:
         return (self.size, longer) if height <= width else (longer, self.size)
 
     def _resample(self, levels: Tensor, length: int, crop: int) -> Tensor:
-        """The middle `crop` pixels of levels [..., W] resampled to `length`; the others are never made."""
+        """Resample levels [..., W] to `length`; computes and returns only the middle `crop` pixels."""
         excess = length - crop
         start = round(excess / 2) if self.rounds_offset else excess // 2
         weights = _weights(levels.shape[-1], length, start, crop, self.interpolation, levels.device)
-        # Sums of integers below 2 ** 53: exact in float64, in whatever order a device adds.
+        # Sums of integers below 2 ** 53 are exact in float64, in any order of summation.
         return ((levels @ weights.mT + ONE / 2) / ONE).floor().clamp(0, 255)
 
 
 def _columns_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Whether Pillow resamples columns before rows; both are (height, width). The order shows, since each of its passes
-    rounds to 8 bits, and it depends on the version: rows first up to 12.1; in 12.2 and 12.3 columns first if a
-    image more than a hundred times as high as wide loses height (Image.resize); from 13 on columns first if the
-    height loses more than twice the pixels that the width loses (ImagingResampleInner)."""
+    """Return whether Pillow resamples columns before rows, for sizes (height, width) before and after.
+
+    The order affects the result, because each pass rounds to 8 bits. It depends on the version: rows first up to 12.1;
+    in 12.2 and 12.3, columns first if an image more than a hundred times as high as wide loses height (Image.resize);
+    from 13 on, columns first if the height loses more than twice as many pixels as the width (ImagingResampleInner).
+    """
     lost_height, lost_width = before[0] - after[0], before[1] - after[1]
     if PILLOW >= (13, 0):
         return lost_height > max(0, 2 * lost_width)
@@ -122,12 +124,12 @@ def _columns_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
 
 @lru_cache(maxsize=32)
 def _weights(before: int, after: int, start: int, count: int, interpolation: str, device: torch.device) -> Tensor:
-    """What each of `before` pixels in a row adds to the pixels start, ..., start + count - 1 of `after` made of them:
-    float64 [count, before], in units of 1 / ONE. Pixels outside the row are black.
+    """Return the weights of `before` input pixels for the output pixels start, ..., start + count - 1 of `after`:
+    float64 [count, before], in units of 1 / ONE. Pixels outside the input are black.
 
-    PIL's own weights (Resample.c): the filter is stretched when an image shrinks, cut off at its edges and normalized
-    there, and rounded to fixed-point numbers. Every operation is PIL's, in its order, so that not even the last bit of
-    a float64 can decide on another fixed-point number.
+    These are PIL's weights (Resample.c): when shrinking, the filter is stretched; it is truncated at the edges of the
+    image, normalized, and rounded to fixed point. The operations and their order are PIL's, so that the fixed-point
+    weights are identical.
     """
     scale = float(np.float32(before)) / after  # PIL keeps the size of the image in float32
     stretch = max(scale, 1.0)
@@ -153,9 +155,9 @@ def _weights(before: int, after: int, start: int, count: int, interpolation: str
 
 
 def frames_of(media: Tensor, every: int) -> Tensor:
-    """Images [N, 3, H, W] or video [N, F, 3, H, W] to the frames to score, [N, F', 3, H, W]: 0, every, 2 every, ...
+    """Select the frames 0, every, 2 * every, ... of images [N, 3, H, W] or videos [N, F, 3, H, W].
 
-    Raises ValueError for anything else.
+    Returns [N, F', 3, H, W]. Raises ValueError for media of another shape or dtype.
     """
     if media.dim() not in (4, 5) or media.shape[-3] != 3 or not media.is_floating_point():
         raise ValueError(

@@ -1,7 +1,6 @@
-"""transformers, without what it says to nobody in particular.
+"""Suppress the progress bars and key tables that transformers prints when loading.
 
-Loading draws bars and prints tables of keys. What can really be wrong with a checkpoint is checked in `loading`, and
-said there once.
+The module `loading` checks checkpoints itself and reports each problem once.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ __all__ = ["quiet"]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors only and no bars inside, and no draw that others notice: a network is filled with random numbers before
-    its weights arrive. Settings and torch's random state come back afterwards."""
+    """Suppress warnings and progress bars of transformers, and restore its settings and torch's random state on exit.
+
+    The random state changes because networks are initialized with random numbers before their weights are loaded.
+    """
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     try:
         transformers_logging.set_verbosity_error()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["AestheticReward", "ClipScoreReward", "PickScoreReward"]
 
 DIVISOR = 26
-"""By which Flow-GRPO, and DGPO after it, divide PickScore to bring it near 1 (`flow_grpo/pickscore_scorer.py`)."""
+"""Flow-GRPO and DGPO divide PickScore by this, so that it is near 1 (`flow_grpo/pickscore_scorer.py`)."""
 
 
 class _TextReward(ImageReward):
@@ -71,7 +71,7 @@ class _TextReward(ImageReward):
     def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
         texts = self.texts([prompt.text for prompt in prompts])
         directions = torch.stack([text.embedding for text in texts])[:, None]  # [N, 1, D]
-        # A sum of products, not a matrix product: that may run in TF32. Rounding must not leave the range either.
+        # Not a matrix product, which may use TF32; clamped, because rounding could exceed the range.
         cosines = (embeddings * directions).sum(-1).clamp(-1, 1)
         scales = [[self._scales(cosine) for cosine in row] for row in cosines.tolist()]
         values = torch.tensor([[scale[self.options.scale] for scale in row] for row in scales])
@@ -105,11 +105,11 @@ class PickScoreReward(_TextReward):
 class ClipScoreReward(_TextReward):
     """CLIPScore: the cosine of text and image.
 
-    The default scale is that of DiffusionNFT (arXiv 2509.16117): its `clip_scorer.py` gives logits / 100, which at
-    CLIP's logit scale of 100 is the cosine. `flowgrpo` is that of Flow-GRPO's `clip_scorer.py`, logits / 30; `hessel`
-    the original metric (Hessel et al., arXiv 2104.08718, w = 2.5). The first two use OpenAI's ViT-L-14, the default
-    model here, and resize tensors bilinearly; here images are resized as the model was trained, bicubically, so
-    values differ a little.
+    The default scale is that of DiffusionNFT (arXiv 2509.16117): its `clip_scorer.py` returns logits / 100, which is
+    the cosine for CLIP's logit scale of 100. `flowgrpo` is that of Flow-GRPO's `clip_scorer.py`, logits / 30; `hessel`
+    is the original metric (Hessel et al., arXiv 2104.08718, w = 2.5). DiffusionNFT and Flow-GRPO use OpenAI's ViT-L-14,
+    also the default here, and resize tensors bilinearly. This reward resizes bicubically, as in the model's training,
+    so values differ slightly.
 
     Diagnostics: cosine, the value on every scale, tokens, truncated.
     """
@@ -134,10 +134,10 @@ class ClipScoreReward(_TextReward):
 class AestheticReward(ImageReward):
     """LAION's improved aesthetic predictor (github.com/christophschuhmann/improved-aesthetic-predictor).
 
-    A head of five linear layers on the unit embedding of a CLIP ViT-L-14; it does not read the prompt. There the CLIP
-    is OpenAI's own file: open_clip's `openai` and transformers' openai/clip-vit-large-patch14 are conversions of it.
-    The head has no activations, so it is one linear function of a unit vector, and its range is exact: bias -/+ the
-    length of its gradient. Values of the published head lie around 1 to 10.
+    A head of five linear layers on the unit embedding of a CLIP ViT-L-14; it does not use the prompt. The predictor
+    uses OpenAI's original CLIP file, of which open_clip's `openai` and transformers' openai/clip-vit-large-patch14 are
+    conversions. The head has no activations, so it is a linear function of a unit vector with an exact range: bias
+    plus or minus the norm of its gradient. Values of the published head are about 1 to 10.
 
     Diagnostics: value.
     """
@@ -157,7 +157,7 @@ class AestheticReward(ImageReward):
             )
         super().__init__(options, device=device, encoder=encoder)
         middle, reach = _linear(head)
-        slack = 1e-5 * (abs(middle) + reach)  # of rounding
+        slack = 1e-5 * (abs(middle) + reach)  # for rounding errors
         self.range = (middle - reach - slack, middle + reach + slack)  # type: ignore[misc]
         self.head = head.to(device)
 
@@ -182,12 +182,12 @@ def _clip(
     if options.processor is None and revision is None:
         revision = options.revision
     where = f"reward {name}: option processor"
-    beside: Path = loading.fetch(source, revision, where, loading.PROCESSOR)
-    preprocessing = loading.load_preprocessing(beside, where)
+    processor: Path = loading.fetch(source, revision, where, loading.PROCESSOR)
+    preprocessing = loading.load_preprocessing(processor, where)
     side = model.config.vision_config.image_size
     if preprocessing.crop != (side, side):
         raise UserError(f"{where}: {source} crops to {preprocessing.crop}, but {options.model} requires {(side, side)}")
-    tokenizer = loading.load_tokenizer(beside, where) if with_text else None
+    tokenizer = loading.load_tokenizer(processor, where) if with_text else None
     dtype = getattr(torch, options.dtype)
     return TransformersEncoder(model, tokenizer, preprocessing, device=device, dtype=dtype)
 

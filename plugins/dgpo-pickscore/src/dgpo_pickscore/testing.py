@@ -1,4 +1,4 @@
-"""Help for tests: tiny, random, complete checkpoints of each kind, made offline in a fraction of a second."""
+"""Test helpers: tiny checkpoints of each kind with random weights, created offline in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["make_tiny_clip", "make_tiny_head", "make_tiny_open_clip"]
 
 CHARACTERS = ascii_lowercase + digits + punctuation
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of OpenAI's CLIP, which most others kept."""
+"""Normalization of OpenAI's CLIP, which most other models use too."""
 
 
 def make_tiny_clip(
     directory: str | Path, *, side: int = 32, width: int = 16, text_tokens: int = 77, scale: float = 100, seed: int = 0
 ) -> Path:
-    """Write a random CLIPModel with tokenizer and preprocessor_config.json into one directory, and return it.
+    """Write a random CLIPModel with tokenizer and preprocessor_config.json to a directory, and return the directory.
 
-    Images of side x side in patches of 8, embeddings of `width`, prompts read letter by letter, `text_tokens` of
-    them, the logit scale exp(log(scale)). The same arguments give the same weights, and the global random state is
-    left alone.
+    side: image side in pixels, with patches of 8; width: of the embeddings; text_tokens: maximum number of tokens, one
+    per letter; scale: the logit scale. The same arguments create the same weights; the global random state does not
+    change.
     """
     directory = Path(directory)
-    # As in CLIP, start and end have the highest numbers.
+    # As in CLIP, the start and end tokens have the highest ids.
     names = [*CHARACTERS, *(f"{c}</w>" for c in CHARACTERS), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={n: i for i, n in enumerate(names)}, merges=[], model_max_length=text_tokens)
     shared = {
@@ -42,7 +42,7 @@ def make_tiny_clip(
         "projection_dim": width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        # Random weights of the usual size hardly tell prompts or images apart; these do.
+        # With the usual initialization, embeddings of different prompts or images would hardly differ.
         "initializer_factor": 3.0,
     }
     config = CLIPConfig(
@@ -62,7 +62,7 @@ def make_tiny_clip(
         torch.default_generator.manual_seed(seed)
         CLIPModel(config).eval().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    # The form of the published file, in which sizes are plain numbers.
+    # The format of the published file, in which sizes are plain numbers.
     preprocessor = {
         "crop_size": side,
         "do_center_crop": True,
@@ -79,9 +79,10 @@ def make_tiny_clip(
 
 
 def make_tiny_head(path: str | Path, *, width: int = 16, seed: int = 0) -> Path:
-    """Write a random head of the aesthetic predictor for embeddings of `width`: safetensors, or what the ending says.
+    """Write a random head of the aesthetic predictor for embeddings of `width`, and return the path.
 
-    The layers behind the first have their published widths, 0.6 MB in all. Returns the path.
+    The format is safetensors for a path with this suffix, else a pickle. All layers except for the input have their
+    published widths, 0.6 MB in total.
     """
     path = Path(path)
     draws = torch.Generator().manual_seed(seed)
@@ -98,9 +99,9 @@ def make_tiny_head(path: str | Path, *, width: int = 16, seed: int = 0) -> Path:
 
 
 def make_tiny_open_clip(directory: str | Path, *, side: int = 32, width: int = 16, seed: int = 0) -> Path:
-    """Write a random model of open_clip, for `model: local-dir:DIRECTORY`, and return the directory. Needs open_clip.
+    """Write a random open_clip model for `model: local-dir:DIRECTORY`, and return the directory. Requires open_clip.
 
-    It reads with CLIP's own tokenizer, which open_clip brings with it.
+    The model uses CLIP's tokenizer, which open_clip includes.
     """
     open_clip = import_module("open_clip")
     directory = Path(directory)

@@ -1,13 +1,13 @@
-"""Checks of the component contracts (`dgpo_core.contracts`), for any plugin. They do not need pytest.
+"""Checks of the component contracts (`dgpo_core.contracts`), for any plugin. They do not require pytest.
 
-`component_checks` returns all requirements of an installed component as named checks; `dgpo plugins check` and
-`dgpo_kit.contract_tests` run them. The functions `check_...` take a component, or a function that builds it, and raise
-AssertionError for the first violated requirement:
+`component_checks` yields all requirements of an installed component as named checks, which `dgpo plugins check` and
+`dgpo_kit.contract_tests` run. The functions `check_...` take a component, or a function that builds it, and raise
+AssertionError at the first violated requirement:
 
     def test_my_reward() -> None:
         check_reward(MyReward(MyOptions(), device=torch.device("cpu")), media, prompts)
 
-B is the number of samples, G of members per group.
+B is the number of samples, G the number of members per group.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every check is made of: assertions that carry the promise they are about."""
+"""Assertions whose messages state the violated requirement."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from dgpo_core.plugins.process_state import changes, process_snapshot, put_back,
 __all__ = ["close", "equal", "global_state_left_alone", "normal", "process_left_alone", "that"]
 
 
-def that(condition: object, promise: str) -> None:
-    """Raise AssertionError with the promise if it is broken."""
+def that(condition: object, requirement: str) -> None:
+    """Raise AssertionError with `requirement` as its message if the condition is false."""
     if not condition:
-        raise AssertionError(promise)
+        raise AssertionError(requirement)
 
 
-def equal(found: Tensor, expected: Tensor, promise: str) -> None:
-    """Bit for bit, nan included."""
-    close(found, expected, promise, 0.0)
+def equal(found: Tensor, expected: Tensor, requirement: str) -> None:
+    """Raise AssertionError unless shape, dtype and all values are equal; nan equals nan."""
+    close(found, expected, requirement, 0.0)
 
 
-def close(found: Tensor, expected: Tensor, promise: str, tolerance: float) -> None:
-    """Up to `tolerance`, absolute and relative; shape and dtype must agree."""
+def close(found: Tensor, expected: Tensor, requirement: str, tolerance: float) -> None:
+    """Raise AssertionError unless shape and dtype are equal and values agree to `tolerance`, absolute and relative."""
     torch.testing.assert_close(
-        found, expected, atol=tolerance, rtol=tolerance, equal_nan=True, msg=lambda why: f"{promise}: {why}"
+        found, expected, atol=tolerance, rtol=tolerance, equal_nan=True, msg=lambda why: f"{requirement}: {why}"
     )
 
 
 @contextlib.contextmanager
 def global_state_left_alone(what: str) -> Iterator[None]:
-    """Every draw comes from a key: a component that touches a global generator makes runs differ after a resume."""
+    """Raise AssertionError if the block changes the global random state of torch, numpy or random.
+
+    All random draws must come from keys; with a global generator, a resumed run would differ. what: the component as
+    the subject of the message.
+    """
 
     def states() -> list[bytes]:
         numpy = json.dumps(np.random.get_state(legacy=False), default=np.ndarray.tolist).encode()
@@ -44,14 +48,16 @@ def global_state_left_alone(what: str) -> Iterator[None]:
 
     before = states()
     yield
-    for name, one, other in zip(("torch", "numpy", "random"), before, states(), strict=True):
-        that(one == other, f"{what} leaves the global random state of {name} alone")
+    for name, state, after in zip(("torch", "numpy", "random"), before, states(), strict=True):
+        that(state == after, f"{what} must not change the global random state of {name}")
 
 
 @contextlib.contextmanager
 def process_left_alone() -> Iterator[None]:
-    """What a component shares with the run stays as it was: a changed working directory moves the run's files, a
-    changed default of torch its last bits. What is changed is put back, so that other checks are not about it."""
+    """Raise AssertionError if the block changes process state, such as the working directory or torch's defaults.
+
+    Changes are undone, so that they do not affect later checks.
+    """
     before = process_snapshot() | thread_snapshot()
     found: list[str] = []
     try:
@@ -60,9 +66,9 @@ def process_left_alone() -> Iterator[None]:
         found = changes(before, process_snapshot() | thread_snapshot())
         put_back(before, found)
     for name in found:
-        that(False, f"whatever is asked of it leaves {name} alone")
+        that(False, f"the component must not change {name}")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    """Standard normal float32, the same every time."""
+    """Return standard normal float32 values, always the same for a seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

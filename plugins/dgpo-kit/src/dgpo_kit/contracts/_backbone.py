@@ -1,4 +1,4 @@
-"""Backbones: shapes, ranges, rows apart from each other, and weights that the engine can exchange."""
+"""Checks of backbones: shapes, ranges, independence of batch rows, and weights that the engine can exchange."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["backbone_checks", "check_backbone"]
 
 TEXTS = ("a red circle", "two blue squares on the left of a very long fence", "")
 SIZES = ((64, 64), (32, 32), (16, 16), (8, 8), (128, 128), (256, 256), (512, 512))
-"""Tried in this order where no size is given."""
+"""Sizes (height, width) to try, in this order, if none is given."""
 SIDES = (45, 13, 7, 1)
-"""Widths that few models can draw, tried where no impossible size is given."""
+"""Widths that few models support, tried if no unsupported size is given."""
 
 
 def check_backbone(
@@ -41,10 +41,11 @@ def check_backbone(
     texts: Sequence[str] = TEXTS,
     tolerance: float = 1e-4,
 ) -> None:
-    """Shapes, dtypes and ranges; rows independent of their batch; views of the weights; nothing random.
+    """Check shapes, dtypes, ranges, batch independence, exchange of weights, and that nothing is random.
 
-    make: builds the backbone on the CPU, the same every time; size: (height, width) that it can draw; impossible: one
-    that it cannot; tolerance: of one sample against the same in a batch.
+    make: builds the backbone on the CPU, always the same; size: a supported (height, width) in pixels; impossible: an
+    unsupported one; tolerance: between a sample computed alone and in a batch. Raises AssertionError at the first
+    violation.
     """
     run_all(backbone_checks(make, size, impossible=impossible, texts=texts, tolerance=tolerance))
 
@@ -57,7 +58,8 @@ def backbone_checks(
     texts: Sequence[str] = TEXTS,
     tolerance: float = 1e-4,
 ) -> Iterator[Check]:
-    """What a backbone promises; arguments as for `check_backbone`, without a size the first usual one is taken."""
+    """Yield the checks of a backbone; arguments as for `check_backbone`. size: by default the first of `SIZES` that the
+    backbone supports."""
 
     @cache
     def subject() -> Subject:
@@ -77,27 +79,30 @@ def _possible(backbone: Backbone) -> tuple[int, int]:
         with contextlib.suppress(UserError):
             backbone.latent_shape(*size)
             return size
-    raise NeedsInput(f"a size in pixels: it can draw none of {', '.join(f'{h}x{w}' for h, w in SIZES)}")
+    raise NeedsInput(f"a size in pixels: it supports none of {', '.join(f'{h}x{w}' for h, w in SIZES)}")
 
 
 def trainable(s: Subject) -> None:
-    """Float32 parameters of `module` with a gradient; everything else is frozen."""
+    """`trainable` returns float32 parameters of `module` that require a gradient; all others are frozen."""
     found = s.backbone.trainable()
     inside = {id(parameter) for parameter in s.backbone.module.parameters()}
-    that(found, "something is trained")
+    that(found, "`trainable` must not be empty")
     for name, parameter in found.items():
-        that(parameter.dtype == torch.float32, f"{name} is float32")
-        that(parameter.requires_grad, f"{name} requires a gradient")
-        that(id(parameter) in inside, f"{name} is a parameter of `module`")
+        that(parameter.dtype == torch.float32, f"{name} must be float32, got {parameter.dtype}")
+        that(parameter.requires_grad, f"{name} must require a gradient")
+        that(id(parameter) in inside, f"{name} must be a parameter of `module`")
     trained = {id(parameter) for parameter in found.values()}
     for name, parameter in s.backbone.module.named_parameters():
-        that(not parameter.requires_grad or id(parameter) in trained, f"{name} is frozen or in `trainable`")
+        that(not parameter.requires_grad or id(parameter) in trained, f"{name} must be frozen or in `trainable`")
 
 
 def latent_shape(s: Subject) -> None:
-    """Whole numbers; a size that cannot be drawn is a UserError."""
+    """The latent shape consists of positive integers; an unsupported size raises UserError."""
     shape = s.backbone.latent_shape(*s.size)
-    that(shape and all(type(n) is int and n > 0 for n in shape), "a latent's shape is a tuple of whole numbers")
+    that(
+        shape and all(type(n) is int and n > 0 for n in shape),
+        "`latent_shape` must return a tuple of positive integers",
+    )
     sizes = [s.impossible] if s.impossible else [(s.size[0], width) for width in SIDES]
     for size in sizes:
         try:
@@ -105,179 +110,187 @@ def latent_shape(s: Subject) -> None:
         except UserError:
             return
         except Exception as error:
-            raise AssertionError(f"a size of {size} is a UserError, not {type(error).__name__}: {error}") from error
-    that(s.impossible is None, f"a size of {s.impossible} is a UserError")
+            message = f"an unsupported size {size} must raise UserError, got {type(error).__name__}: {error}"
+            raise AssertionError(message) from error
+    that(s.impossible is None, f"an unsupported size {s.impossible} must raise UserError")
 
 
 def times(s: Subject) -> None:
-    """Schedules, the range of times, the start and the weight of errors are what samples and losses can be made of."""
+    """`schedule`, `sigma_range`, `start` and `loss_weight` return valid values."""
     low, high = s.backbone.sigma_range
-    that(0 <= low < high <= 1, f"`sigma_range` goes up, within [0, 1]: not from {low} to {high}")
+    that(0 <= low < high <= 1, f"`sigma_range` must be ascending within [0, 1], got ({low}, {high})")
     for steps in (1, 2, 10):
         schedule = s.backbone.schedule(*s.size, steps)
-        that(isinstance(schedule, Schedule), f"`schedule` gives a Schedule, not {type(schedule).__name__}")
+        that(isinstance(schedule, Schedule), f"`schedule` must return a Schedule, got {type(schedule).__name__}")
         try:
             sigmas = sampler_times(steps, schedule)
         except (ValueError, UserError) as error:
-            raise AssertionError(f"the schedule for {steps} steps gives times: {error}") from error
+            raise AssertionError(f"the schedule for {steps} steps must define sigmas: {error}") from error
         inside = all(low - 1e-9 <= sigma <= high + 1e-9 for sigma in sigmas[:-1].tolist())
-        that(inside, f"the times of {steps} steps, but for the final 0, lie in `sigma_range`")
+        that(inside, f"the sigmas of {steps} steps, except for the final 0, must lie in `sigma_range`")
         start = s.backbone.start(float(sigmas[0]))
-        that(isinstance(start, float | int) and 0 < start < math.inf, f"`start` is a number above 0, not {start}")
+        that(isinstance(start, float | int) and 0 < start < math.inf, f"`start` must be greater than 0, got {start}")
     sigma = torch.linspace(high, low, 3)
     weight = s.backbone.loss_weight(sigma)
     if weight is None:
         return
-    that(weight.shape == sigma.shape, f"`loss_weight` is one number a sample, not {tuple(weight.shape)}")
-    that(bool((weight.isfinite() & (weight >= 0)).all()), "`loss_weight` is finite and not negative")
-    that(weight.dtype == sigma.dtype, f"`loss_weight` is of sigma's dtype {sigma.dtype}, not {weight.dtype}")
-    that(not weight.requires_grad, "`loss_weight` has no gradient")
+    expected = tuple(sigma.shape)
+    that(weight.shape == sigma.shape, f"`loss_weight` must have shape [B] {expected}, got {tuple(weight.shape)}")
+    that(bool((weight.isfinite() & (weight >= 0)).all()), "`loss_weight` must be finite and >= 0")
+    that(weight.dtype == sigma.dtype, f"`loss_weight` must have sigma's dtype {sigma.dtype}, got {weight.dtype}")
+    that(not weight.requires_grad, "`loss_weight` must not require a gradient")
 
 
 def prompts(s: Subject) -> None:
-    """Its own example is one that it can draw; a prompt's bucket is one value; `truncated_prompts` names some of the
-    prompts."""
+    """`check_prompts` accepts the result of `example`; `bucket` and `truncated_prompts` return valid values."""
     example = s.backbone.example(s.size)
-    that(isinstance(example, Prompt), f"`example` gives a Prompt, not {type(example).__name__}")
-    that(example.size == s.size, f"`example` has the size that it was asked for, not {example.size}")
+    that(isinstance(example, Prompt), f"`example` must return a Prompt, got {type(example).__name__}")
+    that(example.size == s.size, f"`example` must have the requested size {s.size}, got {example.size}")
     try:
         s.backbone.check_prompts(s.prompts)
     except UserError as error:
-        raise AssertionError(f"`check_prompts` takes the model's own example: {error}") from error
+        raise AssertionError(f"`check_prompts` must accept the result of `example`: {error}") from error
     for prompt in s.prompts:
         contract_checks.bucket(s.backbone, prompt)
     contract_checks.truncated_prompts(s.backbone, s.prompts)
 
 
 def encode(s: Subject) -> None:
-    """One row a prompt, whatever the other prompts are; no gradient."""
+    """`encode` returns one row per prompt, independent of other prompts, without gradient."""
     _rows(s, s.backbone.encode, "prompt")
 
 
 def unconditional(s: Subject) -> None:
-    """Likewise what guidance leads away from; it depends on the negative text, and not on the text."""
+    """`unconditional` returns one row per prompt, which depends on the negative text but not on the text."""
     if not s.backbone.supports_guidance:
         raise unittest.SkipTest("the model has no unconditional prediction")
     _rows(s, s.backbone.unconditional, "unconditional prompt")
-    named = [replace(prompt, negative="a blurred photograph") for prompt in s.prompts]
-    for prompts, what in ((s.prompts, "without a negative text"), (named, "with one")):
+    negative = [replace(prompt, negative="a blurred photograph") for prompt in s.prompts]
+    for prompts, what in ((s.prompts, "without a negative text"), (negative, "with a negative text")):
         first, *others = [s.backbone.unconditional([prompt]) for prompt in prompts]
         for other in others:
             for name, tensor in first.tensors.items():
-                equal(other.tensors[name], tensor, f"unconditional {name} {what} ignores the text")
+                equal(other.tensors[name], tensor, f"unconditional {name} {what} must not depend on the text")
 
 
 def _rows(s: Subject, encode: Callable[[Sequence[Prompt]], Conditioning], what: str) -> None:
     encoded, again = encode(s.prompts), encode(s.prompts)
-    that(encoded.tensors, "there is conditioning")
-    that(encoded.lengths.keys() <= encoded.tensors.keys(), "`lengths` are those of tensors")
+    that(encoded.tensors, "conditioning must have tensors")
+    that(encoded.lengths.keys() <= encoded.tensors.keys(), "the keys of `lengths` must be keys of `tensors`")
     for name, tensor in encoded.tensors.items():
-        that(len(tensor) == len(s.texts), f"{name} has one row a {what}")
-        that(not tensor.requires_grad, f"{name} has no gradient")
-        equal(again.tensors[name], tensor, f"{name} is the same every time")
+        that(len(tensor) == len(s.texts), f"{name} must have one row per {what}: {len(s.texts)}, got {len(tensor)}")
+        that(not tensor.requires_grad, f"{name} must not require a gradient")
+        equal(again.tensors[name], tensor, f"{name} must be deterministic")
         if name in encoded.lengths:
             lengths = encoded.lengths[name]
-            that(len(lengths) == len(tensor), f"{name} has one length a {what}")
-            that(max(lengths) == tensor.shape[1], f"{name} is as long as the longest of its rows")
+            that(len(lengths) == len(tensor), f"{name} must have one length per {what}")
+            that(max(lengths) == tensor.shape[1], f"{name} must be as long as its longest row")
             beyond = [row[length:] for row, length in zip(tensor, lengths, strict=True)]
-            that(not any(bool(rest.any()) for rest in beyond), f"{name} is zero beyond the length of a row")
+            that(not any(bool(rest.any()) for rest in beyond), f"{name} must be 0 beyond the length of a row")
     for i, prompt in enumerate(s.prompts):
         alone = encode([prompt])
-        that(alone.tensors.keys() == encoded.tensors.keys(), f"conditioning has the same tensors for every {what}")
-        that(alone.lengths.keys() == encoded.lengths.keys(), f"`lengths` name the same tensors for every {what}")
+        that(alone.tensors.keys() == encoded.tensors.keys(), f"every {what} must have the same conditioning tensors")
+        that(alone.lengths.keys() == encoded.lengths.keys(), f"`lengths` must have the same keys for every {what}")
         for name, tensor in alone.tensors.items():
             row = encoded.rows([i]).tensors[name]
-            that(tensor.shape == row.shape, f"{name} of a {what} is as long alone as among others")
-            close(tensor, row, f"{name} of a {what} does not depend on others", s.tolerance)
+            that(tensor.shape == row.shape, f"the length of {name} must not depend on the other {what}s")
+            close(tensor, row, f"{name} of a {what} must not depend on the other {what}s", s.tolerance)
 
 
 def velocity(s: Subject) -> None:
-    """Float32 like the latents, finite from noise to data, the same every time."""
+    """The velocity is float32, has the latents' shape, and is finite and deterministic."""
     x_sigma, sigma, conditioning = s.arguments()
     kept = x_sigma.clone()
     with torch.no_grad():
         found = s.backbone.velocity(x_sigma, sigma, conditioning)
-    that(found.shape == x_sigma.shape, f"velocity has the latents' shape, not {tuple(found.shape)}")
-    that(found.dtype == torch.float32, f"velocity is float32, not {found.dtype}")
-    that(found.isfinite().all(), "velocity is finite for sigma in [0, 1], both ends included")
-    equal(x_sigma, kept, "velocity leaves its argument alone")
-    equal(s.velocity(), found, "velocity is the same every time")
+    that(
+        found.shape == x_sigma.shape,
+        f"velocity must have the latents' shape {tuple(x_sigma.shape)}, got {tuple(found.shape)}",
+    )
+    that(found.dtype == torch.float32, f"velocity must be float32, got {found.dtype}")
+    that(found.isfinite().all(), "velocity must be finite for all sigma in `sigma_range`, including both ends")
+    equal(x_sigma, kept, "velocity must not modify its arguments")
+    equal(s.velocity(), found, "velocity must be deterministic")
 
 
 def batch_invariance(s: Subject) -> None:
-    """Any micro-batch gives the same velocities."""
+    """Velocities do not depend on the micro-batch."""
     x_sigma, sigma, conditioning = s.arguments()
     together = s.velocity()
     for i in range(len(s.texts)):
         row = slice(i, i + 1)
         with torch.no_grad():
             alone = s.backbone.velocity(x_sigma[row], sigma[row], conditioning.rows(row))
-        close(alone, together[row], "velocity of a sample does not depend on the others", s.tolerance)
+        close(alone, together[row], "the velocity of a sample must not depend on the other samples", s.tolerance)
 
 
 def guide(s: Subject) -> None:
-    """Both velocities are of one batch; what they become has their shape, and does not depend on other samples."""
+    """The guided velocity has the shape of a velocity and does not depend on other samples."""
     if not s.backbone.supports_guidance:
         raise unittest.SkipTest("the model has no unconditional prediction")
     x_sigma, sigma, conditioning = s.arguments()
     free = s.backbone.unconditional(s.prompts)
     difference = same_places(conditioning, free)
-    that(difference is None, f"`unconditional` gives rows like those of `encode`: {difference}")
+    that(difference is None, f"`unconditional` must return rows like those of `encode`: {difference}")
     network = contract_checks.Checked(s.backbone)
     with torch.no_grad():
         found = guided_velocity(network, x_sigma, sigma, conditioning, free, 2.5)
         for i in range(len(s.texts)):
             row = slice(i, i + 1)
             alone = guided_velocity(network, x_sigma[row], sigma[row], conditioning.rows(row), free.rows(row), 2.5)
-            close(alone, found[row], "a guided velocity does not depend on the other samples", s.tolerance)
-    that(found.dtype == torch.float32, f"`guide` gives float32, not {found.dtype}")
-    that(found.isfinite().all(), "a guided velocity is finite")
+            close(alone, found[row], "a guided velocity must not depend on the other samples", s.tolerance)
+    that(found.dtype == torch.float32, f"`guide` must return float32, got {found.dtype}")
+    that(found.isfinite().all(), "a guided velocity must be finite")
 
 
 def gradient(s: Subject) -> None:
-    """The trained parameters get one, the others none."""
+    """The backward pass computes gradients of the trained parameters and of no others."""
     s.backbone.velocity(*s.arguments()).square().sum().backward()  # type: ignore[no-untyped-call]
     parameters = s.backbone.trainable().values()
     trained = {id(parameter) for parameter in parameters}
     for name, parameter in s.backbone.module.named_parameters():
-        that(parameter.grad is None or id(parameter) in trained, f"{name} is not trained and gets no gradient")
+        that(parameter.grad is None or id(parameter) in trained, f"{name} is not trained and must get no gradient")
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    that(any(gradient.any() for gradient in gradients), "the trained parameters get a gradient")
+    that(any(gradient.any() for gradient in gradients), "the trained parameters must get a gradient")
     for parameter in parameters:
         parameter.grad = None
 
 
 def decode(s: Subject) -> None:
-    """Media of the declared kind, float32 in [0, 1], of the size that was asked for, the same in any batch."""
+    """`decode` returns media of the declared kind and requested size, float32 in [0, 1], independent of the batch."""
     x0 = normal(3, *s.backbone.latent_shape(*s.size), seed=1)
     media = s.backbone.decode(x0)
-    that(media.dim() in (4, 5), f"media are [B, 3, H, W] or [B, F, 3, H, W], not {tuple(media.shape)}")
+    shape = tuple(media.shape)
+    that(media.dim() in (4, 5), f"`decode` must return [B, 3, H, W] or [B, F, 3, H, W], got {shape}")
     declared = s.backbone.media
-    that(declared in ("image", "video"), f"`media` is image or video, not {declared!r}")
+    that(declared in ("image", "video"), f"`media` must be image or video, got {declared!r}")
     found = "video" if media.dim() == 5 else "image"
-    that(declared == found, f"`media` says what `decode` gives: it gives {found} and says {declared}")
+    that(declared == found, f"`media` must be {found}, which `decode` returns, got {declared}")
     fps = s.backbone.fps
-    that(fps is None or (isinstance(fps, int | float) and 0 < fps < math.inf), f"`fps` is a number, not {fps!r}")
-    that(fps is None or declared == "video", f"`fps` is of videos; images have none, not {fps!r}")
-    that((len(media), *media.shape[-3:]) == (3, 3, *s.size), f"media have three channels of {s.size}")
-    that(media.dtype == torch.float32, f"media are float32, not {media.dtype}")
-    that(bool((media >= 0).all() and (media <= 1).all()), "media lie in [0, 1]")
-    that(not media.requires_grad, "media have no gradient")
-    equal(s.backbone.decode(x0), media, "media are the same every time")
+    that(fps is None or (isinstance(fps, int | float) and 0 < fps < math.inf), f"`fps` must be > 0, got {fps!r}")
+    that(fps is None or declared == "video", f"`fps` must be None for images, got {fps!r}")
+    expected = (3, 3, *s.size)
+    that((len(media), *media.shape[-3:]) == expected, f"media must have 3 channels and size {s.size}, got {shape}")
+    that(media.dtype == torch.float32, f"media must be float32, got {media.dtype}")
+    that(bool((media >= 0).all() and (media <= 1).all()), "media must lie in [0, 1]")
+    that(not media.requires_grad, "media must not require a gradient")
+    equal(s.backbone.decode(x0), media, "`decode` must be deterministic")
     for i in range(len(x0)):
-        close(s.backbone.decode(x0[i : i + 1])[0], media[i], "media do not depend on the others", s.tolerance)
+        alone = s.backbone.decode(x0[i : i + 1])[0]
+        close(alone, media[i], "the media of a sample must not depend on the other samples", s.tolerance)
 
 
 def reproducible(s: Subject) -> None:
-    """Built twice, it is the same twice: names and weights."""
+    """Backbones built with the same arguments have the same parameter names and weights."""
     first, again = s.make(), s.make()
-    that(list(again.trainable()) == list(first.trainable()), "the names of trained parameters are always the same")
+    same = list(again.trainable()) == list(first.trainable())
+    that(same, "the names of trained parameters must be the same in every instance")
     for name, parameter in again.trainable().items():
-        equal(parameter, first.trainable()[name], f"{name} starts the same every time")
+        equal(parameter, first.trainable()[name], f"{name} must have the same initial value in every instance")
 
 
 def random_state(s: Subject) -> None:
-    """Neither loading nor computing draws from a global generator."""
+    """Loading and computing do not use a global random generator."""
     with global_state_left_alone("a backbone"):
         s.make()
         s.velocity()

@@ -1,4 +1,4 @@
-"""A backbone that is checked, and what the checks ask of it."""
+"""The backbone under test, with the calls that its checks share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Subject"]
 
 @dataclass(frozen=True)
 class Subject:
-    """One that `make` builds, and a size, texts and an impossible size to try it with."""
+    """A backbone built by `make`, with texts, a supported size and an unsupported one to check it with."""
 
     make: Callable[[], Backbone]
     backbone: Backbone
@@ -33,7 +33,7 @@ class Subject:
         return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
 
     def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
-        """Of `velocity`: one row a text, sigma from the highest time that the model knows to the lowest."""
+        """Return the arguments of `velocity`: one row per text, sigma descending over `sigma_range`."""
         count = len(self.texts)
         x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
         low, high = self.backbone.sigma_range
@@ -45,19 +45,19 @@ class Subject:
 
     @property
     def adapter(self) -> Adapter:
-        """SkipTest where there is none."""
+        """The adapter. Raises SkipTest if there is none."""
         if self.backbone.adapter is None:
             raise unittest.SkipTest("every weight is trained, there is no adapter")
         return self.backbone.adapter
 
     def base_velocity(self) -> Tensor:
-        """Without the adapter."""
+        """Return the velocity with the adapter disabled."""
         with self.adapter.off():
             return self.velocity()
 
     @contextlib.contextmanager
     def moved_weights(self) -> Iterator[None]:
-        """The engine points the trained parameters at other tensors, and back."""
+        """Replace the data of the trained parameters within the block, as the engine does."""
         parameters = list(self.backbone.trainable().values())
         start = [parameter.data for parameter in parameters]
         for i, parameter in enumerate(parameters):

@@ -1,5 +1,4 @@
-"""Checks have names and run one by one; those of a component share what they test, built when the first of them
-runs."""
+"""Named checks that run one by one. The checks of a component share one instance, built when the first check runs."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise of a contract.
+    """A requirement of a contract.
 
-    `run` raises AssertionError if it is broken, unittest.SkipTest (which pytest knows) where it does not apply, and
-    NeedsInput if the component cannot be built with what was given. Any other error is the component's own.
+    `run` raises AssertionError if the requirement is violated, unittest.SkipTest (which pytest supports) if it does not
+    apply, and NeedsInput if the component cannot be built without more input. Other exceptions come from the component.
     """
 
     name: str
@@ -29,9 +28,10 @@ class Check:
 
 
 def checks_of(subject: Callable[[], Subject], *functions: Callable[[Subject], None]) -> Iterator[Check]:
-    """One check a function, called after it: `empty_batch` makes `empty-batch`. The first one only builds.
+    """Yield a check for each function, named after it: `empty-batch` for `empty_batch`. The first check, `builds`, only
+    builds the subject.
 
-    Each of them also sees that the process is left as it was, and puts back what is not, so that the next one sees it.
+    Each check also fails if it changes process state, and restores that state for the next check.
     """
     yield Check("builds", partial(_build, subject))
     for function in functions:
@@ -39,7 +39,7 @@ def checks_of(subject: Callable[[], Subject], *functions: Callable[[Subject], No
 
 
 def run_all(checks: Iterable[Check]) -> None:
-    """Run checks in order up to the first broken promise; those that do not apply are passed over."""
+    """Run checks in order, skipping those that do not apply. Raises AssertionError at the first violation."""
     for check in checks:
         try:
             check.run()

@@ -1,4 +1,4 @@
-"""Declarations: light to import, and true to what they name."""
+"""Checks of declarations: cheap to import, and consistent with the implementation."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ from dgpo_schemas.base import Options, UseBlock
 __all__ = ["HEAVY", "check_declaration", "check_light", "declaration_checks", "distribution_checks"]
 
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "peft", "accelerate")
-"""What must not be imported before a run uses a component."""
+"""Packages that must not be imported before a run uses a component."""
 REACHED = "imported:"
-PATIENCE = 120.0
-"""Seconds that an import may take."""
+TIMEOUT = 120.0
+"""Timeout of an import in seconds."""
 UNKNOWN = "no_such_option"
 
 
 def check_light(module: str, heavy: Sequence[str] = HEAVY) -> None:
-    """Importing the module of an entry point imports nothing heavy (a fresh interpreter is asked)."""
+    """Check, in a new interpreter, that importing the module of an entry point imports none of the packages `heavy`."""
     names = f"*[name for name in {tuple(heavy)!r} if name in sys.modules]"
     code = f"import sys; out = sys.__stdout__; import {module}; print('\\n{REACHED}', {names}, file=out, flush=True)"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            [sys.executable, "-c", code], capture_output=True, text=True, errors="replace", timeout=TIMEOUT
         )
     except subprocess.TimeoutExpired:
-        that(False, f"importing {module} ends within {PATIENCE:g} s")
-    _, reached, found = done.stdout.rpartition(REACHED)  # what it prints itself comes before
-    that(bool(reached) or done.returncode != 0, f"importing {module} does not end the process (status 0)")
-    that(bool(reached), f"{module} can be imported: {done.stderr or f'exit status {done.returncode}'}")
-    that(not found.strip(), f"importing {module} does not import {found.strip()}")
+        that(False, f"importing {module} must finish within {TIMEOUT:g} s")
+    _, reached, found = done.stdout.rpartition(REACHED)  # output of the module itself comes before
+    that(bool(reached) or done.returncode != 0, f"importing {module} must not end the process (exit code 0)")
+    that(bool(reached), f"{module} must be importable: {done.stderr or f'exit code {done.returncode}'}")
+    that(not found.strip(), f"importing {module} must not import {found.strip()}")
 
 
 def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check]:
-    """What a distribution promises whatever its components are: its plugins load, its names are its own, and starting
-    dgpo imports nothing heavy for them."""
+    """Yield the checks of a distribution itself: its plugins load, its component names are unique, its commands can be
+    imported, and its entry points import no heavy package."""
 
     def loads() -> None:
-        broken = [str(one) for one in registry.broken if one.distribution == distribution]
-        that(not broken, f"its plugins can be loaded: {'; '.join(broken)}")
+        broken = [str(plugin) for plugin in registry.broken if plugin.distribution == distribution]
+        that(not broken, f"its plugins must load: {'; '.join(broken)}")
 
     def own_names() -> None:
         for (kind, name), owners in registry.conflicts().items():
             others = sorted(set(owners) - {distribution})
-            that(distribution not in owners, f"{kind} {name} is its own; {', '.join(others)} declares it too")
+            that(distribution not in owners, f"{kind} {name} must be unique; {', '.join(others)} declares it too")
 
     def light_import() -> None:
         modules = [point.value for owner, _, point in entry_points() if owner == distribution]
@@ -74,26 +74,25 @@ def distribution_checks(registry: Registry, distribution: str) -> Iterator[Check
     def its_commands() -> None:
         for command in commands:
             found = imported(str(command), command.command.target)
-            that(callable(found), f"{command}: {command.command.target} is a function or a Typer application")
+            that(callable(found), f"{command}: {command.command.target} must be a function or a Typer application")
 
     yield Check("loads", loads)
     yield Check("own-names", own_names)
-    commands = [one for one in registry.commands().values() if one.distribution == distribution and one.command.target]
+    commands = [c for c in registry.commands().values() if c.distribution == distribution and c.command.target]
     if commands:
         yield Check("commands", its_commands)
     yield Check("light-import", light_import)
 
 
 def check_declaration(registry: Registry, kind: str, name: str) -> None:
-    """A component's summary, options and implementation are what `hookspecs.Component` says; unknown options are
-    refused."""
+    """Check that a component's summary, options and implementation follow `hookspecs.Component`."""
     run_all(declaration_checks(registry, kind, name))
 
 
 def declaration_checks(
     registry: Registry, kind: str, name: str, options: Mapping[str, Any] | None = None
 ) -> Iterator[Check]:
-    """What a component's declaration promises. options: those that it is checked with."""
+    """Yield the checks of a component's declaration. options: the options to build it with."""
 
     @cache
     def subject() -> _Declared:
@@ -118,45 +117,46 @@ class _Declared:
 
 
 def summary(s: _Declared) -> None:
-    """`dgpo plugins list` has one line for it."""
-    that("\n" not in s.component.summary, f"{s.what}: the summary is one line")
+    """The summary is one line, as `dgpo plugins list` shows it."""
+    that("\n" not in s.component.summary, f"{s.what}: the summary must be one line")
 
 
 def options_described(s: _Declared) -> None:
-    """`dgpo plugins show` and editors explain every option."""
-    that(issubclass(s.model, Options), f"{s.what}: the options are a dgpo_schemas.base.Options")
+    """Every option has a description, which `dgpo plugins show` and editors display."""
+    that(issubclass(s.model, Options), f"{s.what}: the options must derive from dgpo_schemas.base.Options")
     for field, declared in s.model.model_fields.items():
-        that(declared.description, f"{s.what}: option {field} has a description")
+        that(declared.description, f"{s.what}: option {field} must have a description")
     json.dumps(s.model.model_json_schema())
 
 
 def unknown_option(s: _Declared) -> None:
-    """A misspelled option is the user's mistake, and named."""
-    promise = f"{s.what}: an unknown option is a UserError that names it"
-    that(s.model.model_config.get("extra") == "forbid", f"{promise}, but its model does not forbid it")
+    """An unknown option raises UserError with its name."""
+    requirement = f"{s.what}: an unknown option must raise UserError with its name"
+    that(s.model.model_config.get("extra") == "forbid", f"{requirement}, but the model allows extra fields")
     try:
         s.registry.create(s.kind, UseBlock(use=s.component.name, options=s.options | {UNKNOWN: 1}))
     except UserError as error:
-        that(UNKNOWN in str(error) and not isinstance(error, PluginError), f"{promise}, not {error}")
+        that(UNKNOWN in str(error) and not isinstance(error, PluginError), f"{requirement}, got {error}")
     else:
-        that(False, promise)
+        that(False, requirement)
 
 
 def options_round_trip(s: _Declared) -> None:
-    """A run directory keeps the options, and reads them again."""
+    """Options written to a run directory as JSON can be read again."""
     try:
         made = s.model.model_validate(s.options)
     except ValidationError as error:
-        raise unittest.SkipTest("it has no options to write: some are required") from error
+        raise unittest.SkipTest("no options to write: some are required") from error
     again = s.model.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
-    that(again == made, f"{s.what}: written options can be read again")
+    that(again == made, f"{s.what}: options must be the same after writing and reading them")
 
 
 def implementation(s: _Declared) -> None:
-    """The class that is named exists, and implements all of its contract."""
+    """The declared class exists and implements all abstract methods of its contract."""
     path, _, attribute = s.component.implementation.partition(":")
     found = getattr(importlib.import_module(path), attribute)
     bases = contracts_of(s.registry.kinds[s.kind])
     names = " or ".join(base.__name__ for base in bases)
-    that(issubclass(found, bases), f"{s.what}: {s.component.implementation} is a {names}")
-    that(not inspect.isabstract(found), f"{s.what}: {s.component.implementation} implements all of its contract")
+    that(issubclass(found, bases), f"{s.what}: {s.component.implementation} must derive from {names}")
+    missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    that(not inspect.isabstract(found), f"{s.what}: {s.component.implementation} must implement {missing}")

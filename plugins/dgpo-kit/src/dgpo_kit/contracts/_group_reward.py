@@ -1,4 +1,4 @@
-"""Rewards that compare: the members of a group and their keys decide, and nothing else does."""
+"""Checks of group rewards: values depend on the members of the group and their keys alone."""
 
 from __future__ import annotations
 
@@ -38,17 +38,21 @@ __all__ = ["check_group_reward", "group_reward_checks"]
 
 
 def check_group_reward(reward: GroupReward, media: Tensor, prompt: Prompt) -> None:
-    """One value or missing mark a member, decided by the members' media and keys alone; any thread.
+    """Check that a reward returns one value or missing mark per member, from the members' media and keys alone, in any
+    thread.
 
-    media [G, ...] of one prompt as the reward takes them, at least three; include some that are hard to score.
+    media: [G, ...] of one prompt, in the format of the reward, at least three; include some that are hard to score.
+    Raises AssertionError at the first violation.
     """
     batch = Batch("image" if media.dim() == 4 else "video", media, (prompt,) * len(media))
     run_all(_checks(lambda: _Group(reward, (batch,))))
 
 
 def group_reward_checks(make: Callable[[], GroupReward], prompts: Sequence[Prompt] = ()) -> Iterator[Check]:
-    """What a reward that compares promises, tried on groups of drawn images (or videos), one for each of `prompts`,
-    and on its own examples. NeedsInput if it has neither examples nor prompts, and refuses generated ones."""
+    """Yield the checks of a group reward on groups of generated media, one per prompt, and on its examples.
+
+    The checks raise NeedsInput if there are neither examples nor `prompts` and the reward rejects generated prompts.
+    """
 
     @cache
     def subject() -> _Group:
@@ -73,13 +77,13 @@ def _checks(subject: Callable[[], _Group]) -> Iterator[Check]:
 
 
 def keys_of(count: int) -> list[SampleKey]:
-    """As the engine gives them; not in the order of the members."""
+    """Return keys like those of the engine, not in the order of the members."""
     return [("iteration", 0, "rollout", 0, (7 * i) % 11) for i in range(count)]
 
 
 @dataclass(frozen=True)
 class _Group(_Subject):
-    """Each batch is a group: samples of one prompt."""
+    """A group reward; each batch is a group, samples of one prompt."""
 
     reward: GroupReward  # type: ignore[assignment]
 
@@ -88,44 +92,43 @@ class _Group(_Subject):
 
     @torch.no_grad()
     def compare(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
-        """As the engine calls it."""
+        """Call the reward as the engine does."""
         return self.reward.score_group(media, prompt, keys)
 
 
 def permutation(s: _Group) -> None:
-    """Members in another order, each with its key, have the same values: nothing goes by places."""
+    """Values do not depend on the order of the members."""
     for batch in s.batches:
         keys, before = keys_of(len(batch.media)), s.answer(batch)
         for order in (list(range(len(keys)))[::-1], [*range(1, len(keys)), 0]):
             found = s.compare(batch.media[order].clone(), batch.prompts[0], [keys[i] for i in order])
             expected = Scores(before.values[order], before.missing[order])
-            _same_scores(found, expected, "members in another order have their values in that order", 1e-5)
+            _same_scores(found, expected, "values must not depend on the order of the members", 1e-5)
 
 
 def other_groups(s: _Group) -> None:
-    """What it was shown before changes nothing."""
+    """Values do not depend on groups scored before."""
     for batch in s.batches:
         before = s.answer(batch)
         s.score(batch.media.flip(0) * 0.5, [Prompt("another group", batch.prompts[0].metadata)])
         s.score(batch.media[:2].clone(), batch.prompts[:2])
-        _same_scores(s.answer(batch), before, "other groups change nothing", 0.0)
+        _same_scores(s.answer(batch), before, "values must not depend on other groups", 0.0)
 
 
 def one_member(s: _Group) -> None:
-    """With nothing to compare it with a member is missing."""
+    """A single member, which cannot be compared, is marked missing."""
     for batch in s.batches:
-        promise = "a single member is missing"
-        found = _without_error(partial(s.score, batch.media[:1].clone(), batch.prompts[:1]), promise)
+        requirement = "a single member must be marked missing"
+        found = _without_error(partial(s.score, batch.media[:1].clone(), batch.prompts[:1]), requirement)
         _check_scores(s.reward, found, 1)
-        that(bool(found.missing.all()), promise)
+        that(bool(found.missing.all()), requirement)
 
 
 def examples(s: _Group) -> None:
-    """Valid, the same every time, and shown in groups, one a prompt, the worst good one scores above the best bad
-    one."""
+    """Examples are valid and deterministic; scored in one group per prompt, every good one is above every bad one."""
     found = list(s.reward.examples())
     if not found:
-        raise unittest.SkipTest("it has no examples")
+        raise unittest.SkipTest("the reward has no examples")
     groups: dict[tuple[object, str], list[Example]] = {}
     for example in found:
         groups.setdefault((example.prompt.key, repr(sorted(example.prompt.metadata.items()))), []).append(example)
@@ -138,8 +141,8 @@ def examples(s: _Group) -> None:
 
 def _compared(s: _Group, group: Sequence[Example]) -> dict[str, float]:
     names = ", ".join(example.name for example in group)
-    that(len({example.media.shape for example in group}) == 1, f"examples of one prompt have one size: {names}")
+    that(len({example.media.shape for example in group}) == 1, f"examples of one prompt must have one size: {names}")
     s.reward.check_prompts([group[0].prompt])
     answer = s.score(torch.stack([example.media for example in group]), [example.prompt for example in group])
-    that(not answer.missing.any(), f"examples are scored, not missing: {names}")
+    that(not answer.missing.any(), f"examples must not be missing: {names}")
     return dict(zip([example.name for example in group], answer.values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Objectives: a loss per member, and members that do not touch each other."""
+"""Checks of objectives: a loss per member, and independence of the members."""
 
 from __future__ import annotations
 
@@ -21,77 +21,80 @@ SIZE = 4
 
 
 def check_objective(objective: Objective) -> None:
-    """A loss per member with a gradient for the policy alone; members apart once the statistic is complete."""
+    """Check that an objective returns one loss per member with a gradient for the policy alone, and that members are
+    independent given the group's statistic. Raises AssertionError at the first violation."""
     run_all(objective_checks(lambda: [objective]))
 
 
 def objective_checks(make: Callable[[], Sequence[Objective]]) -> Iterator[Check]:
-    """What an objective promises, each for every one that `make` builds: the same with different settings."""
+    """Yield the checks of an objective; each covers all objectives that `make` builds, usually one per setting."""
     return checks_of(cache(make), statistic, losses, gradient, members, zero_weights, random_state)
 
 
 def statistic(objectives: Sequence[Objective]) -> None:
-    """One share a member, without gradient."""
+    """`statistic` returns one summand per member, without gradient."""
     for objective in objectives:
         _statistic(objective, _predictions(objective))
 
 
 def losses(objectives: Sequence[Objective]) -> None:
-    """Finite [B], and metrics [B] without gradient."""
+    """Losses are finite [B]; metrics are [B] without gradient."""
     for objective in objectives:
         found = _loss(objective, _predictions(objective))
-        that(found.loss.shape == (SIZE,), f"there is one loss a member: [{SIZE}], not {list(found.loss.shape)}")
-        that(found.loss.isfinite().all(), "losses are finite")
+        that(found.loss.shape == (SIZE,), f"loss must have shape [B] [{SIZE}], got {list(found.loss.shape)}")
+        that(found.loss.isfinite().all(), "losses must be finite")
         for name, values in found.metrics.items():
-            that(values.shape == (SIZE,), f"metric {name} has one value a member, not {list(values.shape)}")
-            that(not values.requires_grad, f"metric {name} has no gradient")
+            that(values.shape == (SIZE,), f"metric {name} must have shape [B] [{SIZE}], got {list(values.shape)}")
+            that(not values.requires_grad, f"metric {name} must not require a gradient")
 
 
 def gradient(objectives: Sequence[Objective]) -> None:
-    """The policy gets one."""
+    """The loss has a finite, nonzero gradient with respect to the policy's velocity."""
     for objective in objectives:
         found = _gradient(objective)
-        that(bool(found.isfinite().all() and found.any()), "the loss has a finite gradient")
+        that(bool(found.isfinite().all() and found.any()), "the gradient of the loss must be finite and not 0")
 
 
 def members(objectives: Sequence[Objective]) -> None:
-    """Any micro-batch gives the same losses and gradients, once the statistic is complete."""
+    """Given the group's statistic, losses and gradients do not depend on the micro-batch."""
     for objective in objectives:
         p = _predictions(objective)
         complete, all_gradients = _statistic(objective, p), _gradient(objective)
         together = objective.loss(p, complete).loss
         for i in range(SIZE):
-            one = _predictions(objective, slice(i, i + 1))
-            alone = objective.loss(one, None if complete is None else complete[i : i + 1]).loss
-            close(alone[0], together[i], "with the statistic complete, a member's loss is its own", 1e-12)
-            (own,) = torch.autograd.grad(alone.sum(), one.velocity)
-            close(own[0], all_gradients[i], "with the statistic complete, a member's gradient is its own", 1e-12)
+            row = _predictions(objective, slice(i, i + 1))
+            alone = objective.loss(row, None if complete is None else complete[i : i + 1]).loss
+            given = "given the group's statistic, the"
+            close(alone[0], together[i], f"{given} loss of a member must not depend on the other members", 1e-12)
+            (found,) = torch.autograd.grad(alone.sum(), row.velocity)
+            requirement = f"{given} gradient of a member must not depend on the other members"
+            close(found[0], all_gradients[i], requirement, 1e-12)
 
 
 def zero_weights(objectives: Sequence[Objective]) -> None:
-    """What `skips_zero_weights` says."""
+    """With `skips_zero_weights`, members of weight 0 contribute neither gradient nor statistic."""
     skipping = [objective for objective in objectives if objective.skips_zero_weights]
     if not skipping:
-        raise unittest.SkipTest("it does not declare `skips_zero_weights`")
+        raise unittest.SkipTest("the objective does not declare `skips_zero_weights`")
     for objective in skipping:
         p = _predictions(objective)
-        idle = p.signed_weights == 0
-        promise = "a member of weight 0 has no gradient where its passes may be skipped"
-        that(not _gradient(objective)[idle].any(), promise)
+        skipped = p.signed_weights == 0
+        requirement = "with `skips_zero_weights`, the gradient of a member of weight 0 must be 0"
+        that(not _gradient(objective)[skipped].any(), requirement)
         if objective.needs_statistic:
-            share = objective.statistic(p)
-            that(not share[idle].any(), "a member of weight 0 adds nothing to the statistic")
+            summands = objective.statistic(p)
+            that(not summands[skipped].any(), "the statistic of a member of weight 0 must be 0")
 
 
 def random_state(objectives: Sequence[Objective]) -> None:
-    """Losses are not drawn."""
+    """Losses do not use a global random generator."""
     for objective in objectives:
         with global_state_left_alone("an objective"):
             _loss(objective, _predictions(objective))
 
 
 def _predictions(objective: Objective, rows: slice = slice(None)) -> Predictions:
-    """Four members of a group in float64, one of them of weight 0; frozen models close to the policy."""
+    """Return four members of a group in float64, one with weight 0; the frozen models are close to the policy."""
     shape = (SIZE, 2, 3, 3)
     velocity, target = normal(*shape, seed=1).double(), normal(*shape, seed=2).double()
     advantages = torch.tensor([1.5, 0.5, -2.0, 0.0], dtype=torch.float64)
@@ -110,7 +113,7 @@ def _predictions(objective: Objective, rows: slice = slice(None)) -> Predictions
 
 
 def _step(drawn_by: Tensor, rows: slice) -> PathStep:
-    """A step that weights close to the policy's took."""
+    """Return a sampler step taken by a model close to the policy."""
     x, z = (normal(*drawn_by.shape, seed=seed).double()[rows] for seed in (3, 4))
     sigma, next_sigma, std = 0.9, 0.8, 0.2
 
@@ -133,10 +136,11 @@ def _gradient(objective: Objective) -> Tensor:
 
 
 def _statistic(objective: Objective, p: Predictions) -> Tensor | None:
-    """The group's statistic, for each of its members."""
+    """Return the group's statistic, repeated for each member."""
     if not objective.needs_statistic:
         return None
-    split_samples = objective.statistic(p)
-    that(split_samples.shape == (len(p.velocity),), f"there is one share a member, not {list(split_samples.shape)}")
-    that(not split_samples.requires_grad, "shares of the statistic have no gradient")
-    return split_samples.sum().expand(len(split_samples))
+    summands = objective.statistic(p)
+    count = len(p.velocity)
+    that(summands.shape == (count,), f"`statistic` must have shape [B] [{count}], got {list(summands.shape)}")
+    that(not summands.requires_grad, "`statistic` must not require a gradient")
+    return summands.sum().expand(count)

@@ -1,4 +1,4 @@
-"""Prompt sources: the same prompts every time, and none in both splits."""
+"""Checks of prompt sources: deterministic prompts, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ SPLITS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
 
 
 def check_prompts(make: Make) -> None:
-    """Prompts with a text and metadata that JSON can hold, always the same; none of them in both splits."""
+    """Check that prompts have a text and JSON-serializable metadata, are deterministic, and that splits are disjoint.
+
+    Raises AssertionError at the first violation.
+    """
     run_all(prompts_checks(make))
 
 
 def prompts_checks(make: Make) -> Iterator[Check]:
-    """What a prompt source promises. make: builds it, the same every time."""
+    """Yield the checks of a prompt source. make: builds it, always the same."""
 
     def subject() -> Make:
         make()
@@ -32,7 +35,7 @@ def prompts_checks(make: Make) -> Iterator[Check]:
 
 
 def _texts(make: Make, order: tuple[Literal["train", "heldout"], ...] = SPLITS) -> dict[str, list[tuple[Any, ...]]]:
-    """(text, digests of media, metadata, negative text, size) of each prompt."""
+    """Return (text, digests of media, metadata, negative text, size) of each prompt by split."""
     source = make()
     return {
         split: [(p.text, p.key[1], dict(p.metadata), p.negative, p.size) for p in source.prompts(split)]
@@ -43,31 +46,31 @@ def _texts(make: Make, order: tuple[Literal["train", "heldout"], ...] = SPLITS) 
 def splits(make: Make) -> None:
     """Both splits have prompts, each with a text."""
     for split, found in _texts(make).items():
-        that(found, f"there are {split} prompts")
-        that(all(text.strip() for text, *_ in found), f"{split}: every prompt has a text")
+        that(found, f"{split}: there must be at least one prompt")
+        that(all(text.strip() for text, *_ in found), f"{split}: every prompt must have a text")
 
 
 def metadata(make: Make) -> None:
-    """JSON can hold what rewards are told."""
+    """The metadata of all prompts is JSON-serializable."""
     for found in _texts(make).values():
         json.dumps([metadata for _, _, metadata, *_ in found], allow_nan=False)
 
 
 def determinism(make: Make) -> None:
-    """The same options give the same prompts, whichever split is asked for first."""
+    """The same options return the same prompts, in either order of the splits."""
     once, again = _texts(make), _texts(make, SPLITS[::-1])
     for split in SPLITS:
-        that(again[split] == once[split], f"{split}: the same options give the same prompts")
+        that(again[split] == once[split], f"{split}: the same options must return the same prompts")
 
 
 def disjoint_splits(make: Make) -> None:
-    """What is evaluated on was never trained on."""
+    """No held-out prompt is also a training prompt."""
     found = {split: {prompt[:2] for prompt in prompts} for split, prompts in _texts(make).items()}
     shared = found["train"] & found["heldout"]
-    that(not shared, f"the splits share no prompt: {sorted(text for text, _ in shared)[:3]}")
+    that(not shared, f"the splits must not share prompts, got {sorted(text for text, _ in shared)[:3]}")
 
 
 def random_state(make: Make) -> None:
-    """Draws come from a key of its own."""
+    """Prompts do not use a global random generator."""
     with global_state_left_alone("a prompt source"):
         _texts(make)

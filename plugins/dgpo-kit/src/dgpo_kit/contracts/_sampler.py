@@ -1,4 +1,4 @@
-"""Samplers: their schedule, their samples and their path."""
+"""Checks of samplers: the schedule, the samples and the path."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ SCHEDULES = (Schedule(), Schedule(shift=3.0), Schedule(2.0, "even", terminal=0.0
 def check_sampler(
     sampler: Sampler, steps: Sequence[int] = (1, 2, 5), schedules: Sequence[Schedule] = SCHEDULES
 ) -> None:
-    """Its times; exact on a straight flow if deterministic; samples independent of their batch; its path."""
+    """Check sigmas, path, batch independence, and that a deterministic sampler is exact for a constant velocity.
+
+    Raises AssertionError at the first violation.
+    """
     run_all(sampler_checks(lambda: sampler, steps, schedules))
 
 
 def sampler_checks(
     make: Callable[[], Sampler], steps: Sequence[int] = (1, 2, 5), schedules: Sequence[Schedule] = SCHEDULES
 ) -> Iterator[Check]:
-    """What a sampler promises, each for every combination of `steps` and `schedules`."""
+    """Yield the checks of a sampler; each covers all combinations of `steps` and `schedules`."""
 
     @cache
     def subject() -> list[_Case]:
@@ -61,7 +64,7 @@ def sampler_checks(
 
 @dataclass(frozen=True)
 class _Case:
-    """A sampler at work: a velocity that bends, noise [3, 2, 3, 5] and a key for each sample."""
+    """A sampler with a nonlinear velocity, noise [3, 2, 3, 5] and one key per sample."""
 
     sampler: Sampler
     steps: int
@@ -84,91 +87,97 @@ class _Case:
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
         like = self.noise
-        that(x_sigma.shape[1:] == like.shape[1:] and x_sigma.dtype == like.dtype, "states are shaped like the noise")
-        that(sigma.dim() == 0 and 0 <= float(sigma) <= 1, "sigma is a 0-d tensor in [0, 1]")
+        same = x_sigma.shape[1:] == like.shape[1:] and x_sigma.dtype == like.dtype
+        that(same, "states must have the shape and dtype of the noise")
+        that(sigma.dim() == 0 and 0 <= float(sigma) <= 1, "sigma must be a 0-d tensor in [0, 1]")
         return torch.tanh(1.5 * x_sigma + sigma)
 
 
 def schedule(cases: Sequence[_Case]) -> None:
-    """Times float64 [steps + 1] on the CPU, descending from no higher than the model's first one to 0."""
+    """Sigmas are float64 [steps + 1] on the CPU, descending from at most the model's first sigma to 0."""
     for case in cases:
         sigmas, steps = case.sigmas(), case.steps
-        that(sigmas.shape == (steps + 1,), f"{steps} steps visit {steps + 1} times, not {tuple(sigmas.shape)}")
-        that(sigmas.dtype == torch.float64 and sigmas.device.type == "cpu", "times are float64 on the CPU")
-        that(all(a > b for a, b in pairwise(sigmas.tolist())), "times descend")
-        that(sigmas[-1] == 0 and sigmas[0] <= 1, "times go from at most 1 to 0")
+        that(
+            sigmas.shape == (steps + 1,), f"sigmas must have shape [steps + 1] [{steps + 1}], got {list(sigmas.shape)}"
+        )
+        that(sigmas.dtype == torch.float64 and sigmas.device.type == "cpu", "sigmas must be float64 on the CPU")
+        that(all(a > b for a, b in pairwise(sigmas.tolist())), f"sigmas must descend, got {sigmas.tolist()}")
+        that(sigmas[-1] == 0 and sigmas[0] <= 1, f"sigmas must go from at most 1 to 0, got {sigmas.tolist()}")
         first = finish(torch.tensor([case.schedule.first], dtype=torch.float64), replace(case.schedule, terminal=None))
-        that(sigmas[0] <= first[0] + 1e-12, "times begin no higher than the model's first one, shifted")
+        that(sigmas[0] <= first[0] + 1e-12, "the first sigma must be at most the model's first sigma, shifted")
 
 
 def samples(cases: Sequence[_Case]) -> None:
-    """x0 is shaped like the noise, which is left alone; a path only if it is asked for."""
+    """x0 has the shape and dtype of the noise, which is not modified; there is no path without `keep_path`."""
     for case in cases:
         noise = case.noise.clone()
         sampled = case.sample_from(noise, case.velocity)
-        that(sampled.x0.shape == noise.shape and sampled.x0.dtype == noise.dtype, "x0 is shaped like the noise")
-        equal(noise, case.noise, "the noise is left alone")
-        that(sampled.path is None, "there is no path unless it is asked for")
+        same = sampled.x0.shape == noise.shape and sampled.x0.dtype == noise.dtype
+        that(same, "x0 must have the shape and dtype of the noise")
+        equal(noise, case.noise, "the noise must not be modified")
+        that(sampled.path is None, "`path` must be None without `keep_path`")
 
 
 def determinism(cases: Sequence[_Case]) -> None:
-    """Noise and keys decide."""
+    """Samples depend on noise and keys alone."""
     for case in cases:
-        equal(case.sample().x0, case.sample().x0, "the same noise and keys give the same sample")
+        equal(case.sample().x0, case.sample().x0, "the same noise and keys must give the same sample")
 
 
 def batch_invariance(cases: Sequence[_Case]) -> None:
-    """Any split of a batch gives the same samples."""
+    """Samples do not depend on the batch."""
     for case in cases:
         x0 = case.sample().x0
         for i in range(SIZE):
-            close(case.sample(slice(i, i + 1)).x0[0], x0[i], "a sample does not depend on the others", 1e-5)
+            alone = case.sample(slice(i, i + 1)).x0[0]
+            close(alone, x0[i], "a sample must not depend on the other samples of the batch", 1e-5)
 
 
 def empty_batch(cases: Sequence[_Case]) -> None:
-    """Nothing in, nothing out."""
+    """An empty batch returns no samples."""
     for case in cases:
-        that(len(case.sample(slice(0, 0)).x0) == 0, "no noise gives no samples")
+        that(len(case.sample(slice(0, 0)).x0) == 0, "an empty batch must return no samples")
 
 
 def terminal(cases: Sequence[_Case]) -> None:
-    """The last time before 0 is the one that the model asks for."""
+    """The last sigma before 0 is the schedule's terminal sigma."""
     for case in cases:
-        sigmas, wanted = case.sigmas(), case.schedule.terminal
-        if wanted is not None and case.steps > 1:
-            that(abs(float(sigmas[-2]) - wanted) < 1e-9, f"the last time before 0 is the model's terminal {wanted:g}")
+        sigmas, expected = case.sigmas(), case.schedule.terminal
+        if expected is not None and case.steps > 1:
+            last = float(sigmas[-2])
+            that(abs(last - expected) < 1e-9, f"the last sigma before 0 must be `terminal` {expected:g}, got {last:g}")
 
 
 def path(cases: Sequence[_Case]) -> None:
-    """The states from noise to x0, with the probabilities of random steps."""
+    """The path has all states from noise to x0 and, for random samplers, the log-probabilities of the steps."""
     for case in cases:
         _check_path(case, case.sample(keep_path=True), case.sample().x0, case.sigmas())
 
 
 def _check_path(case: _Case, result: SampleResult, x0: Tensor, sigmas: Tensor) -> None:
-    that(result.path is not None, "the path is there when it is asked for")
+    that(result.path is not None, "`path` must not be None with `keep_path`")
     assert result.path is not None
     steps, states = case.steps, result.path.states
-    equal(result.x0, x0, "keeping the path changes nothing")
-    that(states.shape == (steps + 1, *x0.shape), f"the path has {steps + 1} states")
-    equal(states[0], case.noise, "the path starts at the noise")
-    equal(states[-1], x0, "the path ends at x0")
-    equal(result.path.sigmas.double().cpu(), sigmas, "the path has the schedule's times")
+    equal(result.x0, x0, "`keep_path` must not change the samples")
+    that(states.shape == (steps + 1, *x0.shape), f"the path must have {steps + 1} states, got {len(states)}")
+    equal(states[0], case.noise, "the path must start at the noise")
+    equal(states[-1], x0, "the path must end at x0")
+    equal(result.path.sigmas.double().cpu(), sigmas, "the path must have the sigmas of the schedule")
     log_probs = result.path.log_probs
     if case.sampler.deterministic:
-        that(log_probs is None, "a deterministic sampler has no probabilities")
+        that(log_probs is None, "`log_probs` must be None for a deterministic sampler")
     else:
-        that(log_probs is not None, "a random sampler gives the probabilities of its steps")
+        that(log_probs is not None, "a random sampler must return the `log_probs` of its steps")
         assert log_probs is not None
-        that(log_probs.shape == (steps, SIZE), "probabilities are [steps, B]")
+        that(log_probs.shape == (steps, SIZE), f"`log_probs` must have shape [steps, B], got {list(log_probs.shape)}")
 
 
 def step_distribution(cases: Sequence[_Case]) -> None:
-    """Each state is drawn from what a random sampler says of the step, and so are the path's probabilities."""
+    """States and log-probabilities of the path agree with `step_distribution`."""
     for case in cases:
         if not has_distribution(case.sampler):
             raise unittest.SkipTest(
-                "it does not say how its steps are distributed; objectives that learn from them ask"
+                "the sampler has no `step_distribution`, which only objectives on its steps require"
             )
         found = case.sample(keep_path=True).path
         assert found is not None
@@ -176,28 +185,29 @@ def step_distribution(cases: Sequence[_Case]) -> None:
         for k, (sigma, after) in enumerate(pairwise(case.sigmas().tolist())):
             x, next_x = found.states[k], found.states[k + 1]
             mean, std = case.sampler.step_distribution(x, case.velocity(x, torch.tensor(sigma)), sigma, after)
-            that(mean.shape == x.shape and std >= 0, "a step has a mean shaped like the state, and a std of at least 0")
+            valid = mean.shape == x.shape and std >= 0
+            that(valid, "`step_distribution` must return a mean of the state's shape and a std >= 0")
             if std == 0:
-                close(next_x, mean, "a step of std 0 is its mean", 1e-5)
+                close(next_x, mean, "a step with std 0 must return the mean", 1e-5)
                 continue
-            that(((next_x - mean) / std).abs().max() < 6, "a step is drawn from the distribution that is stated")
-            stated = gaussian_log_prob(next_x, mean, std)
-            close(found.log_probs[k], stated, "probabilities are those of the distribution that is stated", 1e-3)
+            that(((next_x - mean) / std).abs().max() < 6, "a step must be drawn from `step_distribution`")
+            log_prob = gaussian_log_prob(next_x, mean, std)
+            close(found.log_probs[k], log_prob, "`log_probs` must be those of `step_distribution`", 1e-3)
 
 
 def straight_flow(cases: Sequence[_Case]) -> None:
-    """A deterministic sampler is exact where the velocity is constant, whatever its order."""
+    """A deterministic sampler of any order is exact for a constant velocity."""
     straight = normal(SIZE, 2, 3, 5, seed=1)
     for case in cases:
         if not case.sampler.deterministic:
-            raise unittest.SkipTest("its samples are random")
+            raise unittest.SkipTest("the samples are random")
         found = case.sample_from(case.noise, lambda x_sigma, sigma: straight).x0
         expected = case.noise - float(case.sigmas()[0]) * straight
-        close(found, expected, "where the velocity is constant, x0 is exact", 1e-5)
+        close(found, expected, "x0 must be exact for a constant velocity", 1e-5)
 
 
 def random_state(cases: Sequence[_Case]) -> None:
-    """Draws come from the keys."""
+    """Samples do not use a global random generator."""
     for case in cases:
         with global_state_left_alone("a sampler"):
             case.sample()

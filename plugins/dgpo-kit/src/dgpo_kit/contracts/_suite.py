@@ -1,4 +1,4 @@
-"""The suite: from a component's name to everything it promises, each as a check of its own."""
+"""All checks of an installed component, selected by its kind and name."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ __all__ = ["component_checks", "components_of"]
 
 CPU = torch.device("cpu")
 NO_CHECKPOINT = "none"
-"""What a backbone is asked to load where nothing is given; one that makes its own weights does not look at it."""
+"""The checkpoint of a backbone if none is given. A backbone that creates its own weights ignores it."""
 OBJECTIVE_SETTINGS: tuple[dict[str, Any], ...] = (
     {}, {"kl": 0.0}, {"clip": None}, {"clip": None, "kl": 0.0}, {"clip_kl": True, "kl": 1.0}, {"reference": "ema_fast"},
 )  # fmt: skip
 
 
 def components_of(registry: Registry, distribution: str) -> list[RegisteredComponent]:
-    """A distribution's usable components, by kind and name."""
+    """Return the loaded components of a distribution, by kind and name."""
     return [p for kind in registry.kinds for p in registry.components(kind).values() if p.distribution == distribution]
 
 
 def component_checks(registry: Registry, kind: str, name: str, given: Given | None = None) -> Iterator[Check]:
-    """Everything that a component promises: its declaration, then its contract (nothing is built before a check runs).
+    """Yield the checks of a component's declaration and contract. Nothing is built before a check runs.
 
-    A check raises NeedsInput if the component cannot be built with what is given, or without it.
+    Checks raise NeedsInput if the component cannot be built with the input in `given`.
     """
     given = given or Given()
     yield from declaration_checks(registry, kind, name, given.options)
@@ -61,13 +61,13 @@ def component_checks(registry: Registry, kind: str, name: str, given: Given | No
 
 
 class _Builder:
-    """Builds a component as a run would."""
+    """Builds a component as a run does."""
 
     def __init__(self, registry: Registry, kind: str, name: str, given: Given) -> None:
         self.registry, self.kind, self.name, self.given = registry, kind, name, given
 
     def __call__(self, section: type[UseBlock] = UseBlock, settings: Mapping[str, Any] | None = None, **kw: Any) -> Any:
-        """The component, its section with `settings` in it. Raises NeedsInput for what only a person can give."""
+        """Build the component with `settings` in its section. Raises NeedsInput if the user must provide input."""
         self._check_options()
         data = {"use": self.name, "options": dict(self.given.options), **(settings or {}), **self.given.section}
         try:
@@ -81,7 +81,7 @@ class _Builder:
         return self(device=CPU)
 
     def _check_options(self) -> None:
-        """Raise NeedsInput for options that are required and not given, or given and refused."""
+        """Raise NeedsInput for missing or invalid options."""
         model = self.registry.options_model(self.registry.find(self.kind, self.name))
         options = dict(self.given.options)
         try:
@@ -92,10 +92,10 @@ class _Builder:
 
 
 def _backbone(build: _Builder, given: Given) -> Iterator[Check]:
-    """Both ways of training it, of which it may offer one."""
+    """Yield the checks for both values of `backbone.train`, of which a backbone may support only one."""
     modes = [given.section["train"]] if "train" in given.section else ["lora", "full"]
     for mode in modes:
-        other = [one for one in modes if one != mode]
+        other = [m for m in modes if m != mode]
 
         def make(mode: str = mode, other: list[str] = other) -> Backbone:
             return _made_for(build, mode, other)
@@ -104,11 +104,11 @@ def _backbone(build: _Builder, given: Given) -> Iterator[Check]:
 
 
 def _made_for(build: _Builder, mode: str, other: list[str]) -> Backbone:
-    """The backbone, trained in this way. SkipTest if it only offers the other."""
+    """Build the backbone with `train: mode`. Raises SkipTest if it supports only one of the others."""
 
-    def made(way: str) -> Backbone:
-        settings: dict[str, Any] = {"checkpoint": NO_CHECKPOINT, "train": way}
-        if way == "lora":
+    def made(train: str) -> Backbone:
+        settings: dict[str, Any] = {"checkpoint": NO_CHECKPOINT, "train": train}
+        if train == "lora":
             settings["lora"] = {"rank": 2, "alpha": 4}
         found: Backbone = build(BackboneSection, settings, device=CPU)
         try:
@@ -120,9 +120,9 @@ def _made_for(build: _Builder, mode: str, other: list[str]) -> Backbone:
     try:
         return made(mode)
     except NeedsInput as error:
-        for way in other:
-            made(way)
-            raise unittest.SkipTest(f"it offers `train: {way}` alone: {error.__cause__}") from error
+        for train in other:
+            made(train)
+            raise unittest.SkipTest(f"supports only `train: {train}`: {error.__cause__}") from error
         raise
 
 
@@ -134,10 +134,10 @@ def _objective(build: _Builder, given: Given) -> Iterator[Check]:
 
 
 def _reward(build: _Builder, given: Given) -> Iterator[Check]:
-    """By the contract that its class derives from."""
+    """Yield the checks of RewardModel or GroupReward, depending on the base of the class."""
     try:
         compares = issubclass(build.registry.implementation(build.registry.find("reward", build.name)), GroupReward)
-    except PluginError:  # the declaration's checks tell
+    except PluginError:  # reported by the checks of the declaration
         compares = False
     return (group_reward_checks if compares else reward_checks)(build.on_device, given.prompts)
 
@@ -151,4 +151,4 @@ _CHECKS: dict[str, Callable[[_Builder, Given], Iterator[Check]]] = {
     "objective": _objective,
     "prompts": lambda build, given: prompts_checks(build),
 }
-"""By the engine's own kinds; those of plugins bring theirs."""
+"""The checks of the engine's kinds. Plugins that define a kind provide its checks."""

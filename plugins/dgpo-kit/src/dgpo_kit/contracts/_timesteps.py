@@ -1,4 +1,4 @@
-"""Timestep policies: times within the bounds they name, from their key; state that survives JSON."""
+"""Checks of timestep policies: sigmas within the declared bounds, drawn from the key, and a JSON-serializable state."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ COUNTS = (1, 2, 4)
 METRICS = {"iteration": 1, "reward.mean": 0.5, "kl": 0.01, "grad_norm": 1.0}
 RANGES = ((0.0, 1.0), (0.3, 1.0), (0.25, 0.75))
 ITERATIONS = 7
-"""Enough for a policy that measures every five."""
+"""Enough for a policy that measures every five iterations."""
 
 
 def check_timesteps(
     make: Callable[[], TimestepPolicy], *, counts: Sequence[int] = COUNTS, metrics: Mapping[str, float] = METRICS
 ) -> None:
-    """Times within the policy's bounds, from their key alone; its state survives JSON and is all there is to remember.
+    """Check that sigmas lie within the policy's bounds and depend on the key alone, and that the state is complete.
 
-    make: builds the policy; metrics: what it may observe after an iteration. A policy that measures is shown a made-up
-    model whose samples in few steps component from many-step ones more with every iteration.
+    make: builds the policy; metrics: the metrics passed to `observe` after each iteration. A policy with `measures`
+    measures a synthetic model, whose few-step samples differ more from many-step samples in every iteration. Raises
+    AssertionError at the first violation.
     """
     run_all(timesteps_checks(make, counts=counts, metrics=metrics))
 
@@ -43,7 +44,8 @@ def check_timesteps(
 def timesteps_checks(
     make: Callable[[], TimestepPolicy], *, counts: Sequence[int] = COUNTS, metrics: Mapping[str, float] = METRICS
 ) -> Iterator[Check]:
-    """What a timestep policy promises, each over a short run in several ranges; a count it refuses is left out."""
+    """Yield the checks of a timestep policy; each covers short runs in several ranges. Counts that the policy refuses
+    are skipped."""
 
     @cache
     def subject() -> _Subject:
@@ -53,8 +55,8 @@ def timesteps_checks(
     return checks_of(subject, declares, bounds, times, logged, measurements, state_round_trip, random_state)
 
 
-class _MadeUp(Probe):
-    """Artifacts of few steps that grow with the iteration, halve with twice the steps, and are learned at low noise."""
+class _SyntheticProbe(Probe):
+    """A probe whose artifacts grow with the iteration, halve with twice the steps, and are learned at low noise."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
@@ -74,7 +76,7 @@ class _MadeUp(Probe):
 
 @dataclass(frozen=True)
 class _Moment:
-    """A policy that has seen more and more; `before` is its state before it measured what it is about to draw."""
+    """A policy at one iteration of a run; `before` is its JSON state before the measurement of that iteration."""
 
     policy: TimestepPolicy
     before: str
@@ -93,21 +95,21 @@ class _Subject:
     metrics: Mapping[str, float]
 
     def moments(self) -> Iterator[_Moment]:
-        """The iterations of a run, as a trainer goes through them, after the measurement."""
+        """Yield the iterations of a run, in the order of the trainer, each after its measurement."""
         for t_min, t_max in RANGES:
             policy = self.make()
             for iteration in range(ITERATIONS):
                 sigmas = torch.linspace(1, 0, 21, dtype=torch.float64)
                 context = TimestepContext(sigmas, t_min, t_max, 1.0, iteration, ITERATIONS)
-                before, probe = _saved(policy), _MadeUp(iteration)
+                before, probe = _saved(policy), _SyntheticProbe(iteration)
                 if policy.measures:
                     policy.measure(probe, context)
-                counts = [count for count in self.counts if _takes(policy, context, count)]
+                counts = [count for count in self.counts if _accepts(policy, context, count)]
                 yield _Moment(policy, before, context, probe, counts)
                 policy.observe(self.metrics)
 
     def restored(self, state: str) -> TimestepPolicy:
-        """Another policy, in a state that was saved."""
+        """Build another policy and load a saved state."""
         policy = self.make()
         policy.load_state_dict(json.loads(state))
         return policy
@@ -117,7 +119,7 @@ def _saved(policy: TimestepPolicy) -> str:
     return json.dumps(policy.state_dict(), allow_nan=False)
 
 
-def _takes(policy: TimestepPolicy, context: TimestepContext, count: int) -> bool:
+def _accepts(policy: TimestepPolicy, context: TimestepContext, count: int) -> bool:
     with contextlib.suppress(UserError):
         policy.check(context, count)
         return True
@@ -125,66 +127,68 @@ def _takes(policy: TimestepPolicy, context: TimestepContext, count: int) -> bool
 
 
 def declares(s: _Subject) -> None:
-    """`measures` says whether `measure` does something: the engine goes by it."""
+    """`measures` is set if and only if the class overrides `measure`; the engine relies on it."""
     kind = type(s.make())
-    own = kind.measure is not TimestepPolicy.measure
-    that(kind.measures == own, f"measures is {own}, as it has {'a' if own else 'no'} `measure` of its own")
+    overrides = kind.measure is not TimestepPolicy.measure
+    article = "its own" if overrides else "no"
+    that(kind.measures == overrides, f"`measures` must be {overrides}, because the class has {article} `measure`")
 
 
 def bounds(s: _Subject) -> None:
-    """Two numbers in order, within the range."""
+    """The bounds are in order and within the range."""
     for moment in s.moments():
         if not moment.counts:
             continue
         low, high = _bounds(moment.policy, moment.context)
         t_min, t_max = moment.context.t_min, moment.context.t_max
-        that(t_min <= low <= high <= t_max, f"bounds are in order and within [{t_min}, {t_max}]: ({low}, {high})")
+        valid = t_min <= low <= high <= t_max
+        that(valid, f"bounds must be in order and within [{t_min}, {t_max}], got ({low}, {high})")
 
 
 def times(s: _Subject) -> None:
-    """Float64 [count] on the CPU, within the bounds."""
+    """Sigmas are float64 [count] on the CPU, within the bounds."""
     for moment in s.moments():
         for count in moment.counts:
             found = moment.draw(moment.policy, count)
-            that(found.shape == (count,), f"{count} times are drawn, not {list(found.shape)}")
-            that(found.dtype == torch.float64 and found.device.type == "cpu", "times are float64 on the CPU")
+            that(found.shape == (count,), f"`draw` must return shape [{count}], got {list(found.shape)}")
+            that(found.dtype == torch.float64 and found.device.type == "cpu", "sigmas must be float64 on the CPU")
             low, high = _bounds(moment.policy, moment.context)
             inside = bool(((found >= low) & (found <= high)).all())
-            that(inside, f"times lie in [{low}, {high}]: {found.tolist()}")
+            that(inside, f"sigmas must lie in [{low}, {high}], got {found.tolist()}")
 
 
 def logged(s: _Subject) -> None:
-    """What goes into the log beside the bounds: names and finite numbers."""
+    """`metrics` returns finite numbers by name."""
     for moment in s.moments():
         found: Any = moment.policy.metrics()
-        that(isinstance(found, Mapping), f"metrics are a mapping, not {found!r}")
+        that(isinstance(found, Mapping), f"`metrics` must return a mapping, got {found!r}")
         for name, value in found.items():
-            that(isinstance(name, str), f"metrics have names, not {name!r}")
-            that(name not in ("t_min", "t_max"), f"metric {name}: that name belongs to the bounds")
+            that(isinstance(name, str), f"names of metrics must be strings, got {name!r}")
+            that(name not in ("t_min", "t_max"), f"metric {name}: this name is reserved for the bounds")
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            that(number, f"metric {name} is a finite number, not {value!r}")
+            that(number, f"metric {name} must be a finite number, got {value!r}")
 
 
 def measurements(s: _Subject) -> None:
-    """Measured again from the state before: the same, so that an iteration that was stopped can be repeated."""
+    """Measuring the same model from the same state is deterministic, so that a stopped iteration can be repeated."""
     if not s.make().measures:
-        raise unittest.SkipTest("it does not measure the model")
-    promise = "the same model measured from the same state gives the same"
+        raise unittest.SkipTest("the policy does not measure the model")
+    requirement = "measuring the same model from the same state must give the same"
     for moment in s.moments():
         again = s.restored(moment.before)
         again.measure(moment.probe, moment.context)
-        that(_saved(again) == _saved(moment.policy), f"{promise} state: {_saved(moment.policy)}, {_saved(again)}")
-        _same(again, moment, promise)
+        that(_saved(again) == _saved(moment.policy), f"{requirement} state: {_saved(moment.policy)}, {_saved(again)}")
+        _same(again, moment, f"{requirement} policy")
 
 
 def state_round_trip(s: _Subject) -> None:
-    """A resumed run draws what the undisturbed one would have drawn."""
+    """A policy restored from its JSON state draws the same sigmas, as in a resumed run."""
     for moment in s.moments():
-        _same(s.restored(_saved(moment.policy)), moment, "its state, as JSON, is all there is to remember")
+        _same(s.restored(_saved(moment.policy)), moment, "a policy restored from its JSON state must be the same")
 
 
 def random_state(s: _Subject) -> None:
-    """Draws come from the key, and what is measured from the model."""
+    """Draws and measurements do not use a global random generator."""
     with global_state_left_alone("a timestep policy"):
         for moment in s.moments():
             for count in moment.counts:
@@ -196,10 +200,10 @@ def _bounds(policy: TimestepPolicy, context: TimestepContext) -> tuple[float, fl
     return low, high
 
 
-def _same(other: TimestepPolicy, moment: _Moment, promise: str) -> None:
-    """Both draw the same times and log the same numbers."""
+def _same(other: TimestepPolicy, moment: _Moment, requirement: str) -> None:
+    """Raise AssertionError unless both policies have the same draws, metrics and bounds."""
     for count in moment.counts:
-        equal(moment.draw(other, count), moment.draw(moment.policy, count), promise)
-    that(dict(other.metrics()) == dict(moment.policy.metrics()), f"{promise}: metrics {dict(other.metrics())}")
+        equal(moment.draw(other, count), moment.draw(moment.policy, count), requirement)
+    that(dict(other.metrics()) == dict(moment.policy.metrics()), f"{requirement}: metrics {dict(other.metrics())}")
     if moment.counts:
-        that(other.bounds(moment.context) == moment.policy.bounds(moment.context), f"{promise}: bounds")
+        that(other.bounds(moment.context) == moment.policy.bounds(moment.context), f"{requirement}: bounds")

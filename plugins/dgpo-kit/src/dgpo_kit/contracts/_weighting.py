@@ -1,4 +1,4 @@
-"""Weightings: finite weights >= 0, one a member, whatever the members' order."""
+"""Checks of weightings: one finite weight >= 0 per member, independent of the members' order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ SIZES = (2, 3, 8, 24)
 
 
 def check_weighting(weighting: AdvantageWeighting, sizes: Sequence[int] = SIZES) -> None:
-    """Finite weights >= 0, whatever the order of the members; a cancelling partition function if it declares one."""
+    """Check that weights are finite and >= 0, do not depend on the order of the members, and, with `cancels_partition`,
+    that signed weights sum to 0. Raises AssertionError at the first violation."""
     run_all(weighting_checks(lambda: weighting, sizes))
 
 
 def weighting_checks(make: Callable[[], AdvantageWeighting], sizes: Sequence[int] = SIZES) -> Iterator[Check]:
-    """What a weighting promises, each for groups of `sizes` members, with and without ties."""
+    """Yield the checks of a weighting; each covers groups of `sizes` members, with and without ties."""
 
     @cache
     def subject() -> list[_Group]:
@@ -38,14 +39,14 @@ def weighting_checks(make: Callable[[], AdvantageWeighting], sizes: Sequence[int
 
 @dataclass(frozen=True)
 class _Group:
-    """A group of so many members; `tied` gives half of them one reward."""
+    """A group of `size` members; with `tied`, half of them have the same reward."""
 
     weighting: AdvantageWeighting
     size: int
     tied: bool
 
     def members(self) -> tuple[Tensor, Tensor]:
-        """Advantages and rewards, float64 [G]."""
+        """Return advantages and rewards, float64 [G]."""
         rewards = normal(self.size, seed=self.size).double()
         if self.tied:
             rewards[: self.size // 2] = rewards[0]
@@ -56,50 +57,52 @@ class _Group:
 
 
 def weights(groups: Sequence[_Group]) -> None:
-    """[G], finite and never negative: the engine signs them."""
+    """Weights are [G], finite and >= 0; the engine adds the sign."""
     for group in groups:
         found, size = group.weights(), group.size
-        that(found.shape == (size,), f"there is one weight a member: [{size}], not {list(found.shape)}")
-        that(bool((found.isfinite() & (found >= 0)).all()), f"weights are finite and >= 0: {found.tolist()}")
+        that(found.shape == (size,), f"weights must have shape [G] [{size}], got {list(found.shape)}")
+        valid = bool((found.isfinite() & (found >= 0)).all())
+        that(valid, f"weights must be finite and >= 0, got {found.tolist()}")
 
 
 def determinism(groups: Sequence[_Group]) -> None:
-    """Nothing but advantages and rewards decides."""
+    """Weights depend on advantages and rewards alone."""
     for group in groups:
-        equal(group.weights(), group.weights(), "weights are the same every time")
+        equal(group.weights(), group.weights(), "weights must be deterministic")
 
 
 def untouched(groups: Sequence[_Group]) -> None:
-    """Arguments are the engine's."""
+    """The arguments are not modified; they belong to the engine."""
     for group in groups:
         advantages, rewards = group.members()
         group.weighting.weights(advantages, rewards)
-        equal(torch.stack((advantages, rewards)), torch.stack(group.members()), "advantages and rewards are left alone")
+        arguments, expected = torch.stack((advantages, rewards)), torch.stack(group.members())
+        equal(arguments, expected, "advantages and rewards must not be modified")
 
 
 def partition(groups: Sequence[_Group]) -> None:
-    """What `cancels_partition` says."""
+    """With `cancels_partition`, signed weights sum to 0."""
     for group in groups:
         if not group.weighting.cancels_partition:
-            raise unittest.SkipTest("it does not declare `cancels_partition`")
+            raise unittest.SkipTest("the weighting does not declare `cancels_partition`")
         advantages, _ = group.members()
         signed = torch.where(advantages > 0, group.weights(), -group.weights())
-        close(signed.sum(), torch.zeros(()).double(), "signed weights sum to 0 in every group", 1e-9)
+        close(signed.sum(), torch.zeros(()).double(), "signed weights must sum to 0 in every group", 1e-9)
 
 
 def order(groups: Sequence[_Group]) -> None:
-    """Members have no order."""
+    """Weights do not depend on the order of the members."""
     for group in groups:
         if group.tied:
-            continue  # which of two equal members comes first may decide
+            continue  # the order may decide between members with equal rewards
         advantages, rewards = group.members()
         shuffled = torch.randperm(group.size, generator=torch.Generator().manual_seed(group.size))
         moved = group.weighting.weights(advantages[shuffled], rewards[shuffled])
-        close(moved, group.weights()[shuffled], "a member keeps its weight whatever its place", 1e-12)
+        close(moved, group.weights()[shuffled], "weights must not depend on the order of the members", 1e-12)
 
 
 def random_state(groups: Sequence[_Group]) -> None:
-    """Weights are not drawn."""
+    """Weights do not use a global random generator."""
     for group in groups:
         with global_state_left_alone("a weighting"):
             group.weights()
