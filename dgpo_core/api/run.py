@@ -1,4 +1,4 @@
-"""A run as an object: trained, resumed, sampled from, evaluated, exported and read."""
+"""The `Run` object: train, resume, sample, evaluate, export and read a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.api.calls import (
     Overrides,
-    at_least_one,
     check_accept,
-    check_seed,
+    check_callbacks,
+    check_format,
+    checked_guidance,
+    checked_seed,
     from_python,
     path_of,
+    positive,
     settings_of,
     sides_of,
 )
@@ -190,8 +193,9 @@ class Run:
         from dgpo_core.api.watching import Reported
         from dgpo_core.plugins.registry import get_registry
 
-        at_least_one(max_iterations=max_iterations)
+        (max_iterations,) = positive(max_iterations=max_iterations)
         check_accept(accept, ["base", "logs"])
+        check_callbacks(callbacks)
         if accept and not resume:
             raise UserError("accept: belongs to a resume; a new run begins with what there is")
         self.close()  # one model at a time
@@ -267,8 +271,8 @@ class Run:
         from dgpo_core.api.samples import draw
         from dgpo_core.data.prompts import given_prompts
 
-        at_least_one(count=count, steps=steps, guidance=guidance, micro_batch=micro_batch)
-        check_seed(seed, required=True)
+        count, steps, micro_batch = positive(count=count, steps=steps, micro_batch=micro_batch)
+        guidance, seed = checked_guidance(guidance), checked_seed(seed)
         sides = sides_of(size)
         chosen = [] if prompts is None else given_prompts(prompts)
         return draw(
@@ -305,8 +309,10 @@ class Run:
         from dgpo_core.api.evaluating import evaluate
         from dgpo_core.data.prompts import given_prompts
 
-        at_least_one(limit=limit, samples=samples, steps=steps, guidance=guidance, micro_batch=micro_batch)
-        check_seed(seed)
+        limit, samples, steps, micro_batch = positive(
+            limit=limit, samples=samples, steps=steps, micro_batch=micro_batch
+        )
+        guidance, seed = checked_guidance(guidance), None if seed is None else checked_seed(seed)
         chosen = [] if prompts is None else given_prompts(prompts)
         return evaluate(
             self._opened(model, checkpoint), chosen, limit=limit, samples=samples, seed=seed, steps=steps,
@@ -339,6 +345,7 @@ class Run:
         from dgpo_core.api.output import check_directory
 
         output = path_of(directory)
+        check_format(format)
         check_export(self._path, check_model(model), format)
         check_directory(output, force=force, target=self._path)
         export(self._opened(model, checkpoint, alone=True), output, format)

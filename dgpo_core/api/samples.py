@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgpo_core.api.calls import path_of
+from dgpo_core.api.calls import path_of, positive
 from dgpo_core.api.output import check_directory
 from dgpo_core.data.notes import longer_than_read, notes, unheard
 from dgpo_core.distributed.partitioning import exchange_tensors
@@ -73,9 +73,10 @@ class Samples:
         return [to_image(one) for one in self.media]
 
     def grid(self, columns: int | None = None) -> Image:
-        """All samples as one PIL image; by default one row is one prompt. A video is shown by its frames."""
+        """Return all samples as one PIL image; by default one row is one prompt. Videos are shown by their frames."""
+        (columns,) = positive(columns=columns)
         if not self.media:
-            raise UserError("there are no samples to show: another process has them")
+            raise UserError("there are no samples to show: the main process has them")
         return contact_sheet([to_image(one) for one in self.media], columns or self.count)
 
     def save(self, directory: str | PathLike[str], *, force: bool = False, fps: int | None = None) -> Path:

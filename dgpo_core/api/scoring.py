@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dgpo_core.api.calls import at_least_one, from_python, path_of
+from dgpo_core.api.calls import from_python, path_of, positive
 from dgpo_core.errors import UserError
 from dgpo_core.types import Scores
 
@@ -71,7 +71,9 @@ def score(
     from dgpo_core.training.reward_calls import Reward
     from dgpo_core.training.score_samples import Sample, score_samples
 
-    at_least_one(batch=batch)
+    (batch,) = positive(batch=batch)
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"options: must be a dict of the reward's options, got {type(options).__name__}")
     registry, where = get_registry(), choose_device(device, "device")
     block = _block(name, options or {}, registry)
     named = _named(media)

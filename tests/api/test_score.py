@@ -66,6 +66,8 @@ def test_a_reward_that_compares_sees_the_samples_of_a_prompt() -> None:
     [
         (lambda: score("brigtness", GRAY, "x"), "unknown reward 'brigtness'; did you mean brightness?"),
         (lambda: score("brightness", GRAY, "x", {"limit": 1}), "options.limit: unknown key"),
+        (lambda: score("brightness", GRAY, "x", [1]), "options: must be a dict of the reward's options, got list"),
+        (lambda: score("brightness", GRAY, [1]), "prompts[0]: must be a text, a Prompt, or a dict"),
         (lambda: score("brightness", GRAY), "prompts: are missing; give one for each of the media, or one for all"),
         (lambda: score("brightness", GRAY, ["x", "y"]), "prompts: 2 for 4 media"),
         (lambda: score("brightness", "nope.png", "x"), "media[0]: nope.png: no such file"),
