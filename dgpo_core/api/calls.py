@@ -11,16 +11,13 @@ from functools import wraps
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, TypeAlias, TypeVar
 
 from dgpo_core.errors import UserError
 from dgpo_core.system.spelling import in_python, option
 from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.places import expand_home
 from dgpo_schemas.problems import ConfigError
-
-if TYPE_CHECKING:
-    from dgpo_core.training.callbacks import Callback
 
 __all__ = [
     "Overrides",
@@ -113,13 +110,14 @@ def positive(**values: object) -> list[Any]:
     return found
 
 
-def checked_guidance(guidance: Any) -> float | None:
+def checked_guidance(guidance: object) -> float | None:
     """Return a guidance scale. Raises UserError for anything but a finite number of at least 1; None stays."""
     if guidance is None:
         return None
-    if not isinstance(guidance, Real) or isinstance(guidance, bool) or not 1 <= guidance < math.inf:
+    number = float(guidance) if isinstance(guidance, SupportsFloat) and isinstance(guidance, Real) else math.nan
+    if isinstance(guidance, bool) or not 1 <= number < math.inf:
         raise UserError(f"guidance={guidance!r}: must be a number of at least 1")
-    return guidance if isinstance(guidance, int | float) else float(guidance)
+    return guidance if isinstance(guidance, int | float) else number
 
 
 def checked_seed(seed: object) -> int:
@@ -136,7 +134,7 @@ def check_accept(accept: object, allowed: Sequence[str]) -> None:
         raise UserError(f"accept={accept!r}: must be a list with {' or '.join(map(repr, allowed))}")
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
+def check_callbacks(callbacks: object) -> None:
     """Raise UserError unless `callbacks` is a list of Callback instances."""
     from dgpo_core.training.callbacks import Callback
 

@@ -263,7 +263,7 @@ def test_exports_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
         (lambda run: run.resume(callbacks=Callback()), "callbacks: must be a list of Callback instances, got Callback"),
         (lambda run: run.export("runs"), "directory='runs': would replace runs/toy"),
         (lambda run: run.train(), "continue it with resume=True, or choose another run.name"),
-        (lambda run: run.train(accept=["base"]), "accept: belongs to a resume"),
+        (lambda run: run.train(accept=["base"]), "accept: requires resume"),
         (lambda run: run.resume(accept="logs"), "accept='logs': must be a list with 'base' or 'logs'"),
         (lambda run: Run.open(run.directory, accept=["bse"]), "accept=['bse']: must be a list with 'base'"),
         (lambda run: Run.open(run.directory, [("run.seed", 1)]), "overrides: must be a dict of settings, or a list of"),
@@ -299,7 +299,7 @@ def test_a_moved_base_model_is_reported_of(trained: Run) -> None:
     data.pop("sha256", None)
     data["base"] = {"directory": "toy", "files": {}, "commit": None}
     record.write_text(json.dumps(sealed(data)))
-    with pytest.raises(UserError, match=r"say where it is: overrides=\{'backbone.checkpoint': PATH\}"):
+    with pytest.raises(UserError, match=r"set its path: overrides=\{'backbone.checkpoint': PATH\}"):
         Run.open("runs/toy").sample("x")
 
 
