@@ -106,7 +106,7 @@ def run(
 
 
 def main() -> None:
-    """The command line; a user's mistake is one message and exit code 2."""
+    """Run the command line; user errors become one message and exit code 2."""
     program(run)
 
 

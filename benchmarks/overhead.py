@@ -46,23 +46,23 @@ class Stopwatch(Callback):
         self._thread = threading.get_ident()
 
     def on_iteration_start(self, iteration: int) -> None:
-        """What is not of a component is the engine's."""
+        """Attribute time outside of components to the engine."""
         if iteration == self.warmup:
             self.seconds.clear()
         self._enter(ENGINE)
 
     def on_phase_start(self, phase: str) -> None:
-        """Rewards work on their own threads: what they cost is the time for which the run waits."""
+        """Start timing the wait for rewards, which run on other threads."""
         if phase == "wait_for_scores":
             self._enter("waiting for rewards")
 
     def on_phase_end(self, phase: str, seconds: float) -> None:
-        """No longer waiting."""
+        """Stop timing the wait for rewards."""
         if phase == "wait_for_scores":
             self._leave()
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """The end of an iteration."""
+        """Stop timing the engine."""
         self._leave()
 
     def _enter(self, label: str) -> None:
@@ -75,14 +75,14 @@ class Stopwatch(Callback):
 
     def _toggle(self) -> None:
         if self.cuda:
-            torch.cuda.synchronize()  # the device's work belongs to whoever queued it
+            torch.cuda.synchronize()  # attribute queued device work to the component that queued it
         now = time.perf_counter()
         if self._stack:
             self.seconds[self._stack[-1]] += now - self._since
         self._since = now
 
     def time(self, label: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, timed under a label."""
+        """Wrap a function so that its time is added to a label."""
 
         @functools.wraps(call)
         def timed(*arguments: Any, **keywords: Any) -> Any:
@@ -97,12 +97,12 @@ class Stopwatch(Callback):
         return timed
 
     def wrap(self, owner: Any, name: str, label: str) -> None:
-        """Time a method of a part of the run from now on."""
+        """Replace a method by a timed one."""
         setattr(owner, name, self.time(label, getattr(owner, name)))
 
 
 def measure(file: Path, iterations: int, warmup: int) -> dict[str, float]:
-    """Seconds an iteration by label, without the first `warmup` iterations."""
+    """Return seconds per iteration by label, without the first `warmup` iterations."""
     with tempfile.TemporaryDirectory() as directory:
         settings = [f"run.output={directory}", f"run.iterations={warmup + iterations}", "prompts.heldout=null"]
         settings += ["evaluation.every=0", "evaluation.rewards=null", "checkpoints.every=1000000"]

@@ -18,22 +18,22 @@ __all__ = ["registry_with_components"]
 
 
 class Free(RewardModel):
-    """The mean of the first pixels: different for every sample, and no work."""
+    """Mean of the first pixels: differs for every sample, at no cost."""
 
     media = frozenset({"image", "video"})
     range = (-1e6, 1e6)
 
     def score(self, media: Tensor, prompts: Any) -> Scores:
-        """The first four by four pixels."""
+        """Return the mean of the first 4 x 4 pixels."""
         values = media[..., :4, :4].float().flatten(1).mean(1)
         return Scores(values, torch.zeros(len(values), dtype=torch.bool))
 
 
 class Numbered(PromptSource):
-    """Prompts that differ."""
+    """64 different prompts."""
 
     def prompts(self, split: str) -> list[Prompt]:
-        """Always the same."""
+        """Return the same prompts for every split."""
         return [Prompt(f"image {i}") for i in range(64)]
 
 
@@ -55,7 +55,7 @@ class _Plugin:
 
 
 def registry_with_components() -> Registry:
-    """Everything that is installed, and these."""
+    """Return a registry of the installed components and those of the benchmarks."""
     made = Registry()
     made.register(_Plugin(), distribution="benchmarks")
     return made

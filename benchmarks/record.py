@@ -1,4 +1,4 @@
-"""What the suite has measured: one JSON file, from which the page and its figures are made."""
+"""Measurements of the suite: a JSON file, from which the page and its figures are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["load", "machine", "save"]
 
 
 def machine() -> dict[str, Any]:
-    """Where and when."""
+    """Return the date, the processor and the version of torch."""
     return {
         "date": date.today().isoformat(),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -25,13 +25,13 @@ def machine() -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What is there, by part."""
+    """Read the measurements by part; empty if there is no file."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 
 def save(path: Path, part: str, measured: Any) -> dict[str, Any]:
-    """Put a part's measurements in place of older ones; returns the whole record."""
+    """Replace the measurements of a part; returns the complete record."""
     record = load(path)
     record[part] = {"machine": machine(), "measured": _plain(measured)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """Five digits say what was measured."""
+    """Round floats to five significant digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

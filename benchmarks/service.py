@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "reward-service.yaml"
 
 @contextmanager
 def served(file: Path) -> Iterator[str]:
-    """The address of a service of its own."""
+    """Start a service; yields its URL."""
     command = [sys.executable, "-m", "dgpo_cli", "serve", str(file), "--set", "port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -57,7 +57,7 @@ def served(file: Path) -> Iterator[str]:
 
 
 def workload(url: str, count: int) -> tuple[Tensor, list[Prompt]]:
-    """Samples of one shape: the reward's examples, or noise."""
+    """Return samples of one shape: the reward's examples, or noise."""
     examples = read_examples(Blob(httpx.get(f"{url}/v1/examples", timeout=60).raise_for_status().content))
     if not examples:
         return torch.rand(count, 3, 256, 256), [Prompt(f"image {i}") for i in range(count)]
@@ -67,7 +67,7 @@ def workload(url: str, count: int) -> tuple[Tensor, list[Prompt]]:
 
 
 def hammer(url: str, body: bytes, stop: float) -> tuple[list[float], Counter[str]]:
-    """Seconds of each answer, and what went wrong how often."""
+    """Send requests until `stop`; return the seconds of each response, and counts of errors."""
     seconds: list[float] = []
     errors: Counter[str] = Counter()
     first = None
@@ -107,7 +107,7 @@ def main() -> int:
 
 
 def measure(url: str, options: argparse.Namespace) -> int:
-    """All clients at once; the exit status."""
+    """Run all clients concurrently; return the exit status."""
     media, prompts = workload(url, options.samples)
     body = score_request(media, prompts, alone=False)
     began = time.monotonic()

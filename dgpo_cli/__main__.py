@@ -1,4 +1,4 @@
-"""`python -m dgpo_cli`, for launchers that want a module."""
+"""`python -m dgpo_cli`, for launchers that require a module."""
 
 from dgpo_cli.main import main
 

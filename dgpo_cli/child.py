@@ -1,9 +1,9 @@
-"""A process that another `dgpo` has started: it saves and stops when that one is gone.
+"""Entry point of a process started by another `dgpo`: it saves and stops when its parent process exits.
 
     python -m dgpo_cli.child PARENT train RUN.yaml [--resume]
 
-Without this a killed `dgpo ablate` or `dgpo train --processes` would leave processes behind that go on, and hold their
-directories, unseen.
+Without it, a killed `dgpo ablate` or `dgpo train --processes` would leave processes behind that keep running and keep
+their directories locked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a command line of `dgpo` for as long as the process PARENT lives."""
+    """Run a `dgpo` command line as long as the process PARENT is alive."""
     parent, *command = arguments
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may write to a terminal that is another process group's
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may write to the terminal of another process group
     end_with_parent(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
     from dgpo_cli.main import main as dgpo
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End at once: the threads of a group whose other processes are gone can abort the interpreter's own end."""
+    """Exit immediately: threads of a process group whose other ranks are gone can abort the interpreter's shutdown."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

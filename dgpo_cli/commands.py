@@ -1,4 +1,4 @@
-"""How commands are found: plugins declare them (`dgpo_commands`), and each is imported when it is called."""
+"""Command lookup: plugins declare commands (`dgpo_commands`), and each is imported when it is called."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["Commands"]
 
 
 class Commands(TyperGroup):
-    """The commands of `dgpo`, or those of a family such as `dgpo plugins`. Listing them imports none."""
+    """The commands of `dgpo`, or of a command group such as `dgpo plugins`. Listing them imports none."""
 
     family = ""
-    """What stands before the names of these commands, with a space behind it."""
+    """Prefix of the names of these commands, with a trailing space."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the order in which a newcomer meets them."""
+        """Return the names in the order in which they are declared."""
         return list(self._summaries(_registry()))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by name, or None. Raises PluginError for one that cannot be imported."""
+        """Return a command by name, or None. Raises PluginError if it cannot be imported."""
         from dgpo_core.plugins.isolation import imported
 
         registry = _registry()
@@ -49,14 +49,14 @@ class Commands(TyperGroup):
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Raises PluginError for an unknown command, saying what is near or what to install."""
+        """Raise PluginError for an unknown command, with the nearest name or the package to install."""
         registry = _registry()
         if args and not args[0].startswith("-") and args[0] not in self._summaries(registry):
             registry.find_command(self.family + args[0])
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Summaries as they are declared, and what may be installed."""
+        """Write the declared summaries, and commands that could be installed."""
         registry = _registry()
         for title, rows in (
             ("Commands", list(self._summaries(registry).items())),
@@ -68,7 +68,7 @@ class Commands(TyperGroup):
                     formatter.write_dl(rows)
 
     def _summaries(self, registry: Registry) -> dict[str, str]:
-        """The words that may follow, of which some are families."""
+        """Return the summaries of the commands and command groups, by name."""
         found: dict[str, str] = {}
         for name, one in registry.commands().items():
             word, *more = self._words(name)
@@ -93,16 +93,16 @@ class Commands(TyperGroup):
                 yield word, f"{' and '.join(sorted(owners))} claim it: uninstall one of them"
 
     def _words(self, name: str) -> list[str]:
-        """What follows the name of the family in that of a command; one empty word if it is of another family."""
+        """Split a command's name after the prefix of this group; one empty word if it belongs to another group."""
         return name.removeprefix(self.family).split(" ") if name.startswith(self.family) else [""]
 
 
 def _made(target: Any, name: str, registered: RegisteredCommand) -> Any:
-    """The command of a function or a Typer application. Raises PluginError for anything else."""
+    """Build the command of a function or a Typer application. Raises PluginError for anything else."""
     from dgpo_core.errors import PluginError
     from dgpo_schemas.text import error_text
 
-    what = f"{registered}: {registered.command.target} is no function with Typer's annotations and no Typer application"
+    what = f"{registered}: {registered.command.target} is neither a function with Typer's annotations nor a Typer app"
     if not callable(target):
         raise PluginError(what)
     try:
@@ -111,7 +111,7 @@ def _made(target: Any, name: str, registered: RegisteredCommand) -> Any:
             function, application = application, typer.Typer(rich_markup_mode=None, add_completion=False)
             application.command(name)(function)
         return typer.main.get_command(application)
-    except Exception as error:  # whatever Typer says of what it does not know
+    except Exception as error:  # Typer raises various exceptions for unsupported annotations
         raise PluginError(f"{what}: {error_text(error)}") from error
 
 
@@ -122,4 +122,4 @@ def _registry() -> Registry:
 
 
 def _family() -> None:
-    """Does nothing by itself."""
+    """Do nothing; the subcommands do the work."""

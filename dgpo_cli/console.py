@@ -1,4 +1,4 @@
-"""What a run looks like on a terminal (rich) and in a log file (plain lines)."""
+"""Progress of a run on a terminal (rich) and in a log file (plain lines)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["PlainProgress", "RichProgress", "make_progress", "print_evaluation"]
 
 PHASES = ("rollout", "score", "compute_advantages", "optimize")
 IMPORTANCE = ("reward", "missing", "optimize", "rollout", "score", "compute_advantages", "kl", "sigmoid")
-"""What a line of a narrow terminal keeps, in this order. The time left is shown by the bar."""
+"""Fields that a narrow terminal keeps, most important first. The bar shows the remaining time."""
 
 
 def make_progress(*, quiet: bool = False) -> PlainProgress:
-    """Bars on a terminal, lines elsewhere."""
+    """Return progress bars for a terminal, plain lines otherwise."""
     console = Console(stderr=True)
     if not quiet and console.is_terminal:
         return RichProgress(console)
@@ -40,7 +40,7 @@ def make_progress(*, quiet: bool = False) -> PlainProgress:
 
 
 def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:
-    """One table if all rewards fit side by side, else one for each; then a line on the media themselves."""
+    """Print one table if all rewards fit side by side, else one per reward, and a line of media statistics."""
     rewards = [record for record in records if record.role != "statistic"]
     table = _table(rewards)
     wide = Measurement.get(console, console.options.update(max_width=10_000), table).maximum > console.width
@@ -50,13 +50,13 @@ def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> N
 
 
 def statistics_line(records: Sequence[EvaluationRecord]) -> str:
-    """What the media of an evaluation look like: diversity 0.231, saturation 0.402, ..."""
+    """Return the media statistics of an evaluation as a line: diversity 0.231, saturation 0.402, ..."""
     found = [f"{r.reward.replace('_', ' ')} {number(r.value)}" for r in records if r.role == "statistic"]
     return f"media: {', '.join(found)}"
 
 
 def _table(records: Sequence[EvaluationRecord]) -> Table:
-    """One column of scores with their intervals per reward, one row per task and per source, and one for all."""
+    """Build a table with a column of scores and intervals per reward, a row per task and source, and a total."""
     table = Table()
     table.add_column("task")
     for record in records:
@@ -73,8 +73,8 @@ def _table(records: Sequence[EvaluationRecord]) -> Table:
     for name in sources:
         row = [f"source {name}"]
         for record in records:
-            one = record.sources.get(name)
-            row += [number(one.value), f"{one.low:.3f} to {one.high:.3f}"] if one else ["-", ""]
+            group = record.sources.get(name)
+            row += [number(group.value), f"{group.low:.3f} to {group.high:.3f}"] if group else ["-", ""]
         table.add_row(*row)
     if names or sources:
         table.add_section()
@@ -86,7 +86,7 @@ def _table(records: Sequence[EvaluationRecord]) -> Table:
 
 
 class PlainProgress(Callback):
-    """One line an iteration, for logs and pipes; nothing but warnings when quiet."""
+    """Print one line per iteration, for logs and pipes; only warnings if quiet."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -95,16 +95,16 @@ class PlainProgress(Callback):
         self.began = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line on standard error, so that standard output stays free."""
+        """Print a line to standard error, which keeps standard output free, unless quiet."""
         if not self.quiet:
             self.write(text)
 
     def write(self, text: str) -> None:
-        """The line itself."""
+        """Print a line to standard error."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
-        """Say where and with what."""
+        """Print the run directory, the device, and the numbers of parameters and prompts."""
         self.iterations, self.first, self.began = iterations, iteration, time.monotonic()
         phase = f"resuming after iteration {iteration} of" if iteration else "training"
         self.say(f"{phase} {clean(str(directory))} for {iterations} iterations on {facts['device']}")
@@ -114,18 +114,18 @@ class PlainProgress(Callback):
         )
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
-        """Lines do not show progress within an iteration."""
+        """Print nothing within an iteration."""
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """One line with the four phases, the reward and the time left."""
+        """Print one line with the reward, the phases and the remaining time."""
         self.say(self.line(metrics, self.parts(metrics, timing)))
 
     def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
-        """The parts after the iteration's number."""
+        """Join the fields after the number of the iteration."""
         return f"[{metrics.iteration}/{self.iterations}] " + "  ".join(parts.values())
 
     def parts(self, metrics: MetricsRecord, timing: TimingRecord) -> dict[str, str]:
-        """What there is to say of an iteration, in the order of the line."""
+        """Return the fields of an iteration's line, in order."""
         rate = (time.monotonic() - self.began) / (metrics.iteration - self.first)
         spent = {phase: timing.phases[phase].seconds for phase in PHASES if phase in timing.phases}
         return {
@@ -138,7 +138,7 @@ class PlainProgress(Callback):
         }
 
     def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """A line a reward, and one on the media."""
+        """Print a line per reward, and one of media statistics."""
         records = evaluation.records
         for r in (record for record in records if record.role != "statistic"):
             missing = f", {r.missing} samples missing" if r.missing else ""
@@ -149,20 +149,20 @@ class PlainProgress(Callback):
         self.say(f"  {statistics_line(records)}")
 
     def on_message(self, text: str) -> None:
-        """As it is."""
+        """Print the message."""
         self.say(text)
 
     def on_warning(self, text: str) -> None:
-        """As it is, also when quiet."""
+        """Print the warning, even if quiet."""
         self.write(text)
 
     def on_end(self, outcome: OutcomeRecord) -> None:
-        """The outcome is the last line."""
+        """Print the outcome as the last line."""
         self.say(f"{outcome.outcome} in {seconds(time.monotonic() - self.began)}")
 
 
 class RichProgress(PlainProgress):
-    """A bar for the run, one for the phase at work, and a line for every iteration's reward."""
+    """Show a bar for the run, a bar for the current phase, and a line per iteration."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class RichProgress(PlainProgress):
         self.handler = _AboveBars(self)
 
     def write(self, text: str) -> None:
-        """Above the bars; a long line is left to the terminal, so that a path in it can be copied."""
+        """Print above the bars; the terminal wraps long lines, so that paths can be copied."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
@@ -193,38 +193,38 @@ class RichProgress(PlainProgress):
         logging.getLogger().addHandler(self.handler)  # warnings must go above the bars, not through them
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
-        """Move the lower bar."""
+        """Update the bar of the phase."""
         self.bars.update(self.phase, description=phase.replace("_", " "), completed=done, total=total, info="")
 
     def line(self, metrics: MetricsRecord, parts: Mapping[str, str]) -> str:
-        """The parts that fit."""
+        """Join the fields that fit the terminal."""
         kept: dict[str, str] = {}
         for name in (name for name in IMPORTANCE if name in parts):
-            wanted = {known: parts[known] for known in parts if known in kept or known == name}
-            if cell_len(super().line(metrics, wanted)) <= self.console.width:
-                kept = wanted
+            candidate = {known: parts[known] for known in parts if known in kept or known == name}
+            if cell_len(super().line(metrics, candidate)) <= self.console.width:
+                kept = candidate
         return super().line(metrics, kept)
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """Move the upper bar."""
+        """Update the bar of the run."""
         super().on_iteration_end(metrics, timing)
         self.bars.update(self.run, completed=metrics.iteration, info=f"reward {number(metrics.reward.mean)}")
 
     def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """A table a time."""
+        """Print the evaluation as a table."""
         records = evaluation.records
         self.say(f"evaluation after iteration {records[0].iteration}, {records[0].n} prompts")
         print_evaluation(self.console, records)
 
     def on_end(self, outcome: OutcomeRecord) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self.bars.stop()
         logging.getLogger().removeHandler(self.handler)
         super().on_end(outcome)
 
 
 class _AboveBars(logging.Handler):
-    """Sends log records to the console that draws the bars."""
+    """Logging handler that prints records above the bars."""
 
     def __init__(self, progress: RichProgress) -> None:
         super().__init__(logging.WARNING)
@@ -232,5 +232,5 @@ class _AboveBars(logging.Handler):
         self.setFormatter(OneLine())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
+        """Print a record as one line."""
         self.progress.say(self.format(record))

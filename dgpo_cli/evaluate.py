@@ -59,7 +59,7 @@ def evaluate(
         check_file(output)
     from dgpo_core.data.prompts import load_file
 
-    chosen = load_file(prompts) if prompts else []  # before the model is loaded, which takes longer
+    chosen = load_file(prompts) if prompts else []  # before the model is loaded, which is slow
     with working_on(
         context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept, processes=processes
     ) as opened:

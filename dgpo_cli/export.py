@@ -1,4 +1,4 @@
-"""`dgpo export`: a run's weights in the format that the ecosystem loads."""
+"""`dgpo export`: write a run's weights in the formats of other tools."""
 
 from __future__ import annotations
 

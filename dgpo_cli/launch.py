@@ -1,7 +1,7 @@
-"""Several processes of one command: started together, ended together, one voice.
+"""Launch one command in several processes.
 
-What torchrun does, and besides: mistakes are told once and end with exit code 2, a lost process is named with its
-reason, and Ctrl-C saves. Each process is told who it is by torchrun's own environment variables.
+Works like torchrun, and in addition: user errors are printed once and end with exit code 2, a lost process is named
+with the reason, and Ctrl-C saves. The processes get torchrun's environment variables.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "check", "in_processes", "launch", "left_to_launcher"]
 
 SAVING = 60.0
-"""Seconds that the others have to save and end after one process has failed; then they are told to, and then killed."""
+"""Seconds after a process has failed until the other processes, which may be saving, are terminated."""
 ENDING = 10.0
-"""The same where there is nothing to save, and seconds from the first to the second."""
+"""The same if there is nothing to save, and seconds between termination and kill."""
 LOST = 3
-"""Exit code of a process that has timed out waiting for another process."""
+"""Exit code of a process that timed out waiting for another process."""
 DEFERRED = 4
-"""The same of one that leaves it to the launcher to say why."""
+"""Exit code of a process that timed out and leaves the error message to the launcher."""
 TAIL = 20
-"""Lines of a process's last words that are shown."""
+"""Number of lines of a failed process's output that are shown."""
 
 SOME = 16
-"""Processes that any machine may start, however few its cores."""
+"""Number of processes that any machine may start, even with fewer cores."""
 
 LAUNCHED = "DGPO_LAUNCHED"
-"""Variable of processes that `launch` has started: it tells of those that are lost."""
+"""Environment variable of processes started by `launch`, which reports lost processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`processes` on this machine, which is number `machine` of `machines`; address: HOST:PORT of machine 0, where they
-    meet (None: this machine, at any free port)."""
+    """`processes` on this machine, which is number `machine` of `machines`; address: HOST:PORT of machine 0, for the
+    rendezvous (None: any free port of this machine)."""
 
     processes: int
     machines: int = 1
@@ -51,7 +51,7 @@ class Layout:
     address: str | None = None
 
     def environment(self, local_rank: int) -> dict[str, str]:
-        """What torch.distributed and accelerate want to know of a process, as torchrun names it."""
+        """Return the environment variables that torch.distributed and accelerate read, named as by torchrun."""
         host, _, port = (self.address or "").rpartition(":")
         return {
             "RANK": str(self.machine * self.processes + local_rank),
@@ -65,38 +65,36 @@ class Layout:
 
 
 def check(layout: Layout) -> None:
-    """Raise UserError for options that do not go together, or inside of another launcher."""
+    """Raise UserError for options that cannot be combined, or inside another launcher."""
     from dgpo_core.errors import UserError
 
     if "WORLD_SIZE" in os.environ:
         raise UserError(
-            "--processes: torchrun or accelerate launch has started this process already; leave --processes out, or "
-            "start dgpo by itself"
+            "--processes: this process was started by torchrun or accelerate launch; leave --processes out, or "
+            "start dgpo without them"
         )
     if layout.processes > (most := max(SOME, os.cpu_count() or 1)):
         raise UserError(
-            f"--processes: {layout.processes} are more than this machine can do with; there is use for one a card, or "
-            f"one a few CPU cores: at most {most}"
+            f"--processes: {layout.processes} is too many for this machine; use one per GPU, or one per few CPU cores: "
+            f"at most {most}"
         )
     if layout.machine >= layout.machines:
-        raise UserError(
-            f"--machine-rank: machines are numbered from 0 to {layout.machines - 1}, there is no {layout.machine}"
-        )
+        raise UserError(f"--machine-rank: must be from 0 to {layout.machines - 1}, got {layout.machine}")
     if layout.machines > 1 and layout.address is None:
-        raise UserError("--address: several machines need to know where to meet: --address HOST:PORT of machine 0")
+        raise UserError("--address: required with several machines: --address HOST:PORT of machine 0")
     host, _, port = (layout.address or "here:1").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"--address: {layout.address!r} is not HOST:PORT, such as 10.0.0.1:29500")
 
 
 def in_processes(context: typer.Context, processes: int) -> None:
-    """Run the command of `context` in so many processes instead, and exit as they do; nothing if it is one process."""
+    """Run the command of `context` in this many processes and exit with their exit code; do nothing for one process."""
     if processes == 1:
         return
     import typer
 
     check(layout := Layout(processes))
-    words, places = [], []
+    flags, positional = [], []
     for parameter in context.command.params:
         name, source = str(parameter.name), context.get_parameter_source(str(parameter.name))
         if name == "processes" or source is None or source.name != "COMMANDLINE":
@@ -104,17 +102,17 @@ def in_processes(context: typer.Context, processes: int) -> None:
         value = context.params[name]
         values = value if isinstance(value, list | tuple) else [value]
         if parameter.param_type_name == "argument":
-            places += [str(one) for one in values]
+            positional += [str(item) for item in values]
         elif value is True:
-            words.append(parameter.opts[0])
+            flags.append(parameter.opts[0])
         else:
-            words += [f"{parameter.opts[0]}={one}" for one in values]
-    raise typer.Exit(launch(layout, [str(context.info_name), *words, "--", *places], patience=ENDING))
+            flags += [f"{parameter.opts[0]}={item}" for item in values]
+    raise typer.Exit(launch(layout, [str(context.info_name), *flags, "--", *positional], patience=ENDING))
 
 
 @contextmanager
 def left_to_launcher() -> Iterator[None]:
-    """A process that waited for a lost one says nothing where the launcher shows what the lost one has said."""
+    """Context manager: rank 0 exits silently if another process is lost, because the launcher shows its output."""
     from dgpo_core.errors import ProcessLostError
 
     try:
@@ -131,11 +129,12 @@ def launch(
     program: Sequence[str] = ("-P", "-m", "dgpo_cli.child"),
     patience: float = SAVING,
 ) -> int:
-    """Run `dgpo COMMAND` in every process of this machine; returns the exit code of the whole.
+    """Run `dgpo COMMAND` in every process of this machine and return the exit code.
 
-    patience: seconds that the others have to end by themselves after one has failed: long where they have much to save.
+    patience: seconds that the other processes have to exit by themselves after one has failed; long if they have much
+    to save.
 
-    Process 0 of machine 0 has the terminal; what the others say is kept and shown if they are the reason of a failure.
+    Process 0 of machine 0 uses the terminal; the output of the others is shown only if they cause a failure.
     """
     if layout.address is None:
         layout = Layout(layout.processes, layout.machines, layout.machine, f"127.0.0.1:{_free_port()}")
@@ -161,24 +160,24 @@ def _end(child: Child) -> None:
 
 
 def _failed(layout: Layout, first: int, children: Sequence[Child]) -> int:
-    """Say which process was the reason of a failure, unless it has said so itself; the exit code."""
+    """Report the process that caused a failure, unless it has printed the error itself; return the exit code."""
     codes = [child.wait() for child in children]
-    if codes[first] == DEFERRED and LOST in codes:  # each has waited for another one
+    if codes[first] == DEFERRED and LOST in codes:  # processes waited for each other
         first = codes.index(LOST)
     code, rank = codes[first], layout.machine * layout.processes + first
     if code < 0:
         sys.stderr.write(f"process {rank} of {layout.machines * layout.processes} {fate(code)}\n")
-    # A mistake is made in all of them, and the main process has told of it.
+    # A user error occurs in all processes, and the main process has printed it.
     lines = [] if codes[0] == code == 2 and layout.machine == 0 else children[first].last_lines(TAIL)
     if lines:
-        sys.stderr.write(f"process {rank} said last:\n" + "".join(f"  {line}\n" for line in lines))
+        sys.stderr.write(f"last output of process {rank}:\n" + "".join(f"  {line}\n" for line in lines))
     if 130 in codes:
         return 130
     return code if code > 0 else 1
 
 
 def _threads(processes: int) -> dict[str, str]:
-    """As torchrun does: threads of all processes together must not outnumber the cores."""
+    """Limit the threads of all processes together to the number of cores, as torchrun does."""
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
 
 

@@ -1,4 +1,4 @@
-"""Warnings as people read them: one line each, with the place of an error instead of its traceback."""
+"""One-line log messages, with the location of an error instead of its traceback."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["OneLine"]
 
 
 class OneLine(logging.Formatter):
-    """`warning: message`, and where an error behind it was raised."""
+    """Formats records as `warning: message`, followed by the location of the exception if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Without a traceback."""
+        """Format a record without a traceback."""
         where = ""
         if record.exc_info and record.exc_info[2]:
             frame = traceback.extract_tb(record.exc_info[2])[-1]

@@ -23,7 +23,7 @@ __all__ = ["app", "guarded", "main"]
 
 
 class _SystemFailure(Exception):
-    """The system refused something, and nobody has said what that means for the command."""
+    """An OSError that no command has handled."""
 
     def __init__(self, error: OSError) -> None:
         named = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -33,14 +33,14 @@ class _SystemFailure(Exception):
 
 
 class Program(Commands):
-    """`dgpo` itself: what the system refuses its commands is a message."""
+    """The `dgpo` command; errors of the operating system become messages."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Typer would end in silence for every broken pipe, whosesoever it is."""
+        """Run the command. Typer alone would exit silently for every broken pipe, even one of a plugin."""
         try:
             os.getcwd()
         except FileNotFoundError:
-            raise UserError("the working directory is gone; change to one that is there") from None
+            raise UserError("the working directory no longer exists; change to another one") from None
         try:
             return super().invoke(ctx)
         except OSError as error:
@@ -52,7 +52,7 @@ class Program(Commands):
 
 
 def _is_old_option(error: Exception) -> bool:
-    """Whether a command was given --view, which `sample`, `evaluate` and `export` had in dgpo 0.1."""
+    """Return whether --view was used, an option of `sample`, `evaluate` and `export` in dgpo 0.1."""
     command = getattr(getattr(error, "ctx", None), "info_name", None)
     return getattr(error, "option_name", None) == "--view" and command in ("sample", "evaluate", "export")
 
@@ -94,19 +94,19 @@ def dgpo(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit.
 
-    0: done, or stopped when asked to, with its state saved. 1: the run stopped itself, with its state saved.
-    2: a mistake in what was given, or the system refused something. 3: another process of the run was lost.
-    130: Ctrl-C at once, nothing saved. 141: nobody reads what it prints any more.
+    Exit codes: 0: finished, or stopped on request after saving. 1: the run stopped itself after saving. 2: a user error
+    or an error of the operating system. 3: another process of the run was lost. 130: immediate Ctrl-C, nothing saved.
+    141: the reader of standard output is gone.
     """
     guarded(lambda: app(arguments, prog_name="dgpo"))
 
 
 def guarded(program: Callable[[], object]) -> None:
-    """Run a program of the command line; a user's mistake is one message and an exit code, as `main` says."""
+    """Run a command-line program; user errors become one message and an exit code (see `main`)."""
     spin_briefly()
     if not os.environ.get("COLUMNS", "80").strip().lstrip("0"):
-        del os.environ["COLUMNS"]  # a terminal of no columns shows nothing
-    if logging.lastResort is not None:  # where warnings go that nothing else shows
+        del os.environ["COLUMNS"]  # rich would print nothing with zero columns
+    if logging.lastResort is not None:  # handles warnings if no other handler is set
         logging.lastResort.setFormatter(OneLine())
     with guarded_errors():
         try:
@@ -118,16 +118,18 @@ def guarded(program: Callable[[], object]) -> None:
             code = _exit_code(error)
             blamed = _blame(error) if code is None else None
             if code is None and blamed is None:
-                raise  # the end of a command, or ours to mend, so the traceback is wanted
+                raise  # a normal exit, or a bug of dgpo that needs its traceback
             typer.echo(blamed or str(error), err=True)
             sys.exit(1 if code is None else code)
 
 
 def _blame(error: BaseException) -> str | None:
-    """What a plugin has thrown, even if that was the end of the program."""
+    """Return the message of an exception raised by a plugin, SystemExit included; None for others."""
     if "dgpo_core.plugins.registry" not in sys.modules:
         return None
-    if isinstance(error, SystemExit) and error.code == 130:  # Ctrl-C: what it met half imported is not imported again
+    if (
+        isinstance(error, SystemExit) and error.code == 130
+    ):  # Ctrl-C may have left half-imported modules; import nothing more
         return None
     from dgpo_core.plugins.registry import get_registry
 
@@ -137,7 +139,7 @@ def _blame(error: BaseException) -> str | None:
 def _exit_code(error: BaseException) -> int | None:
     from dgpo_core.errors import ProcessLostError, RunStopped
 
-    problems = sys.modules.get("dgpo_schemas.problems")  # not imported, it has raised nothing
+    problems = sys.modules.get("dgpo_schemas.problems")  # if it is not imported, it has raised nothing
     if isinstance(error, (UserError, _SystemFailure, *([problems.ConfigError] if problems else []))):
         return 2
     if isinstance(error, ProcessLostError):

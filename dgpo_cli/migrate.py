@@ -1,4 +1,4 @@
-"""`dgpo migrate`: rewrite files of an earlier version with the names of this one."""
+"""`dgpo migrate`: rewrite files of an earlier version with the names of this version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def migrate(
 
     if output is not None:
         if len(files) > 1 or check:
-            raise UserError("--output: belongs to one file, without --check")
+            raise UserError("--output: requires a single file and no --check")
         check_file(output)
         if output.exists():
             raise UserError(f"--output {output}: exists; name another file")
@@ -75,13 +75,13 @@ class _Migrated:
 
     @property
     def summary(self) -> str:
-        """How many names the file has that are replaced."""
+        """Return the file and its number of old names."""
         count = len(self.changes)
         return f"{self.file}: {count or 'no'} old {'name' if count == 1 else 'names'}"
 
 
 def _migrated(file: Path, *, in_place: bool) -> _Migrated:
-    """The new content of a file. Raises ConfigError for one that cannot be read or rewritten."""
+    """Compute the new content of a file. Raises ConfigError if it cannot be read or rewritten."""
     from dgpo_core.config.migration.earlier import check_run, is_config_of_run, refusal
     from dgpo_core.config.migration.rewriting import rewrite
     from dgpo_core.config.reading import kind_of
@@ -97,5 +97,5 @@ def _migrated(file: Path, *, in_place: bool) -> _Migrated:
     new = rewrite(text, str(file), lambda document: kind_of(document) or "run")
     if in_place and new.changes and is_config_of_run(file):
         raise refusal(file.parent)
-    content = without_seal(new.text) if new.changes else new.text  # a seal is of the text that it was written with
+    content = without_seal(new.text) if new.changes else new.text  # the seal's digest is that of the old text
     return _Migrated(file, encode_like(raw, content), new.changes)

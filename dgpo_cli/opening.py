@@ -1,4 +1,4 @@
-"""How `sample` and `evaluate` open a run directory or a run file: in one process or in several, with notes."""
+"""Open a run directory or a run file for `sample` and `evaluate`, in one or several processes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ def working_on(
     accept: Collection[str] | None,
     processes: int,
 ) -> Iterator[Target]:
-    """An opened target (`open_target`), closed at the end; in several processes, each of which comes here, if the
-    command of `context` was asked for them. None of them has the whole result before the others have done their part.
+    """Context manager that opens a target (`open_target`) and closes it.
+
+    With `processes` > 1 the command of `context` is launched in that many processes instead, each of which enters this
+    context manager and computes a part of the result.
     """
     from dgpo_cli.launch import in_processes, left_to_launcher
     from dgpo_core.plugins.isolation import printing_aside
 
     in_processes(context, processes)
-    with left_to_launcher(), printing_aside():  # standard output is for the result, whatever a reward prints
+    with left_to_launcher(), printing_aside():  # prints of rewards must not mix with the result
         from dgpo_core.api import target
 
         opened = target.open_target(

@@ -74,21 +74,21 @@ Preset = Annotated[
 
 
 class Resume(StrEnum):
-    """How to resume a run: it must have a checkpoint, or it starts if it has none."""
+    """Resume modes: the run must have a checkpoint, or starts if it has none."""
 
     MUST = "must"
     AUTO = "auto"
 
 
 class Acceptable(StrEnum):
-    """Differences that a resume may accept."""
+    """Differences that --accept allows when a run is resumed."""
 
     BASE = "base"
     LOGS = "logs"
 
 
 class AcceptableBase(StrEnum):
-    """Differences that loading a run's weights may accept."""
+    """Differences that --accept allows when weights are loaded."""
 
     BASE = "base"
 

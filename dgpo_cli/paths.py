@@ -1,6 +1,6 @@
-"""`~` in every option and argument that is a path.
+"""Expand `~` in options and arguments that are paths.
 
-A shell expands it at the beginning of a word alone: not in `--output=~/images`, and not what a program passes on.
+A shell expands it only at the beginning of a word, so not in `--output=~/images`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["at_home", "with_home"]
 
 
 def at_home(value: Any) -> Any:
-    """A path, or the paths in a list, with `~` and `~user` replaced; everything else as it is.
+    """Expand `~` and `~user` in a path or a list of paths; return other values unchanged.
 
-    Raises UserError for a user whose home directory is not known.
+    Raises UserError if the home directory is unknown.
     """
     if isinstance(value, list):
         return [at_home(item) for item in value]
@@ -34,7 +34,7 @@ def at_home(value: Any) -> Any:
 
 
 def with_home(target: Any) -> Any:
-    """A command's function, or an application of such, that is given paths without `~`."""
+    """Wrap a command's function, or those of an application, so that `~` in its paths is expanded."""
     if isinstance(target, typer.Typer):
         for command in target.registered_commands:
             if command.callback is not None and not hasattr(command.callback, "__wrapped__"):

@@ -1,4 +1,4 @@
-"""The commands that come with dgpo. Nothing heavy may be imported here."""
+"""Declaration of the built-in commands. Nothing heavy may be imported here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["dgpo_commands"]
 
 @hookimpl
 def dgpo_commands() -> Sequence[Command]:
-    """What a newcomer meets first has the smallest numbers."""
+    """Return the commands; `order` sorts the help page."""
     return [
         Command("train", "Train a model with Direct Group Preference Optimization.", "dgpo_cli.train:app", 10),
         Command("sample", "Draw images or videos from a run or from a base model.", "dgpo_cli.sample:sample", 20),

@@ -1,4 +1,4 @@
-"""`dgpo plugins`: what is installed, what its options are; `check` and `new` have modules of their own."""
+"""`dgpo plugins list` and `show`: installed components and their options."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def show_component(
 
 
 def _refused(registry: Registry, found: Sequence[RegisteredComponent]) -> Iterator[tuple[RegisteredComponent, str]]:
-    """Components that were made for another version of the contract, with what is said of them."""
+    """Yield components made for another version of the contract, with the error message."""
     from dgpo_core.errors import ContractError
 
     for component in found:
@@ -93,7 +93,7 @@ def _refused(registry: Registry, found: Sequence[RegisteredComponent]) -> Iterat
 
 
 def _schema(registry: Registry, component: RegisteredComponent) -> dict[str, Any]:
-    """The JSON Schema of a component's options. Raises PluginError if they have none."""
+    """Return the JSON Schema of a component's options. Raises PluginError if it cannot be generated."""
     from dgpo_core.errors import PluginError
     from dgpo_schemas.export import json_schema
     from dgpo_schemas.text import error_text
@@ -103,7 +103,9 @@ def _schema(registry: Registry, component: RegisteredComponent) -> dict[str, Any
         return json_schema(model)
     except Exception as error:
         what = f"{component.kind} {component.component.name} of {component.distribution} {component.version}"
-        raise PluginError(f"{what}: its options cannot be described: {error_text(error).splitlines()[0]}") from error
+        raise PluginError(
+            f"{what}: cannot generate a JSON Schema of its options: {error_text(error).splitlines()[0]}"
+        ) from error
 
 
 def _description(registry: Registry, component: RegisteredComponent) -> Iterator[str]:
@@ -126,7 +128,7 @@ def _description(registry: Registry, component: RegisteredComponent) -> Iterator
 
 
 def _default(model: type[BaseModel], name: str) -> str:
-    """As it would be written; a JSON Schema leaves out defaults that are made anew for each model."""
+    """Return an option's default as JSON; a JSON Schema omits the defaults of factories."""
     from pydantic_core import to_jsonable_python
 
     from dgpo_schemas.text import error_text
@@ -134,7 +136,7 @@ def _default(model: type[BaseModel], name: str) -> str:
     field = next(field for known, field in model.model_fields.items() if name in (known, field.alias))
     try:
         return _value(to_jsonable_python(field.get_default(call_default_factory=True), fallback=str))
-    except Exception as error:  # a factory of the plugin's
+    except Exception as error:  # raised by a factory of the plugin
         return f"(not available: {error_text(error)})"
 
 
@@ -162,7 +164,7 @@ _BOUNDS = {
 
 
 def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """A JSON Schema in words."""
+    """Describe the type of a JSON Schema field in words."""
     if "anyOf" in field:
         if any("UseBlock" in branch.get("$ref", "") for branch in field["anyOf"]):
             return "a component's name, or `use` with `options`"
@@ -181,7 +183,7 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def _terminal_width() -> int | None:
-    """Columns of the terminal; None where lines go to a file or another program, which wants each component on one."""
+    """Return the width of the terminal; None for a file or a pipe, where each component stays on one line."""
     import shutil
     import sys
 
@@ -189,7 +191,7 @@ def _terminal_width() -> int | None:
 
 
 def _aligned(rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
-    """Rows as columns; the last one is wrapped into what is left of the width."""
+    """Format rows in aligned columns; the last column is wrapped to the remaining width."""
     import textwrap
 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]

@@ -1,4 +1,4 @@
-"""`dgpo sample`: images or videos from a run or from a base model."""
+"""`dgpo sample`: draw images or videos from a run or a base model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def sample(
     if not prompts and (negative is not None or images):
         option, key = ("--media", "media") if images else ("--negative", "negative_prompt")
         raise UserError(f"{option} belongs to --prompt; prompts of a file have their own, by the key `{key}`")
-    # Before the model is loaded, which takes longer.
+    # Before the model is loaded, which is slow.
     sides = sides_of_text(size)
     chosen = load_file(file) if file else typed(prompts or (), negative, images or ())
     check_directory(output, force=force, target=target)
@@ -90,5 +90,5 @@ def sample(
         )  # fmt: skip
     if opened.processes.main:
         samples.write(output, fps=fps)
-        what = "video" if samples.video else "image"
-        typer.echo(f"{len(samples)} {what}{'' if len(samples) == 1 else 's'} of the {samples.label}: {output}/grid.png")
+        kind = "video" if samples.video else "image"
+        typer.echo(f"{len(samples)} {kind}{'' if len(samples) == 1 else 's'} of the {samples.label}: {output}/grid.png")

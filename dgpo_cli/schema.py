@@ -49,7 +49,7 @@ def schema(
         for path in stale:
             typer.echo(f"{path} is out of date", err=True)
         if stale:
-            typer.echo("`dgpo schema` writes them anew", err=True)
+            typer.echo("run `dgpo schema` to update them", err=True)
             raise typer.Exit(1)
         typer.echo(f"{output} is up to date")
         return
@@ -65,8 +65,9 @@ def schema(
 
 
 def _stale_data(output: Path, registry: Registry) -> dict[Path, str]:
-    """In a checkout of the project, whose schemas are written: what its plugins bring, if the file of it is out of
-    date."""
+    """Return the file that lists the plugins' components, with its new text, if it is out of date.
+
+    Empty unless `output` is the schema directory of a checkout of the project."""
     import tomllib
 
     from dgpo_core.plugins.installable import FILE
@@ -80,8 +81,8 @@ def _stale_data(output: Path, registry: Registry) -> dict[Path, str]:
 
 
 def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
-    """The options of every component; one whose options cannot be described is named and left out, like a broken
-    plugin."""
+    """Return the options models of all components; components whose schema cannot be generated are skipped with a
+    warning."""
     from dgpo_core.errors import PluginError
     from dgpo_schemas.export import json_schema
     from dgpo_schemas.text import error_text
@@ -101,7 +102,7 @@ def _sound(registry: Registry) -> dict[str, dict[str, type[BaseModel]]]:
 
 
 def written(registry: Registry, distributions: Collection[str]) -> str:
-    """The data as what is installed of these distributions declares it; of those that are not, it stays as it is."""
+    """Return the JSON list of the components of these distributions; entries of uninstalled ones are kept."""
     from dgpo_core.plugins.installable import installable
 
     sound = set(registry.distributions()) - {broken.distribution for broken in registry.broken}

@@ -1,7 +1,7 @@
-"""Standard output and error that may go away: a closed terminal, a reader that has seen enough, a full disk.
+"""Handle failures of standard output and standard error: a closed terminal, a closed pipe, a full disk.
 
-What a command says on the way (standard error) is lost then, and nothing else. What it was called for (standard output)
-cannot be delivered: the command ends, in silence where nobody reads any more, with a sentence where something failed.
+If standard error fails, messages are lost and the command continues. If standard output fails, the command ends:
+silently if the reader of a pipe is gone, with an error message otherwise.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dgpo_core.system.reading import why
 __all__ = ["GONE", "guarded_errors", "guarded_output", "unheeded_output"]
 
 GONE = 141
-"""Exit code where the reader of standard output is gone, as shells tell of SIGPIPE: 128 + 13."""
+"""Exit code if the reader of standard output is gone: 128 + 13 (SIGPIPE), as in shells."""
 
 
 class _Stream:
-    """A stream whose failures are dealt with. Everything else is the stream's own."""
+    """Proxy of a stream that handles its failures."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -30,18 +30,20 @@ class _Stream:
         exact = errors != "strict" and str(encoding).lower().startswith("utf")
         if errors is not None and not exact and hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError, ValueError):
-                stream.reconfigure(errors="backslashreplace")  # what an encoding does not have is no reason to end
+                stream.reconfigure(
+                    errors="backslashreplace"
+                )  # a character outside the encoding must not end the command
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
     def buffer(self) -> Any:
-        """The bytes below a text."""
+        """The underlying binary stream, wrapped too."""
         return type(self)(self._stream.buffer)
 
     def write(self, text: Any) -> int:
-        """As the stream does; how much."""
+        """Write a text and return its length."""
         try:
             return int(self._stream.write(text))
         except (OSError, ValueError, RuntimeError) as error:
@@ -49,19 +51,19 @@ class _Stream:
             return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """One after the other."""
+        """Write the lines in order."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """As the stream does."""
+        """Flush the stream."""
         try:
             self._stream.flush()
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(error)
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; a closed one is none."""
+        """Return whether the stream is a terminal; False if it is closed."""
         try:
             return bool(self._stream.isatty())
         except (OSError, ValueError):
@@ -71,15 +73,15 @@ class _Stream:
         raise NotImplementedError
 
 
-class _Unheeded(_Stream):
-    """What is written to it is lost where it cannot be written, or while a signal finds another write under way."""
+class _Discarding(_Stream):
+    """Discards output that cannot be written, also if a signal handler interrupts another write."""
 
     def _failed(self, error: Exception) -> None:
         pass
 
 
-class _Product(_Stream):
-    """Ends the command where it cannot be written."""
+class _Required(_Stream):
+    """Ends the command if output cannot be written."""
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, BrokenPipeError):
@@ -87,34 +89,34 @@ class _Product(_Stream):
         if isinstance(error, OSError):
             raise UserError(f"cannot write to standard output: {why(error)}") from error
         if self._stream.closed:
-            raise UserError("cannot write to standard output: something has closed it") from error
+            raise UserError("cannot write to standard output: it is closed") from error
         raise error
 
 
 @contextlib.contextmanager
 def guarded_errors() -> Iterator[None]:
-    """A command's standard error: what cannot be written there is lost.
+    """Context manager for a command's standard error: output that cannot be written is discarded.
 
-    Streams that were closed before the program began lead nowhere: the next file that is opened would take their place,
-    and get whatever a library prints.
+    Standard streams that are closed are opened on os.devnull: the next file that is opened would otherwise take their
+    descriptor and receive the output of libraries.
     """
-    _occupy()
+    _open_standard_streams()
     before = sys.stderr
-    with _there(before) as stream:
-        sys.stderr = cast(TextIO, _Unheeded(stream))
+    with _existing(before) as stream:
+        sys.stderr = cast(TextIO, _Discarding(stream))
         try:
             yield
         finally:
             sys.stderr = before
-            _empty(stream)
+            _drain(stream)
 
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
-    """A command's standard output. Raises UserError, or SystemExit where nobody reads it, at the latest at the end."""
+    """Context manager for standard output. Raises UserError if it fails, SystemExit if its reader is gone."""
     before = sys.stdout
-    with _there(before) as stream:
-        sys.stdout = output = cast(TextIO, _Product(stream))
+    with _existing(before) as stream:
+        sys.stdout = output = cast(TextIO, _Required(stream))
         try:
             try:
                 yield
@@ -126,34 +128,34 @@ def guarded_output() -> Iterator[None]:
                 output.flush()
         finally:
             sys.stdout = before
-            _empty(stream)
+            _drain(stream)
 
 
 @contextlib.contextmanager
 def unheeded_output() -> Iterator[None]:
-    """Standard output of a run, which does not depend on it: what a plugin prints may get lost."""
+    """Context manager for a run, which does not need standard output: failed prints of plugins are discarded."""
     before = sys.stdout
     stream = getattr(before, "_stream", before)
-    sys.stdout = cast(TextIO, _Unheeded(stream))
+    sys.stdout = cast(TextIO, _Discarding(stream))
     try:
         yield
     finally:
         sys.stdout = before
-        _empty(stream)
+        _drain(stream)
 
 
 @contextlib.contextmanager
-def _there(stream: TextIO | None) -> Iterator[TextIO]:
-    """The stream, or where there is none, one that leads nowhere."""
+def _existing(stream: TextIO | None) -> Iterator[TextIO]:
+    """Yield the stream, or one to os.devnull if there is none."""
     if stream is not None:
         yield stream
         return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        yield nowhere
+    with open(os.devnull, "w", encoding="utf-8") as null:
+        yield null
 
 
-def _occupy() -> None:
-    """Have the three standard streams lead somewhere."""
+def _open_standard_streams() -> None:
+    """Open closed standard streams on os.devnull."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -162,15 +164,15 @@ def _occupy() -> None:
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number, which is free
 
 
-def _empty(stream: TextIO) -> None:
-    """Let a stream that cannot be written lead nowhere, or the interpreter would complain of it when it ends."""
+def _drain(stream: TextIO) -> None:
+    """Flush a stream; redirect it to os.devnull if that fails, or the interpreter would report it at exit."""
     try:
         stream.flush()
     except ValueError:  # it is closed
         pass
     except OSError:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
             stream.flush()

@@ -1,4 +1,4 @@
-"""`dgpo train`: train, resume, or try out a run."""
+"""`dgpo train`: train, resume or dry-run a run."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ MUST = f"--resume={Resume.MUST}"
 
 
 class Train(TyperCommand):
-    """`--resume` by itself, or `--resume auto`: an option whose value may be left out.
+    """Accepts `--resume` and `--resume auto`: an option with an optional value.
 
-    Click would take whatever follows for the value, the run file too.
+    Click alone would take the next argument, such as the run file, as the value.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Write the value that is meant behind each `--resume`."""
-        meant: list[str] = []
+        """Insert the value of each `--resume` that has none."""
+        parsed: list[str] = []
         words = iter(args)
         for word in words:
             if word == "--":
-                meant += [word, *words]
-            elif word == Resume.AUTO and meant and meant[-1] == MUST:
-                meant[-1] = f"--resume={Resume.AUTO}"
+                parsed += [word, *words]
+            elif word == Resume.AUTO and parsed and parsed[-1] == MUST:
+                parsed[-1] = f"--resume={Resume.AUTO}"
             else:
-                meant.append(MUST if word == "--resume" else word)
-        return super().parse_args(ctx, meant)
+                parsed.append(MUST if word == "--resume" else word)
+        return super().parse_args(ctx, parsed)
 
 
 def train(
@@ -111,7 +111,7 @@ def train(
     from dgpo_core.plugins.registry import get_registry
 
     if accept and not resume:
-        raise UserError("--accept: belongs to --resume; a new run begins with what there is")
+        raise UserError("--accept: requires --resume; a new run has nothing to accept")
     registry = get_registry()
     accepted: list[Accepted] = [one.value for one in accept or []]
     config, settings = read_run(file, overrides or [], preset, registry, resume=resume is not None)
@@ -138,7 +138,7 @@ def _command(
     settings: Sequence[str],
     max_iterations: int | None,
 ) -> list[str]:
-    """What each process is started with."""
+    """Return the command line of each process."""
     return [
         *("train", str(file)),
         *([f"--resume={resume}"] if resume else []),
@@ -202,7 +202,7 @@ def _train(
 
 
 def _lines(text: str) -> list[str]:
-    """A fact as it is, but wrapped where it goes to a terminal."""
+    """Wrap a line to the width of the terminal; unchanged for files and pipes."""
     import shutil
     import sys
     import textwrap

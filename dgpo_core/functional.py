@@ -84,7 +84,8 @@ def signed_weights(
         float64, of the shape and on the device of `advantages`.
 
     Raises:
-        UserError: for shapes that differ, an unknown weighting, or options that it refuses.
+        UserError: for shapes that differ, an advantage that is not finite though its reward is, an unknown weighting,
+            or options that it refuses.
     """
     _check_tensors(advantages=advantages, rewards=rewards)
     if advantages.shape != rewards.shape:
@@ -95,6 +96,7 @@ def signed_weights(
     from dgpo_core.plugins.registry import get_registry
 
     rows, scored = _rows(rewards)
+    _check_finite("advantages", advantages, scored, "")
     if isinstance(weighting, str):
         made: AdvantageWeighting = get_registry().create(
             "weighting", UseBlock(use=weighting, options=dict(options or {}))
@@ -150,7 +152,8 @@ def group_preference_loss(
         A scalar, in the dtype of `prediction`, or float32 for half precision.
 
     Raises:
-        UserError: for shapes that do not fit, arguments that belong together, and values that they cannot have.
+        UserError: for shapes that do not fit, arguments that belong together, and values that they cannot have, such
+            as a weight of a scored member that is not finite.
 
     Source: arXiv 2510.08425.
     """
@@ -164,6 +167,9 @@ def group_preference_loss(
 
     use = torch.ones(weights.shape, dtype=torch.bool) if scored is None else scored.bool()
     use = (use if use.dim() == 2 else use[None]).to(prediction.device)
+    for name, value in {"weights": weights, "advantages": advantages, "loss_weight": loss_weight}.items():
+        if value is not None:
+            _check_finite(name, value, use, "; for missing rewards pass scored=torch.isfinite(rewards)")
     dtype = torch.float32 if prediction.dtype in (torch.float16, torch.bfloat16) else prediction.dtype
     rows = (use & (use.sum(1, keepdim=True) >= 2)).flatten().nonzero().flatten()  # no preference among fewer than two
     if not len(rows):
@@ -202,6 +208,15 @@ def _check_tensors(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{name} must be a tensor, not {type(value).__name__}")
+
+
+def _check_finite(name: str, values: Tensor, scored: Tensor, hint: str) -> None:
+    """Raise UserError, naming the first element, unless the values of all scored members are finite."""
+    bad = (~values.isfinite()).to(scored.device).flatten() & scored.flatten()
+    if bool(bad.any()):
+        place = bad.view(values.shape).nonzero()[0]
+        value = float(values[tuple(place.tolist())])
+        raise UserError(f"{name}{place.tolist()}: must be finite, got {value}{hint}")
 
 
 def _check_together(**pairs: tuple[Tensor | None, bool, str]) -> None:

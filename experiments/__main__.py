@@ -48,7 +48,7 @@ def run(
             raise UserError(
                 f"there is no experiment {name!r}{nearest(name, list(EXPERIMENTS))} (there is {known}, all)"
             )
-    # Runs of another base, and reduced ones, are other runs: they do not share a directory with these.
+    # Reduced runs and runs of another base model get directories of their own.
     for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
         output = output.with_name(f"{output.name}-{apart}")
     directory = output / QUICK_PAGES if quick or base is not None else Path("docs/experiments")
@@ -71,7 +71,7 @@ def run(
 
 
 def main() -> None:
-    """The command line; a user's mistake is one message and exit code 2."""
+    """Run the command line; user errors become one message and exit code 2."""
     program(run)
 
 

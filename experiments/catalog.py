@@ -1,4 +1,4 @@
-"""Which experiments there are, and what each needs beside its ablation file."""
+"""The experiments, and their settings beside the ablation file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One experiment. `against`: what the curves are drawn against; `sheet`: steps at which samples are drawn for the
-    contact sheet (None: the evaluation's own images); `search`: an ablation that chooses learning rates first."""
+    """An experiment. against: x axes of the curves; sheet: solver steps of the samples on the contact sheet (None: the
+    images of the evaluation); search: an ablation that selects the learning rates first."""
 
     key: str
     title: str
@@ -24,7 +24,7 @@ class Experiment:
 
     @property
     def file(self) -> Path:
-        """Its ablation."""
+        """The ablation file."""
         return HERE / f"{self.key}.yaml"
 
 

@@ -1,4 +1,4 @@
-"""Running an experiment's ablation: the file as it is, a reduced set of it, or on another base run."""
+"""Run an experiment's ablation: complete, reduced, or with another base run file."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ QUICK: Mapping[str, Any] = {
     "iterations": 4,
     "set": {"evaluation.every": 2, "evaluation.prompts": 40, "evaluation.images": 4},
 }
-"""The reduced set: whether everything runs, not what comes out."""
+"""Settings of a reduced experiment, which shows only that everything runs."""
 
 
 def derived(file: Path, output: Path, *, quick: bool, base: str | None, rates: Mapping[str, float]) -> dict[str, Any]:
-    """An ablation file as data, written below `output`, cut down if `quick`, on another `base` if one is given, with
-    the learning rate of each variant that `rates` names."""
+    """Return the ablation file as data, with output directory, optional base and learning rates by variant; reduced if
+    `quick`."""
     data: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     data["output"] = str(output)
     if base is not None:
         data["base"] = base
-        data.pop("threads", None)  # one thread a cell is for CPUs
+        data.pop("threads", None)  # one thread per cell is a setting for CPUs
         data.pop("parallel", None)
     for name, rate in rates.items():
         data["axes"][0]["variants"][name]["optimizer.learning_rate"] = rate
@@ -47,17 +47,16 @@ def derived(file: Path, output: Path, *, quick: bool, base: str | None, rates: M
 
 
 def run_ablation(data: Mapping[str, Any], output: Path) -> Plan:
-    """Run `dgpo ablate` on it, taking over what other experiments have finished; its plan.
+    """Run `dgpo ablate` on the data, reusing finished runs of other experiments, and return the plan.
 
-    Raises UserError if a cell is left: what is finished stays, and the same command goes on. Raises ConfigError for a
-    mistake in a file.
+    Raises UserError if cells are unfinished; the same command continues. Raises ConfigError for an invalid file.
     """
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{data['name']}.yaml"
     write_text(file, yaml.safe_dump(dict(data), sort_keys=False))
     directory = output / str(data["name"])
     others = sorted(found.parent for found in output.glob("*/plan.json") if found.parent != directory)
-    with contextlib.suppress(typer.Exit):  # failed cells are told of, here and below
+    with contextlib.suppress(typer.Exit):  # failed cells are reported by the command and below
         ablate(file, reuse=others)
     plan = read_plan(directory)
     states = saved_directory(plan)
@@ -68,7 +67,7 @@ def run_ablation(data: Mapping[str, Any], output: Path) -> Plan:
 
 
 def run_experiment(experiment: Experiment, output: Path, *, quick: bool, base: str | None) -> Plan:
-    """Run an experiment, its search first; the plan of its ablation."""
+    """Run an experiment, after its search for learning rates; return the plan of its ablation."""
     rates: dict[str, float] = {}
     if experiment.search is not None:
         search = derived(HERE / f"{experiment.search}.yaml", output, quick=quick, base=base, rates={})
@@ -77,7 +76,7 @@ def run_experiment(experiment: Experiment, output: Path, *, quick: bool, base: s
 
 
 def best_rates(results: Results) -> dict[str, float]:
-    """Of a search over the axes `method` and `lr`: each method's learning rate with the best last score."""
+    """Return the best learning rate of each method, from a search over the axes `method` and `lr`."""
     best: dict[str, tuple[float, float]] = {}
     for variant in results.variants:
         if variant.score is not None:

@@ -1,4 +1,4 @@
-"""A page's figure: scores with intervals on the left, how they came about on the right."""
+"""Draw the figure of a page: scores with intervals on the left, learning curves on the right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 COLORS = ("#6b7280", "#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
-"""The baseline is gray, as in reports; the others keep their color in both panels."""
+"""The baseline is gray, as in reports; variants have the same color in all panels."""
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -96,6 +96,6 @@ def _curves(axes: Axes, results: Results, what: str) -> None:
 
 
 def _colors(results: Results) -> list[str]:
-    """The baseline's is the first of `COLORS`."""
+    """Return the color of each variant; the baseline gets the first of `COLORS`."""
     others = iter(np.resize(np.array(COLORS[1:]), len(results.variants)).tolist())
     return [COLORS[0] if v.name == results.baseline else next(others) for v in results.variants]

@@ -1,6 +1,6 @@
-"""What follows from an experiment's numbers, in sentences: computed, so that a page cannot say what its table does not.
+"""Sentences about an experiment's results, computed so that a page cannot contradict its table.
 
-"More" and "less" are said only where the 95 % interval of the paired difference excludes 0.
+The sentences use "more" and "less" only where the 95 % interval of the paired difference excludes 0.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["Findings", "Ratio"]
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as much a variant needs as the baseline to reach the target.
+    """Ratio of the cost of a variant to that of the baseline, until the target is reached.
 
-    interval: geometric mean over the seeds of which both reached it, with a t interval of the logarithms; lower_bounds:
-    of seeds of which only the baseline did.
+    interval: geometric mean over the seeds for which both reached the target, with a t interval of the logarithms;
+    lower_bounds: bounds for seeds for which only the baseline did.
     """
 
     interval: Interval | None
@@ -33,22 +33,22 @@ class Ratio:
 
     @property
     def seeds(self) -> int:
-        """Of which the baseline reached it."""
+        """Number of seeds for which the baseline reached the target."""
         return len(self.lower_bounds) + (self.interval.n if self.interval is not None else 0)
 
     def text(self) -> str:
-        """`3.1 times [2.2, 4.4]`, or what can be said where seeds did not reach the target."""
-        said = []
+        """Return `3.1 times [2.2, 4.4]`, or lower bounds if seeds did not reach the target."""
+        texts = []
         if self.interval is not None:
             found = self.interval
             span = f" [{found.low:.1f}, {found.high:.1f}]" if found.low is not None and found.high is not None else ""
-            said.append(f"{found.value:.1f} times as much{span} (geometric mean, {found.n} seeds)")
+            texts.append(f"{found.value:.1f} times as much{span} (geometric mean, {found.n} seeds)")
         if self.lower_bounds:
             n = len(self.lower_bounds)
-            said.append(
+            texts.append(
                 f"more than {min(self.lower_bounds):.1f} times as much ({n} of {self.seeds} seeds did not reach it)"
             )
-        return "; ".join(said) or "cannot be said: the baseline did not reach the target"
+        return "; ".join(texts) or "cannot be said: the baseline did not reach the target"
 
 
 class Findings:
@@ -59,12 +59,12 @@ class Findings:
         self.results: Results = record.results
 
     def variant(self, name: str) -> VariantResult:
-        """By its name."""
+        """Return a variant by name."""
         return next(variant for variant in self.results.variants if variant.name == name)
 
     @cached_property
     def baseline(self) -> VariantResult:
-        """What the others are compared with."""
+        """The variant that others are compared with."""
         return self.variant(self.results.baseline)
 
     @property
@@ -73,16 +73,16 @@ class Findings:
         return [variant for variant in self.results.variants if variant is not self.baseline]
 
     def score(self, name: str) -> str:
-        """0.612 [0.570, 0.655]."""
+        """Format a variant's score: 0.612 [0.570, 0.655]."""
         return words.interval(self.variant(name).score)
 
     def verdict(self, name: str, against: str | None = None) -> str:
-        """One sentence on a variant against the baseline, or against another one."""
+        """Return a sentence that compares a variant with the baseline or another variant."""
         other = against or self.results.baseline
         found = self.difference(name, other)
         if found is None:
             return f"`{name}` and `{other}` have no seed in common."
-        said = words.signed(found.over_seeds)
+        difference = words.signed(found.over_seeds)
         p = f"p = {words.p_value(found.test.p)}" + (
             f", {words.p_value(found.corrected)} after Holm's correction"
             if against is None and len(self.others) > 1
@@ -90,11 +90,11 @@ class Findings:
         )
         sign = _sign(found)
         if sign == 0:
-            return f"`{name}` and `{other}` cannot be told apart: {said} ({p})."
-        return f"`{name}` scores {'more' if sign > 0 else 'less'} than `{other}`: {said} ({p})."
+            return f"`{name}` and `{other}` cannot be told apart: {difference} ({p})."
+        return f"`{name}` scores {'more' if sign > 0 else 'less'} than `{other}`: {difference} ({p})."
 
     def difference(self, name: str, against: str) -> Difference | None:
-        """A variant minus another one, seed by seed."""
+        """Return the difference of two variants, seed by seed; None without common seeds."""
         if against == self.results.baseline:
             return self.variant(name).difference
         results = compare(
@@ -107,19 +107,19 @@ class Findings:
         return next(variant for variant in results.variants if variant.name == name).difference
 
     def best(self, names: Sequence[str]) -> str:
-        """Of these variants the one with the highest score."""
+        """Return the variant with the highest score."""
         return max(names, key=lambda name: score.value if (score := self.variant(name).score) else -math.inf)
 
     def gain(self, name: str) -> str:
-        """What training added to the base model's score: paired by seed, with its t interval."""
+        """Format the gain over the base model's score, paired by seed, with its t interval."""
         return words.signed(t_interval([t.score - t.scores[0] for t in self.variant(name).finished]))
 
     def change(self, name: str, monitor: str) -> Interval:
-        """Change of a monitor since the first evaluation, over seeds."""
+        """Return the change of a monitor since the first evaluation, over seeds."""
         return t_interval([t.monitors[monitor].last - t.monitors[monitor].first for t in self.variant(name).finished])
 
     def change_text(self, name: str, monitor: str) -> str:
-        """+0.010 [+0.004, +0.016]."""
+        """Format the change of a monitor: +0.010 [+0.004, +0.016]."""
         found = self.change(name, monitor)
         components = [f"{v:+.4f}" for v in (found.value, found.low, found.high) if v is not None]
         return (components[0] + (f" [{components[1]}, {components[2]}]" if len(components) == 3 else "")).replace(
@@ -127,28 +127,28 @@ class Findings:
         )
 
     def monitor_verdict(self, name: str, monitor: str) -> str:
-        """A monitor's last value against the baseline's, seed by seed."""
-        theirs = {trace.seed: trace for trace in self.baseline.finished}
-        pairs = [(t, theirs[t.seed]) for t in self.variant(name).finished if t.seed in theirs]
+        """Format the difference of a monitor's last value to the baseline's, seed by seed."""
+        baselines = {trace.seed: trace for trace in self.baseline.finished}
+        pairs = [(t, baselines[t.seed]) for t in self.variant(name).finished if t.seed in baselines]
         found = t_interval([one.monitors[monitor].last - other.monitors[monitor].last for one, other in pairs])
         return words.signed(found)
 
     def ratio(self, name: str, what: str) -> Ratio:
-        """How much more `what` ("seconds" or "samples") than the baseline a variant needs to the target."""
+        """Return the ratio of `what` ("seconds" or "samples") to that of the baseline, until the target is reached."""
         assert self.results.target is not None
-        theirs = {trace.seed: trace for trace in self.baseline.finished}
+        baselines = {trace.seed: trace for trace in self.baseline.finished}
         logs, bounds = [], []
         for trace in self.variant(name).finished:
-            other = theirs.get(trace.seed)
+            other = baselines.get(trace.seed)
             place = None if other is None else other.reached(self.results.target)
             if other is None or not place:
                 continue
             needed = getattr(other, what)[place]
-            mine = trace.reached(self.results.target)
-            if mine is None:
+            reached = trace.reached(self.results.target)
+            if reached is None:
                 bounds.append(getattr(trace, what)[-1] / needed)
             else:
-                logs.append(math.log(getattr(trace, what)[mine] / needed))
+                logs.append(math.log(getattr(trace, what)[reached] / needed))
         if not logs:
             return Ratio(None, bounds)
         log = t_interval(logs)
@@ -156,11 +156,11 @@ class Findings:
         return Ratio(Interval(math.exp(log.value), low, high, log.n, "seeds"), bounds)
 
     def seconds_per_iteration(self, name: str) -> str:
-        """Median over seeds of a training iteration's mean length."""
+        """Format the median over seeds of the mean seconds per training iteration."""
         return seconds(plain.median(t.seconds[-1] / t.iterations[-1] for t in self.variant(name).finished))
 
     def seconds_of_run(self, name: str) -> str:
-        """Median over seeds of the training time."""
+        """Format the median over seeds of the training time."""
         return seconds(plain.median(t.seconds[-1] for t in self.variant(name).finished))
 
 

@@ -1,4 +1,4 @@
-"""From an experiment's record to its page in markdown."""
+"""Write the Markdown page of an experiment from its record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["write_index", "write_page"]
 
 
 def write_page(experiment: Experiment, directory: Path) -> Path:
-    """Write EN.md beside the folder EN, in which record and images lie."""
+    """Write EN.md next to the directory EN, which contains the record and images."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     record = load(directory / experiment.key / "record.json")
@@ -39,7 +39,7 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
 
 
 def write_index(directory: Path) -> Path:
-    """Write README.md: every experiment that has a record, with its headline."""
+    """Write README.md, a table of the experiments that have a record, with their headlines."""
     lines = [
         "# Experiments",
         "",
@@ -52,8 +52,8 @@ def write_index(directory: Path) -> Path:
     for experiment in EXPERIMENTS.values():
         if (directory / experiment.key / "record.json").is_file():
             record = load(directory / experiment.key / "record.json")
-            link, said = f"[{experiment.key.upper()}]({experiment.key}.md)", words.headline(record.results)
-            lines.append(f"| {link} | {experiment.title} | {said} |")
+            link, headline = f"[{experiment.key.upper()}]({experiment.key}.md)", words.headline(record.results)
+            lines.append(f"| {link} | {experiment.title} | {headline} |")
     lines += ["", (HERE / "pages" / "index-tail.md").read_text(encoding="utf-8").strip()]
     path = directory / "README.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

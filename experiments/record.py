@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: one JSON file with every cell's curve, from which its page is written."""
+"""Record of an experiment: a JSON file with the curve of every cell, from which the page is written."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["Record", "collect", "load", "save"]
 
 @dataclass(frozen=True)
 class Record:
-    """An ablation's outcome without its runs.
+    """Results of an ablation, independent of its run directories.
 
-    facts: numbers of the setting; settings: variant to what it sets; rows: prompts of the contact sheet.
+    facts: numbers of the configuration; settings: settings of each variant; rows: prompts of the contact sheet.
     """
 
     quick: bool
@@ -39,7 +39,7 @@ class Record:
 
 
 def collect(plan: Plan, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
-    """A finished ablation as JSON-able data; `rows` are the prompts of its contact sheet."""
+    """Convert a finished ablation to JSON data. rows: prompts of the contact sheet."""
     results = results_of(plan)
     base = next(variant.config for variant in plan.variants if variant.name == plan.baseline)
     rollout = base.rollout
@@ -77,7 +77,7 @@ def collect(plan: Plan, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
 
 
 def _settings(ablation: AblationConfig, axes: Mapping[str, str]) -> list[str]:
-    """What a variant sets, as the ablation file says it."""
+    """Return the settings of a variant as `key: value`."""
     found = []
     for axis in ablation.axes:
         chosen = axes[axis.title]
@@ -105,7 +105,7 @@ def _trace(trace: Trace, reward: str) -> dict[str, Any]:
 
 
 def save(path: Path, data: dict[str, Any]) -> None:
-    """Write it, a line a cell, so that changes can be read."""
+    """Write the data with one line per cell, for readable diffs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     traces = ",\n  ".join(json.dumps(trace) for trace in data["traces"])
     rest = json.dumps({key: value for key, value in data.items() if key != "traces"}, indent=1)
@@ -113,7 +113,7 @@ def save(path: Path, data: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> Record:
-    """Read what `save` wrote. Raises UserError if there is nothing."""
+    """Read a record written by `save`. Raises UserError if it does not exist."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

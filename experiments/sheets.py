@@ -1,4 +1,4 @@
-"""Contact sheets: the same prompts and noise, a column a variant."""
+"""Draw contact sheets: a column per variant, with the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["draw_sheet"]
 
 ROWS = 6
 Column = list[tuple[str, Image.Image]]
-"""Prompts and their images, from the top."""
+"""Prompts and their images, from top to bottom."""
 SIDE = 128
-"""Pixels of an image on the sheet, which enlarges tiny ones without smoothing."""
+"""Minimum height of an image in pixels; smaller images are enlarged by repeating pixels."""
 LABEL = 22
 
 
 def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
-    """Write the sheet of an ablation's first seed, the base model in the first column; the prompts of its rows.
+    """Write the sheet of an ablation's first seed, with the base model in the first column; return the prompts.
 
-    steps: draw samples anew, in so many steps; None: take the images of the last evaluation.
+    steps: draw new samples with this many solver steps; None: use the images of the last evaluation.
     """
     seed = plan.ablation.seeds[0]
     cells = [cell for cell in plan.cells() if cell.seed == seed]
@@ -49,7 +49,7 @@ def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
 
 
 def _images(run: Path, *, base: bool) -> Column:
-    """Of a run's first or last evaluation, spread over the prompts."""
+    """Return images of a run's first or last evaluation, evenly spaced over the prompts."""
     numbered = sorted((d for d in (run / "images").iterdir() if d.name.isdecimal()), key=lambda d: int(d.name))
     chosen = numbered[0] if base else numbered[-1]
     prompts = json.loads((chosen / "prompts.json").read_text(encoding="utf-8"))

@@ -336,6 +336,20 @@ def test_sampling_takes_four_lines_of_python_and_a_loss_six(
     model = run_blocks(given, loss)["model"]
     assert isinstance(model, torch.nn.Module)
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    # A member without a reward takes no part: group 0 is that of its five other members.
+    some = run_blocks("import torch", "torch.manual_seed(0)", given, "rewards[0, 5] = float('nan')", loss)
+    alone = """
+loss = sum(
+    F.group_preference_loss(
+        velocity(model, x[rows], sigma[rows]), reference[rows], target[rows],
+        F.signed_weights(F.advantages(group), group), beta=100,
+    )
+    for rows, group in ((slice(0, 5), rewards[0, :5]), (slice(6, 12), rewards[1]))
+) / 2
+"""
+    found = some["loss"]
+    exec(alone, some)
+    torch.testing.assert_close(found, some["loss"])
 
 
 @pytest.mark.slow

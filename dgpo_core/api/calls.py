@@ -1,15 +1,17 @@
-"""What every call of the Python API has: messages that name keywords, and arguments that are checked."""
+"""Checks of arguments of the Python API, whose messages name the keyword."""
 
 from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
+from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, SupportsFloat, TypeAlias, TypeVar
 
 from dgpo_core.errors import UserError
 from dgpo_core.system.spelling import in_python, option
@@ -19,11 +21,14 @@ from dgpo_schemas.problems import ConfigError
 
 __all__ = [
     "Overrides",
-    "at_least_one",
     "check_accept",
-    "check_seed",
+    "check_callbacks",
+    "check_format",
+    "checked_guidance",
+    "checked_seed",
     "from_python",
     "path_of",
+    "positive",
     "settings_of",
     "sides_of",
     "sides_of_text",
@@ -33,11 +38,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
-"""Settings by dotted key, {"rollout.groups": 2}, or as texts, ["rollout.groups=2"]."""
+"""Settings by dotted key, {"rollout.groups": 2}, or as strings, ["rollout.groups=2"]."""
 
 
 def from_python(function: Callable[P, T]) -> Callable[P, T]:
-    """A function of the Python API: its messages name keywords, and what is wrong with a file is a UserError too."""
+    """Decorate a function of the Python API: messages name keywords, and a ConfigError becomes a UserError."""
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -51,7 +56,7 @@ def from_python(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def settings_of(overrides: Overrides) -> list[str]:
-    """Overrides as `KEY=VALUE`. Raises UserError for a value that no run file can hold."""
+    """Return the overrides as `KEY=VALUE`. Raises UserError for a value that a run file cannot contain."""
     if isinstance(overrides, str | bytes) or not isinstance(overrides, Mapping | Sequence):
         raise UserError("overrides: must be a dict of settings, or a list of KEY=VALUE")
     if not isinstance(overrides, Mapping):
@@ -68,14 +73,24 @@ def settings_of(overrides: Overrides) -> list[str]:
     return found
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> str | int:
     if isinstance(value, PathLike):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is not text, number, list or dict")
+    if (number := _integer(value)) is not None:
+        return number
+    raise TypeError(f"{type(value).__name__} is not a string, number, list or dict")
+
+
+def _integer(value: Any) -> int | None:
+    """Return an integer, such as one of numpy, as an int; None for anything else, booleans included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def path_of(path: str | PathLike[str]) -> Path:
-    """A path with `~` replaced. Raises UserError for a user whose home directory is not known."""
+    """Return the path with `~` expanded. Raises UserError if the home directory is unknown."""
     if not isinstance(path, str | PathLike):
         raise UserError(f"{path!r}: must be a path, not {type(path).__name__}")
     try:
@@ -84,51 +99,83 @@ def path_of(path: str | PathLike[str]) -> Path:
         raise UserError(str(error)) from None
 
 
-def at_least_one(**values: object) -> None:
-    """Raise UserError for a number below 1, and for what is no number; None is not given."""
+def positive(**values: object) -> list[Any]:
+    """Return the values as ints, in order; None stays. Raises UserError for anything but an integer of at least 1."""
+    found: list[Any] = []
     for name, value in values.items():
-        whole = name != "guidance"
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
-        if value is not None and not (number and (isinstance(value, int) or not whole)):
-            raise UserError(f"{name}={value!r}: must be {'an integer' if whole else 'a number'} of at least 1")
+        number = _integer(value)
+        if value is not None and (number is None or number < 1):
+            raise UserError(f"{name}={value!r}: must be an integer of at least 1")
+        found.append(number)
+    return found
 
 
-def check_seed(seed: object, *, required: bool = False) -> None:
-    """Raise UserError for a seed that is not an integer; None is not given. A text would draw other noise."""
-    if (required or seed is not None) and (not isinstance(seed, int) or isinstance(seed, bool)):
+def checked_guidance(guidance: object) -> float | None:
+    """Return a guidance scale. Raises UserError for anything but a finite number of at least 1; None stays."""
+    if guidance is None:
+        return None
+    number = float(guidance) if isinstance(guidance, SupportsFloat) and isinstance(guidance, Real) else math.nan
+    if isinstance(guidance, bool) or not 1 <= number < math.inf:
+        raise UserError(f"guidance={guidance!r}: must be a number of at least 1")
+    return guidance if isinstance(guidance, int | float) else number
+
+
+def checked_seed(seed: object) -> int:
+    """Return a seed as an int. Raises UserError for anything but an integer: other types would draw other noise."""
+    number = _integer(seed)
+    if number is None:
         raise UserError(f"seed={seed!r}: must be an integer")
+    return number
 
 
 def check_accept(accept: object, allowed: Sequence[str]) -> None:
-    """Raise UserError for what cannot be accepted."""
+    """Raise UserError unless `accept` is a list of allowed values."""
     if isinstance(accept, str) or not isinstance(accept, Collection) or not set(accept) <= set(allowed):
         raise UserError(f"accept={accept!r}: must be a list with {' or '.join(map(repr, allowed))}")
 
 
+def check_callbacks(callbacks: object) -> None:
+    """Raise UserError unless `callbacks` is a list of Callback instances."""
+    from dgpo_core.training.callbacks import Callback
+
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
+        raise UserError(f"callbacks: must be a list of Callback instances, got {type(callbacks).__name__}")
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
+            raise UserError(f"callbacks[{i}]: must be a Callback instance, got {what}")
+
+
+def check_format(format: object) -> None:
+    """Raise UserError for an export format that is not a string; None is the default format."""
+    if format is not None and not isinstance(format, str):
+        raise UserError(f"format={format!r}: must be a string, such as 'diffusers'")
+
+
 def sides_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """(height, width) of a side or of both. Raises UserError."""
+    """Return (height, width) of a square's side or of both sides. Raises UserError."""
     if size is None:
         return None
     sides: Sequence[object] = size if isinstance(size, tuple | list) else (size, size)
-    whole = [side for side in sides if isinstance(side, int) and not isinstance(side, bool)]
-    if len(sides) != 2 or len(whole) != 2:
+    integers = [side for side in map(_integer, sides) if side is not None]
+    if len(sides) != 2 or len(integers) != 2:
         raise UserError(f"size={size!r}: must be a side in pixels, such as 768, or (height, width)")
-    return _checked((whole[0], whole[1]), repr(size))
+    return _checked((integers[0], integers[1]), repr(size))
 
 
 def sides_of_text(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of what was typed: 768, or 768x1024. Raises UserError."""
+    """Return (height, width) of a size on the command line, 768 or 768x1024. Raises UserError."""
     if text is None:
         return None
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(re.fullmatch("[0-9]{1,5}", side) for side in sides):
         raise UserError(
-            f"{option('size')}: {text!r} is no size in pixels: give a side, such as 768, or HEIGHTxWIDTH, 768x1024"
+            f"{option('size')}: {text!r} is not a size in pixels; give a side, such as 768, or HEIGHTxWIDTH, 768x1024"
         )
     return _checked((int(sides[0]), int(sides[-1])), text)
 
 
 def _checked(sides: tuple[int, int], shown: str) -> tuple[int, int]:
     if not all(0 < side <= LONGEST_SIDE for side in sides):
-        raise UserError(f"{option('size')}: {shown}: a side has from 1 to {LONGEST_SIDE} pixels")
+        raise UserError(f"{option('size')}: {shown}: a side must be from 1 to {LONGEST_SIDE} pixels")
     return sides

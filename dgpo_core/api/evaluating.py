@@ -24,11 +24,11 @@ __all__ = ["EvaluationResult", "evaluate"]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """What rewards say of a model's samples.
+    """Scores of a model's samples.
 
-    label: the model, for people; records: one for each reward, then one for each statistic of the media, with 95 %
-    bootstrap intervals over prompts; samples: every sample's scores and diagnostics, prompt after prompt; prompts,
-    members: the prompts, and the number of samples of each.
+    label: a description of the model; records: one per reward, then one per statistic of the media, with 95 % bootstrap
+    intervals over prompts; samples: scores and diagnostics of each sample, ordered by prompt; prompts: the prompts;
+    members: the number of samples per prompt.
     """
 
     label: str
@@ -41,7 +41,7 @@ class EvaluationResult:
         return iter(self.records)
 
     def __getitem__(self, reward: str) -> EvaluationRecord:
-        """The record of a reward, or of a statistic, by its name. Raises KeyError."""
+        """Return the record of a reward or a statistic by name. Raises KeyError."""
         return {record.reward: record for record in self.records}[reward]
 
     def __repr__(self) -> str:
@@ -61,14 +61,16 @@ def evaluate(
     micro_batch: int | None = None,
     on_message: Callable[[str], None],
 ) -> EvaluationResult:
-    """Score a target on prompts, by default its held-out ones, at most `limit` of them; everything else is as the run's
-    evaluations have it unless it is given. on_message: receives notes. Raises
-    UserError for what cannot be drawn or scored."""
+    """Score a target on at most `limit` prompts, by default its held-out prompts.
+
+    Other arguments default to the run's evaluation settings. on_message: called with notes. Raises UserError for
+    prompts that cannot be drawn or scored.
+    """
     engine = target.engine
     members = samples or engine.config.evaluation.samples_per_prompt
     chosen = list(prompts) or target.prompts("heldout")
     if not chosen:
-        raise UserError(f"{target.path}: it has no held-out prompts; name a file with {option('prompts')}")
+        raise UserError(f"{target.path}: has no held-out prompts; name a file with {option('prompts')}")
     chosen = target.checked(some_of(chosen, limit) if limit else chosen, guidance)
     target.report([*(notes(chosen) if prompts else ()), longer_than_read(chosen, engine.backbone)], on_message)
     scorer = evaluation_scorer(engine, chosen, members)
@@ -87,5 +89,5 @@ def evaluate(
     try:
         found = evaluator.evaluate(target.model, target.iteration)
     finally:
-        scorer.close()  # the rewards stay: the engine may evaluate again
+        scorer.close()  # the engine keeps the rewards, because it may evaluate again
     return EvaluationResult(target.label, found.records, found.samples, chosen, members)

@@ -1,4 +1,4 @@
-"""A run's weights in the format that the ecosystem loads."""
+"""Export a run's weights in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["check_export", "export"]
 
 
 def check_export(run: Path, model: str, format: str | None) -> None:
-    """Raise UserError for what cannot be exported, or not in this format, as far as that is known without the model."""
+    """Raise UserError for a run, model or format that cannot be exported, as far as known without loading the model."""
     if model == "base":
         raise UserError(
             f"{option('model', model)}: the base model is the checkpoint that the run started from; nothing to export"
@@ -35,8 +35,10 @@ def check_export(run: Path, model: str, format: str | None) -> None:
 
 
 def export(target: Target, output: Path, format: str | None = None) -> None:
-    """Write a target's weights, and dgpo.json: what they belong to and where they come from. What `output` held is
-    replaced. format: of an adapter, by default its usual one. Raises UserError for one that it does not have."""
+    """Write a target's weights, and dgpo.json with their base model and origin; replaces the contents of `output`.
+
+    format: export format of the adapter; None is its default. Raises UserError for an unsupported format.
+    """
     engine, section = target.engine, target.engine.config.backbone
     if format is not None:
         _check_format(target.path, format, engine.backbone)
@@ -57,28 +59,28 @@ def export(target: Target, output: Path, format: str | None = None) -> None:
 
 
 def _check_meta_model(run: Path, format: str) -> None:
-    """Raise UserError for a format that this run cannot be written in, if the backbone says so before it is loaded."""
+    """Raise UserError for an unsupported format, if the backbone's meta model shows its formats."""
     from dgpo_core.plugins.registry import get_registry
 
     registry = get_registry()
     section = load_run_config(run / CONFIG, registry=registry).backbone
     if section.train == "full":
         _check_format(run, format, None)
-    part = registry.find("backbone", section.use)
-    options = registry.options_model(part).model_validate(section.options)
+    component = registry.find("backbone", section.use)
+    options = registry.options_model(component).model_validate(section.options)
     try:
-        backbone = registry.implementation(part).meta_model(section, options)
-    except Exception:  # it has none, or its checkpoint is elsewhere now (`--set`): the loaded model is asked
+        backbone = registry.implementation(component).meta_model(section, options)
+    except Exception:  # no meta model, or a moved checkpoint (`--set`); checked again after loading
         return
     _check_format(run, format, backbone)
 
 
 def _check_format(run: Path, format: str, backbone: Backbone | None) -> None:
-    """Raise UserError for a format that this backbone, or one without an adapter, cannot be written in."""
+    """Raise UserError for a format that the backbone does not support, or if it has no adapter."""
     where = option("format", format)
     if backbone is None or backbone.adapter is None:
         raise UserError(
-            f"{where}: is a format of adapters, and {run} has none, it trained every weight (backbone.train: full); "
+            f"{where}: is an adapter format, and {run} has no adapter (backbone.train: full); "
             f"leave {option('format')} out"
         )
     formats = backbone.adapter.formats

@@ -1,4 +1,4 @@
-"""The names of a run's models, checked in the words of the caller."""
+"""Names of a run's models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where results are written: asked before the work begins, so that neither it nor anything that was there is lost."""
+"""Check output paths before the work begins, so that neither results nor existing files are lost."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dgpo_schemas.text import lone_surrogate
 __all__ = ["check_directory", "check_file"]
 
 PARTS = ("checkpoints", "images", "scores")
-"""A run's own directories."""
+"""Subdirectories of a run directory."""
 
 
 def check_directory(output: Path, *, force: bool, target: Path | None = None) -> None:
-    """Raise UserError unless `output` can become a directory of its own, replacing only what `force` gives up.
+    """Raise UserError unless `output` can be written as a directory of its own; `force` allows replacing its contents.
 
-    Never the working directory or the home directory, nor what holds the run directory or run file `target`, if one is
-    worked on, nor any run or a part of one.
+    Always refuses the working directory, the home directory, a directory that contains the run directory or run file
+    `target`, a run directory, and directories inside the subdirectories of a run.
     """
     where = option("directory", output)
     if lone_surrogate(str(output.absolute())) is not None:
@@ -29,20 +29,20 @@ def check_directory(output: Path, *, force: bool, target: Path | None = None) ->
     if output.exists() and not output.is_dir():
         raise UserError(f"{where}: is a file; name a directory")
     try:
-        whole = output.resolve()
-    except (OSError, RuntimeError) as error:  # links that lead to each other
+        resolved = output.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
         raise UserError(f"{where}: cannot be written: {why(error)}") from error
     kept = [("the working directory", Path.cwd())]
     if target is not None:
         kept.append((str(target), target.resolve()))
-    with contextlib.suppress(RuntimeError):  # of a user without one
+    with contextlib.suppress(RuntimeError):  # a user without a home directory
         kept += [("the home directory", Path.home().resolve())]
-    kept += [(f"the run {place}", place) for place in (whole,) if _is_run(place)]
-    for place in (whole, *whole.parents):
+    kept += [(f"the run {place}", place) for place in (resolved,) if _is_run(place)]
+    for place in (resolved, *resolved.parents):
         if place.name in PARTS and _is_run(place.parent):
-            kept.append((f"{place.name} of the run {place.parent}", whole))
+            kept.append((f"{place.name} of the run {place.parent}", resolved))
     for what, place in kept:
-        if place.is_relative_to(whole):
+        if place.is_relative_to(resolved):
             raise UserError(f"{where}: would replace {what}; name a directory of its own")
     reason = why_not_writable(output.parent)
     if reason is not None:
@@ -58,7 +58,7 @@ def check_file(output: Path) -> None:
     if is_stream(output):
         return
     if not output.parent.is_dir():
-        raise UserError(f"{option('output', output)}: there is no directory {output.parent}")
+        raise UserError(f"{option('output', output)}: no such directory {output.parent}")
     reason = why_not_writable(output.parent)
     if reason is not None:
         raise UserError(f"{option('output', output)}: cannot be written: {reason}")

@@ -1,4 +1,4 @@
-"""A run as an object: trained, resumed, sampled from, evaluated, exported and read."""
+"""The `Run` object: train, resume, sample, evaluate, export and read a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_core.api.calls import (
     Overrides,
-    at_least_one,
     check_accept,
-    check_seed,
+    check_callbacks,
+    check_format,
+    checked_guidance,
+    checked_seed,
     from_python,
     path_of,
+    positive,
     settings_of,
     sides_of,
 )
@@ -40,12 +43,12 @@ log = logging.getLogger(__name__)
 
 @from_python
 def load_run(path: str | PathLike[str], overrides: Overrides = (), *, preset: str | None = None) -> Run:
-    """Read a run file, ready to be trained; nothing is loaded and nothing is written.
+    """Read a run file. Loads no model and writes nothing.
 
     Args:
         path: the run file (YAML). Paths in it are relative to the working directory.
-        overrides: settings to change, by dotted key: {"rollout.groups": 2}, or texts: ["rollout.groups=2"].
-        preset: settings laid over the file before `overrides`: a name that the backbone brings, or a YAML file.
+        overrides: settings to change, by dotted key: {"rollout.groups": 2}, or strings: ["rollout.groups=2"].
+        preset: settings applied to the file before `overrides`: a preset of the backbone, or a YAML file.
 
     Raises:
         UserError: with every mistake in the file, its line, and what is allowed there.
@@ -57,12 +60,12 @@ def load_run(path: str | PathLike[str], overrides: Overrides = (), *, preset: st
 
 
 class Run:
-    """A run: a run file that was read (`load_run`), or a run directory (`Run.open`).
+    """A run, from a run file (`load_run`) or a run directory (`Run.open`).
 
-    The object is light. The model is loaded by the first call that needs it and kept for the next ones; `close`, or the
-    end of a `with` block, releases it. Not to be used by several threads at a time.
+    The first call that needs the model loads it, and later calls reuse it; `close`, or the end of a `with` block,
+    releases it. Not thread-safe.
 
-    Mistakes raise `UserError`, whose message names the argument, or the file, the key and the line.
+    Invalid input raises `UserError`, whose message names the argument, or the file, the key and the line.
     """
 
     def __init__(self, path: Path, settings: Sequence[str] = (), preset: str | None = None) -> None:
@@ -86,11 +89,11 @@ class Run:
 
         Args:
             directory: the run's directory.
-            overrides: where the base model is now, if it was moved: {"backbone.checkpoint": PATH}.
-            accept: ["base"] takes base weights that are not those that the run began with.
+            overrides: the new path of the base model, if it was moved: {"backbone.checkpoint": PATH}.
+            accept: ["base"] accepts other base weights than at the start of the run.
 
         Raises:
-            UserError: if this is no run directory, or if its configuration is not as the run wrote it.
+            UserError: if this is not a run directory, or if its configuration was edited.
         """
         check_accept(accept, ["base"])
         path = path_of(directory)
@@ -100,23 +103,23 @@ class Run:
         run._accept = tuple(accept)
         return run
 
-    # -- what it is ---------------------------------------------------------------------------------------------
+    # -- properties and logs ------------------------------------------------------------------------------------
 
     @property
     def config(self) -> RunConfig:
-        """Every setting, checked, with its default where the file says nothing."""
+        """The validated configuration, defaults included."""
         return self._config
 
     @property
     def directory(self) -> Path:
-        """Where the run writes, or has written: run.output/run.name."""
+        """The run directory: run.output/run.name."""
         from dgpo_core.config.locations import run_path
 
         return self._path if self._path.is_dir() else run_path(self._config)
 
     @property
     def outcome(self) -> OutcomeRecord | None:
-        """How training ended; None while it goes on, before it began, and after it was killed."""
+        """How training ended; None before and during training, and after a kill."""
         from dgpo_core.storage.run_directory import read_outcome
 
         return read_outcome(self.directory)
@@ -126,15 +129,16 @@ class Run:
 
     @from_python
     def metrics(self) -> list[MetricsRecord]:
-        """metrics.jsonl: a record an iteration, oldest first. Lines that cannot be read are left out, with a warning.
-        `[record.model_dump() for record in run.metrics()]` are plain dicts."""
+        """Return the records of metrics.jsonl, one per iteration, oldest first; skips damaged lines with a warning.
+
+        For plain dicts: `[record.model_dump() for record in run.metrics()]`."""
         from dgpo_schemas.metrics import MetricsRecord
 
         return self._log("metrics.jsonl", MetricsRecord)
 
     @from_python
     def evaluations(self) -> list[EvaluationRecord]:
-        """evaluations.jsonl: records of the evaluations during training, oldest first."""
+        """Return the records of evaluations.jsonl, the evaluations during training, oldest first."""
         from dgpo_schemas.metrics import EvaluationRecord
 
         return self._log("evaluations.jsonl", EvaluationRecord)
@@ -170,30 +174,31 @@ class Run:
     ) -> Run:
         """Train in this process, to the end or for `max_iterations` more iterations.
 
-        In the main thread Ctrl-C (in a notebook: interrupt) saves the state and returns; `outcome` says "interrupted".
+        In the main thread, Ctrl-C (in a notebook: interrupt) saves the state and returns; `outcome` is "interrupted".
 
         Args:
-            resume: go on from the newest checkpoint, bit for bit; "auto" begins a run that has none.
-            max_iterations: stop after so many; the rest can be resumed.
-            accept: what a resume takes as it is though it was changed: other "base" weights, damaged "logs".
-            callbacks: watch the run; see `dgpo_core.Callback`.
+            resume: continue from the newest checkpoint, bit for bit; "auto" starts a run that has none.
+            max_iterations: stop after this many iterations; the run can be resumed.
+            accept: differences that a resume accepts: other "base" weights, damaged "logs".
+            callbacks: instances of `dgpo_core.Callback`.
             on_progress: called with the metrics of each iteration.
 
         Returns:
-            This run. `outcome` and `metrics()` tell what came of it, and `sample` and the others use what was trained.
+            This run, whose `outcome` and `metrics()` have the results, and whose `sample` uses the trained weights.
 
         Raises:
-            UserError: for what you can mend; a new run has written nothing then.
-            RunStopped: if the run stopped itself, with its state saved.
+            UserError: for invalid input; a new run has written nothing.
+            RunStopped: if the run stopped itself after saving its state.
         """
         from dgpo_core.api.training import read_run, train
         from dgpo_core.api.watching import Reported
         from dgpo_core.plugins.registry import get_registry
 
-        at_least_one(max_iterations=max_iterations)
+        (max_iterations,) = positive(max_iterations=max_iterations)
         check_accept(accept, ["base", "logs"])
+        check_callbacks(callbacks)
         if accept and not resume:
-            raise UserError("accept: belongs to a resume; a new run begins with what there is")
+            raise UserError("accept: requires resume; a new run has nothing to accept")
         self.close()  # one model at a time
         registry, config = get_registry(), self._config
         if resume or self._path.is_dir():
@@ -211,7 +216,7 @@ class Run:
         return self
 
     def _become(self, config: RunConfig) -> None:
-        """From here on this is the run's directory."""
+        """Make this object that of the run directory, after training."""
         from dgpo_core.config.locations import run_path
 
         self._config, self._path = config, run_path(config)
@@ -225,7 +230,7 @@ class Run:
         callbacks: Sequence[Callback] = (),
         on_progress: Callable[[MetricsRecord], object] | None = None,
     ) -> Run:
-        """Go on from the newest checkpoint, bit for bit: `train(resume=True)`."""
+        """Continue from the newest checkpoint, bit for bit: `train(resume=True)`."""
         return self.train(
             resume=True, max_iterations=max_iterations, accept=accept, callbacks=callbacks, on_progress=on_progress
         )
@@ -249,17 +254,17 @@ class Run:
         """Draw samples.
 
         Args:
-            prompts: a text, a `Prompt`, a dict with the keys of a prompt file, a list of these, or a `Path` of a prompt
-                file; by default the first 8 held-out prompts.
+            prompts: a string, a `Prompt`, a dict with the keys of a prompt file, a list of these, or a `Path` of a
+                prompt file; by default the first 8 held-out prompts.
             model: "base" (before training), "policy" (as trained), "ema_fast" or "ema" (its moving averages). A run
                 file that was not trained has only "base".
-            seed: of the noise; the same seed gives every model the same noise.
-            count: samples of each prompt.
+            seed: seed of the noise; the same seed gives every model the same noise.
+            count: samples per prompt.
             steps: solver steps (num_inference_steps), by default those of rollouts.
-            guidance: guidance scale, by default that of rollouts; 1 is none.
-            size: a side in pixels or (height, width), of prompts without a size of their own.
+            guidance: guidance scale (guidance_scale), by default that of rollouts; 1 disables guidance.
+            size: side in pixels or (height, width) for prompts without a size.
             checkpoint: "newest", "best", or an iteration.
-            micro_batch: samples that are drawn at once; any number gives the same samples, up to rounding.
+            micro_batch: samples drawn at once; changes the samples only by rounding.
 
         Returns:
             `Samples`: `tensors` float32 in [0, 1], `images` (PIL), `save(directory)`.
@@ -267,8 +272,8 @@ class Run:
         from dgpo_core.api.samples import draw
         from dgpo_core.data.prompts import given_prompts
 
-        at_least_one(count=count, steps=steps, guidance=guidance, micro_batch=micro_batch)
-        check_seed(seed, required=True)
+        count, steps, micro_batch = positive(count=count, steps=steps, micro_batch=micro_batch)
+        guidance, seed = checked_guidance(guidance), checked_seed(seed)
         sides = sides_of(size)
         chosen = [] if prompts is None else given_prompts(prompts)
         return draw(
@@ -290,23 +295,25 @@ class Run:
         checkpoint: str | int = "newest",
         micro_batch: int | None = None,
     ) -> EvaluationResult:
-        """Score the model with the run's rewards of evaluation.
+        """Score the model with the run's evaluation rewards.
 
         Args:
-            prompts: as of `sample`; by default the held-out prompts.
-            limit: at most so many prompts.
-            samples: samples of each prompt, by default evaluation.samples_per_prompt.
-            seed: of the noise, by default that of the run's evaluations.
-            model, steps, guidance, checkpoint, micro_batch: as of `sample`, by default as evaluation is configured.
+            prompts: as in `sample`; by default the held-out prompts.
+            limit: maximum number of prompts.
+            samples: samples per prompt, by default evaluation.samples_per_prompt.
+            seed: seed of the noise, by default that of the run's evaluations.
+            model, steps, guidance, checkpoint, micro_batch: as in `sample`, by default as configured for evaluation.
 
         Returns:
-            `EvaluationResult`: a record for each reward, `result["geneval"].value` with a 95 % interval.
+            `EvaluationResult`: a record per reward, such as `result["geneval"].value`, with a 95 % interval.
         """
         from dgpo_core.api.evaluating import evaluate
         from dgpo_core.data.prompts import given_prompts
 
-        at_least_one(limit=limit, samples=samples, steps=steps, guidance=guidance, micro_batch=micro_batch)
-        check_seed(seed)
+        limit, samples, steps, micro_batch = positive(
+            limit=limit, samples=samples, steps=steps, micro_batch=micro_batch
+        )
+        guidance, seed = checked_guidance(guidance), None if seed is None else checked_seed(seed)
         chosen = [] if prompts is None else given_prompts(prompts)
         return evaluate(
             self._opened(model, checkpoint), chosen, limit=limit, samples=samples, seed=seed, steps=steps,
@@ -326,9 +333,9 @@ class Run:
         """Write the trained adapter, or all weights after full fine-tuning, for use without dgpo.
 
         Args:
-            directory: to write; `force` replaces what is there.
+            directory: the directory to write; `force` replaces its contents.
             model: "policy", "ema_fast" or "ema".
-            format: "diffusers" (the usual default), "peft", "kohya" or "comfyui", as the backbone has them.
+            format: "diffusers" (the usual default), "peft", "kohya" or "comfyui", if the backbone supports it.
             checkpoint: "newest", "best", or an iteration.
 
         Returns:
@@ -339,13 +346,14 @@ class Run:
         from dgpo_core.api.output import check_directory
 
         output = path_of(directory)
+        check_format(format)
         check_export(self._path, check_model(model), format)
         check_directory(output, force=force, target=self._path)
         export(self._opened(model, checkpoint, alone=True), output, format)
         return output
 
     def _opened(self, model: str, checkpoint: str | int, *, alone: bool = False) -> Target:
-        """The model, loaded if it is not; its weights if another checkpoint is meant."""
+        """Return the target; load the model if necessary, or the weights of another checkpoint."""
         from dgpo_core.api.models import check_model
         from dgpo_core.api.target import open_target
         from dgpo_core.storage.checkpoint import Checkpoints
@@ -354,14 +362,14 @@ class Run:
         if not self._path.is_dir():
             if model != "base":
                 raise UserError(
-                    f"model={model!r}: {self._path} has not been trained here, so there is only model='base'; "
-                    f"`train` it, or open a run directory with Run.open"
+                    f"model={model!r}: {self._path} has not been trained here, so only model='base' is available; "
+                    f"train it, or open a run directory with Run.open"
                 )
             if self._target is None:
                 self._target = open_target(self._path, overrides=self._settings, preset=self._preset, on_message=_note)
             return self._target.using(model)
-        there = Checkpoints(self._path / "checkpoints")
-        asked = (which, *(path.name for path in there.paths()))
+        checkpoints = Checkpoints(self._path / "checkpoints")
+        requested = (which, *(path.name for path in checkpoints.paths()))
         if self._target is not None and alone and self._target.processes.count > 1:
             self.close()
         if self._target is None:
@@ -373,13 +381,13 @@ class Run:
                 alone=alone,
                 on_message=_note,
             )
-        elif asked != self._loaded:
-            self._target = self._target.put(there.find(which))
-        self._loaded = asked
+        elif requested != self._loaded:
+            self._target = self._target.put(checkpoints.find(which))
+        self._loaded = requested
         return self._target.using(model)
 
     def close(self) -> None:
-        """Release the model and the rewards. The run may be used again, which loads them again."""
+        """Release the model and the rewards. The next call that needs them loads them again."""
         target, self._target = self._target, None
         if target is not None:
             target.engine.close()

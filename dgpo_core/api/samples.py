@@ -1,4 +1,4 @@
-"""Samples: what a model has drawn, as tensors and as images, and how they are drawn."""
+"""Draw samples, and hold them as tensors and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgpo_core.api.calls import path_of
+from dgpo_core.api.calls import path_of, positive
 from dgpo_core.api.output import check_directory
 from dgpo_core.data.notes import longer_than_read, notes, unheard
 from dgpo_core.distributed.partitioning import exchange_tensors
@@ -35,10 +35,10 @@ __all__ = ["Samples", "draw"]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a model has drawn, prompt after prompt, on the CPU.
+    """Samples of a model on the CPU, ordered by prompt.
 
-    media: each sample [3, H, W], or [F, 3, H, W] of a video, in [0, 1] as the model decoded it; prompts: the prompt of
-    each sample; seed: of the noise; count: samples of each prompt; label: the model, for people.
+    media: each sample as decoded, [3, H, W], or [F, 3, H, W] for a video, in [0, 1]; prompts: the prompt of each
+    sample; seed: seed of the noise; count: samples per prompt; label: a description of the model.
     """
 
     media: Sequence[Tensor]
@@ -56,33 +56,34 @@ class Samples:
 
     @property
     def video(self) -> bool:
-        """Whether they are videos."""
+        """Whether the samples are videos."""
         return bool(self.media) and self.media[0].dim() == 4
 
     @cached_property
     def tensors(self) -> Tensor | list[Tensor]:
-        """float32 in [0, 1], [N, 3, H, W], or [N, F, 3, H, W] of videos; a list of N where their sizes differ."""
+        """float32 in [0, 1], [N, 3, H, W], or [N, F, 3, H, W] for videos; a list of N tensors if sizes differ."""
         found = [one.float().clamp(0, 1) for one in self.media]
         return torch.stack(found) if len({one.shape for one in found}) == 1 else found
 
     @cached_property
     def images(self) -> list[Image] | list[list[Image]]:
-        """PIL images; of each video a list of its frames."""
+        """PIL images; for videos, a list of frames each."""
         if self.video:
             return [[to_image(frame) for frame in one] for one in self.media]
         return [to_image(one) for one in self.media]
 
     def grid(self, columns: int | None = None) -> Image:
-        """All samples as one PIL image; by default one row is one prompt. A video is shown by its frames."""
+        """Return all samples as one PIL image; by default one row is one prompt. Videos are shown by their frames."""
+        (columns,) = positive(columns=columns)
         if not self.media:
-            raise UserError("there are no samples to show: another process has them")
+            raise UserError("there are no samples to show: the main process has them")
         return contact_sheet([to_image(one) for one in self.media], columns or self.count)
 
     def save(self, directory: str | PathLike[str], *, force: bool = False, fps: int | None = None) -> Path:
-        """Write what `dgpo sample` writes: 00.png (and 00.mp4 of a video), grid.png and prompts.json.
+        """Write the files of `dgpo sample`: 00.png (and 00.mp4 for a video), grid.png and prompts.json.
 
-        force: replace what is there. fps: frames a second of videos, by default 16, or fewer of a short video. Returns
-        the directory. Raises UserError if it cannot be written, or is not empty.
+        force: replace the contents of the directory. fps: frames per second of videos, by default 16, or fewer for a
+        short video. Returns the directory. Raises UserError if it cannot be written, or is not empty.
         """
         with in_python():
             output = path_of(directory)
@@ -91,7 +92,7 @@ class Samples:
         return output
 
     def write(self, directory: Path, *, fps: int | None = None) -> None:
-        """`save` into a directory that may be replaced."""
+        """Write the files of `save` without checking the directory."""
         write_images(directory, self.media, self.prompts, columns=self.count, fps=fps)
 
 
@@ -110,12 +111,11 @@ def draw(
     fps: int | None = None,
     on_message: Callable[[str], None],
 ) -> Samples:
-    """Draw `count` samples of each prompt; without prompts of `limit` held-out ones, or training ones where none are
-    held out.
+    """Draw `count` samples per prompt, by default of `limit` held-out prompts, or training prompts if there are none.
 
-    sides: (height, width) of prompts without a size of their own. look: whether keys of the prompts may be meant
-    otherwise than they are read. fps: frames a second that videos will be written with. on_message: receives notes.
-    Several processes share the work; the main one has the samples. Raises UserError for what cannot be drawn.
+    sides: (height, width) for prompts without a size. look: whether to report keys of the prompts that may be
+    misspelled. fps: frames per second of the videos to be written. on_message: called with notes. Several processes
+    share the work; the main process gets the samples. Raises UserError for prompts that cannot be drawn.
     """
     engine = target.engine
     chosen = list(prompts) or (target.prompts("heldout") or target.prompts("train"))[:limit]
@@ -135,7 +135,7 @@ def draw(
 
 
 def _check_video(target: Target, fps: int | None) -> str | None:
-    """What keeps videos from being written as such, before the work, which may be long; no reason not to do it."""
+    """Return a note if videos cannot be written as mp4; checked before the work. Raises UserError for fps of images."""
     if target.engine.backbone.media == "video":
         reason = clips.why_not()
         return None if reason is None else f"videos are written as film strips only; {reason}"
@@ -153,7 +153,7 @@ def _drawn(
     seed: int,
     on_message: Callable[[str], None],
 ) -> list[Tensor]:
-    """The media of all samples in order, on the CPU, in the main process; none in others."""
+    """Return the media of all samples in order, on the CPU, in the main process; an empty list in others."""
     split_samples, processes = target.share(rollout_sampler, prompts, count, on_message), target.processes
     held: dict[int, Tensor] = {}
     with processes.together(rollout_sampler.policy.finish):

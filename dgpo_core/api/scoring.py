@@ -1,4 +1,4 @@
-"""Scores of images and videos by any installed reward."""
+"""Score images and videos with any installed reward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dgpo_core.api.calls import at_least_one, from_python, path_of
+from dgpo_core.api.calls import from_python, path_of, positive
 from dgpo_core.errors import UserError
 from dgpo_core.types import Scores
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["score"]
 
 IMAGE, VIDEO = 3, 4
-"""Dimensions of one of each."""
+"""Numbers of dimensions of one image and one video."""
 
 
 @from_python
@@ -44,21 +44,21 @@ def score(
     """Score images or videos.
 
     Args:
-        name: of a reward, as `dgpo plugins list --kind reward` shows it.
+        name: name of the reward, as in `dgpo plugins list --kind reward`.
         media: a tensor [N, 3, H, W] or [3, H, W] of images, [N, F, 3, H, W] of videos, float in [0, 1]; a PIL image; a
             path of an image or a video file; a list of these (a tensor in a list is one image or video); or `Samples`.
-        prompts: one for each, or one for all: texts, `Prompt` objects, or dicts with the keys of a prompt file. Of
-            `Samples` they are those that were drawn, unless others are given.
-        options: of the reward, as in a run file.
+        prompts: one per sample, or one for all: strings, `Prompt` objects, or dicts with the keys of a prompt file; by
+            default the prompts of `Samples`.
+        options: options of the reward, as in a run file.
         device: "auto", "cpu" or "cuda".
-        batch: media of one size that are scored together.
+        batch: maximum number of media of one size that are scored together.
 
     Returns:
         `Scores`: values float32 [N] (higher is better, nan where missing), missing bool [N], and a dict of diagnostics
-        for each. What cannot be read or scored is missing, with a reason in its diagnostics; it is never 0.
+        per sample. Media that cannot be read or scored are missing, never 0; the diagnostics give the reason.
 
     Raises:
-        UserError: for an unknown reward, options or prompts that it refuses, and media of another kind.
+        UserError: for an unknown reward, options or prompts that it does not support, and media of another kind.
     """
     import torch
 
@@ -71,17 +71,19 @@ def score(
     from dgpo_core.training.reward_calls import Reward
     from dgpo_core.training.score_samples import Sample, score_samples
 
-    at_least_one(batch=batch)
+    (batch,) = positive(batch=batch)
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"options: must be a dict of the reward's options, got {type(options).__name__}")
     registry, where = get_registry(), choose_device(device, "device")
     block = _block(name, options or {}, registry)
     named = _named(media)
-    wanted = _prompts(media, prompts, len(named))
-    samples = [Sample(one, prompt, load) for (one, load), prompt in zip(named, wanted, strict=True)]
+    given = _prompts(media, prompts, len(named))
+    samples = [Sample(one, prompt, load) for (one, load), prompt in zip(named, given, strict=True)]
     with ProcessState().around(f"reward {block.label}, when it was made,"):
         model = place(block, registry, device=where)
     try:
         check_range(model, block.use, f"reward {block.label}")
-        check_prompts(model, wanted)
+        check_prompts(model, given)
         results = score_samples(Reward(block.label, 1.0, model), samples, batch=batch, device=where).results
     finally:
         model.close()
@@ -100,7 +102,7 @@ def _block(name: str, options: Mapping[str, Any], registry: Registry) -> RewardB
 
 
 def _named(media: Media) -> list[tuple[str, Callable[[], Medium]]]:
-    """(name, what loads it) of each."""
+    """Return (name, function that loads it) of each image or video."""
     import torch
 
     from dgpo_core.api.samples import Samples
@@ -127,7 +129,7 @@ def _named(media: Media) -> list[tuple[str, Callable[[], Medium]]]:
             name = f"media[{i}]"
             found.append((name, partial(_of_tensor, _tensor(one, name))))
     if not found:
-        raise UserError("media: there is nothing to score")
+        raise UserError("media: is empty; there is nothing to score")
     return found
 
 
@@ -144,7 +146,7 @@ def _of_tensor(one: Tensor) -> Medium:
 
 
 def _tensor(one: Any, name: str) -> Tensor:
-    """A tensor or a PIL image as float32 [3, H, W] or [F, 3, H, W], on the CPU. Raises UserError for anything else."""
+    """Convert a tensor or PIL image to float32 [3, H, W] or [F, 3, H, W] on the CPU. Raises UserError otherwise."""
     import numpy as np
     import torch
     from PIL.Image import Image
@@ -167,7 +169,7 @@ def _prompts(media: Media, prompts: Prompts | None, count: int) -> list[Any]:
 
     if prompts is None:
         if not isinstance(media, Samples):
-            raise UserError("prompts: are missing; give one for each of the media, or one for all")
+            raise UserError("prompts: required; give one for each of the media, or one for all")
         return list(media.prompts)
     found = given_prompts(prompts)
     if len(found) == 1:

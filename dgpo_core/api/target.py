@@ -1,4 +1,4 @@
-"""What sampling, evaluation and export work on: a run directory, or a run file whose base model is meant."""
+"""The target of sampling, evaluation and export: a run directory, or a run file with its base model."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 __all__ = ["Target", "open_target", "run_config"]
 
 PLACE_OF_BASE = ("backbone.checkpoint", "backbone.revision")
-"""What may be another for a run directory: it may have been moved, and digests tell whether it is the same model."""
+"""Settings that may change for a run directory: the base model may be moved, and is verified by its digests."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """An engine with weights in place, and which of its models is used: the policy for an EMA that has not moved.
+    """An engine with loaded weights, and the model in use: the policy instead of an EMA that has not moved yet.
 
-    path: a run directory, or a run file; manifest: of the checkpoint whose weights are in place, None for a run file;
-    wanted: the model that was asked for.
+    path: a run directory, or a run file; manifest: manifest of the loaded checkpoint, None for a run file; wanted: the
+    requested model.
     """
 
     engine: Engine
@@ -52,21 +52,21 @@ class Target:
 
     @property
     def run(self) -> Path | None:
-        """The run's directory, if it is one's."""
+        """The run directory; None for a run file."""
         return None if self.manifest is None else self.path
 
     @property
     def iteration(self) -> int:
-        """Iterations that the weights were trained for."""
+        """Number of iterations that the weights were trained for."""
         return 0 if self.manifest is None or self.model == "base" else self.manifest.iteration
 
     @property
     def processes(self) -> Processes:
-        """Those that share the work; the main one alone prints and writes."""
+        """The processes that share the work; only the main process prints and writes."""
         return self.engine.runtime.processes
 
     def using(self, wanted: ModelName) -> Target:
-        """The same weights, of which this model is used."""
+        """Return the target with another model of the same weights. Raises UserError for a run file's trained ones."""
         if self.manifest is None and wanted != "base":
             raise UserError(
                 f"{option('model', wanted)}: {self.path} is a run file, which has only its base model; name a run "
@@ -76,7 +76,7 @@ class Target:
 
     @property
     def label(self) -> str:
-        """What is used, for people."""
+        """A description of the model."""
         if self.manifest is None or self.model == "base":
             return f"base model of {self.path}"
         label = f"{self.model} weights of {self.path} after iteration {self.iteration}"
@@ -86,20 +86,21 @@ class Target:
         return label
 
     def put(self, checkpoint: Checkpoint) -> Target:
-        """The engine with another checkpoint's weights in place."""
+        """Load another checkpoint's weights and return the new target."""
         self.engine.load_weights(checkpoint)
         return replace(self, manifest=checkpoint.manifest)
 
     def report(self, notes: Iterable[str | None], on_message: Callable[[str], None]) -> None:
-        """Tell what there is of notes, once, whatever the number of processes."""
+        """Report the notes that are not None, in the main process only."""
         for one in filter(None, notes if self.processes.main else ()):
             on_message(one)
 
     def checked(
         self, prompts: Sequence[Prompt], guidance: float | None, sides: tuple[int, int] | None = None
     ) -> list[Prompt]:
-        """Prompts with the sizes that they are drawn in; sides: of those that have none of their own. Raises UserError
-        for what the model cannot draw, and for a guidance that it cannot have."""
+        """Return the prompts with their sizes; sides: (height, width) for prompts without a size.
+
+        Raises UserError for prompts that the model cannot draw, and for an unsupported guidance scale."""
         self.engine.check_prompts(prompts)
         if sides is not None:
             check_sizes(self.engine.backbone, [], sides, option("size"))
@@ -116,7 +117,7 @@ class Target:
         members: int,
         on_message: Callable[[str], None],
     ) -> list[list[int]]:
-        """The samples of each process, in whole micro-batches; says so if some processes have none."""
+        """Assign complete micro-batches to processes; returns the samples of each and reports idle processes."""
         batches, count = rollout_sampler.micro_batches(prompts, members), self.processes.count
         if len(batches) < count:
             smaller = f"{option('micro_batch')} makes batches smaller"
@@ -124,15 +125,15 @@ class Target:
         return partition_units(batches, count)
 
     def prompts(self, split: Literal["train", "heldout"]) -> list[Prompt]:
-        """The target's own; empty if there are no held-out ones. Raises UserError if a run began with others."""
+        """Load the prompts of a split, empty without held-out prompts. Raises UserError if they changed."""
         found = self.engine.load_prompts(split)
         if self.run is not None:
-            mend = f", or name the file that you mean with {option('prompts')}"
+            mend = f", or name another file with {option('prompts')}"
             check_prompts(self.run, {split: summary(found)}, mend=mend)
         return found
 
     def base_files(self) -> dict[str, Any] | None:
-        """Digests of the files that the base model was read from, by path; None if they are not known."""
+        """Return the digests of the base model's files, by path; None if they are unknown."""
         base = self.engine.read_base()
         return None if base is None else base.model_dump(mode="json")["files"]
 
@@ -148,14 +149,15 @@ def open_target(
     alone: bool = False,
     on_message: Callable[[str], None],
 ) -> Target:
-    """Open a run directory (its EMA unless another model is named) or a run file (its base).
+    """Open a run directory (by default its EMA) or a run file (its base model).
 
-    `checkpoint` is "newest", "best" or an iteration. Raises UserError naming what there is to choose from, for a run
-    directory whose files are not as they were written, and for base weights that are not those that the run began with,
-    unless "base" is accepted. preset: of a run file. alone: this process does not share the work with others, nor a
-    sharded model: it is loaded completely, into the CPU's memory. on_message: receives what has changed since the run.
+    checkpoint: "newest", "best" or an iteration. preset: preset of a run file. alone: do not share the work with other
+    processes; a sharded model is loaded completely into CPU memory. on_message: called with changes since the run.
+
+    Raises UserError for an unknown model or checkpoint, for a run directory whose files were edited, and for other base
+    weights than at the start of the run, unless "base" is accepted.
     """
-    from dgpo_core.plugins.registry import get_registry  # where tests put one of their own
+    from dgpo_core.plugins.registry import get_registry  # imported here because tests replace it
 
     if model is not None:
         check_model(model)
@@ -186,8 +188,9 @@ def open_target(
 
 
 def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, preset: str | None = None) -> RunConfig:
-    """The configuration of a run directory or a run file. Raises UserError for settings that a directory cannot
-    change."""
+    """Return the configuration of a run directory or a run file.
+
+    Raises UserError for settings that cannot change for a run directory."""
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"{path}: no such run directory or run file")
@@ -200,7 +203,7 @@ def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, pres
 
 
 def _config_of_run(path: Path, overrides: Sequence[str], registry: Registry) -> RunConfig:
-    """A run directory's configuration, its base model where `overrides` say that it is now."""
+    """Return a run directory's configuration, with the path of its base model from `overrides`."""
     config = read_config(path, registry)
     if not overrides:
         return config
@@ -213,15 +216,15 @@ def _check_base_is_there(path: Path, config: RunConfig) -> None:
     base = recorded_base(path)
     if base is not None and base.directory == config.backbone.checkpoint and not Path(base.directory).is_dir():
         raise UserError(
-            f"{path}: its base model was in the directory {base.directory}, which is not there any more; if it was "
-            f"moved, say where it is: {setting('backbone.checkpoint', 'PATH')}"
+            f"{path}: its base model was in the directory {base.directory}, which no longer exists; if it was "
+            f"moved, set its path: {setting('backbone.checkpoint', 'PATH')}"
         )
 
 
 def _report_changes(
     path: Path, engine: Engine, found: Checkpoint, accept: Collection[str], on_message: Callable[[str], None]
 ) -> None:
-    """Say what is not as the run left it. Raises UserError for other base weights that are not accepted."""
+    """Report changes since the run. Raises UserError for other base weights that are not accepted."""
     note = check_base(path, engine.read_base(), accept="base" in accept)
     if note is not None:
         on_message(note)

@@ -1,4 +1,4 @@
-"""Training: the configuration that a run starts or goes on with, and what is said when it has ended."""
+"""Train a run: read its configuration, handle signals, and report its end."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ __all__ = ["read_run", "train"]
 def read_run(
     file: Path, overrides: Sequence[str], preset: str | None, registry: Registry, *, resume: bool
 ) -> tuple[RunConfig, list[str]]:
-    """The configuration, and the settings that make it of the run file. To go on with a run: where that is, and with
-    paths that mean nothing from here leading to where they led when it began."""
+    """Return the configuration, and the settings that produce it from the run file.
+
+    For a resume, the settings include the location of the run, and relative paths that do not exist from the working
+    directory are replaced by those that they meant at the start of the run."""
     settings = [*(_place_of(file) if resume else []), *overrides]
     config = load_run_config(file, settings, registry, preset=preset)
     found = _paths_then(file, config, settings, registry) if resume else {}
@@ -53,8 +55,8 @@ def train(
 ) -> Literal["finished", "interrupted"]:
     """Train to the end, or `max_iterations` more; see `Trainer.train`.
 
-    In the main thread Ctrl-C, SIGTERM and SIGHUP save the state and stop, which is announced. What there is to know of
-    the end is announced too.
+    In the main thread Ctrl-C, SIGTERM and SIGHUP save the state and stop the run. announce: called with a message for
+    such a signal, and about the end of the run.
     """
     from dgpo_core.system.stopping import StopRequest
     from dgpo_core.training.trainer import Trainer
@@ -64,15 +66,15 @@ def train(
     with stop.on_signals(announce) if in_main_thread else nullcontext():
         trainer = Trainer(config, registry, callbacks=callbacks, stop=stop)
         outcome = trainer.train(resume=resume, max_iterations=max_iterations, accept=accept)
-    if outcome == "finished" and (said := _end(config, trainer.state)) is not None:
-        announce(said)
+    if outcome == "finished" and (message := _end(config, trainer.state)) is not None:
+        announce(message)
     return outcome
 
 
 def _end(config: RunConfig, state: RunState) -> str | None:
-    """What a run that finished did not do, or why it ended early; None if all its iterations were trained."""
+    """Return why a finished run ended early, or the iterations that are left; None if all were trained."""
     if state.had_ended:
-        return f"the run had ended after iteration {state.iteration} already; nothing was left to train"
+        return f"the run already ended after iteration {state.iteration}; nothing is left to train"
     if state.ended_by is None:
         left = config.run.iterations - state.iteration
         return f"{left} iterations are left; continue with {option('resume', True)}"
@@ -82,7 +84,7 @@ def _end(config: RunConfig, state: RunState) -> str | None:
 
 
 def _paths_then(file: Path, config: RunConfig, overrides: Sequence[str], registry: Registry) -> dict[str, str]:
-    """Keys of relative paths that mean nothing from here, to where they led when the run began."""
+    """Return relative paths that do not exist from the working directory, by key, as they were when the run began."""
     directory = run_path(config)
     if not (directory / CONFIG).is_file():
         return {}
@@ -93,13 +95,13 @@ def _paths_then(file: Path, config: RunConfig, overrides: Sequence[str], registr
 
 
 def _place_of(file: Path) -> list[str]:
-    """Settings for a run that goes on from its own config.yaml: it is where that file is, though it was moved since."""
+    """Return settings that make a run resumed from its own config.yaml, even if moved, stay in that directory."""
     directory = file.absolute().parent
     if file.name != CONFIG or not (directory / "checkpoints").is_dir():
         return []
     if not re.match(NAME, directory.name):
         raise UserError(
-            f"{directory}: a run goes on under the name of its directory, which must be of letters, digits, dots, "
-            "dashes and underscores; rename it"
+            f"{directory}: a resumed run takes the name of its directory, which may contain only letters, digits, "
+            "dots, dashes and underscores; rename it"
         )
     return [f"run.output={json.dumps(str(directory.parent))}", f"run.name={json.dumps(directory.name)}"]

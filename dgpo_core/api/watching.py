@@ -1,4 +1,4 @@
-"""What a caller in Python hears of a run: warnings and messages through logging, iterations through a function."""
+"""Report a run to a caller in Python: messages and warnings by logging, iterations by a function."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Reported(Callback):
         self._on_progress = on_progress
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """Pass the metrics on."""
+        """Call `on_progress` with the metrics."""
         if self._on_progress is not None:
             self._on_progress(metrics)
 
     def on_message(self, text: str) -> None:
-        """As it is."""
+        """Log a message."""
         log.info("%s", text)
 
     def on_warning(self, text: str) -> None:
-        """Without the word that logging puts before it."""
+        """Log a warning, without its prefix, which logging adds."""
         log.warning("%s", text.removeprefix("warning: "))

@@ -201,6 +201,18 @@ def test_the_loss_is_the_engines_bit_for_bit(objective: dict[str, Any]) -> None:
         assert torch.equal(one.grad, wanted[name]), name
 
 
+def test_weights_of_members_that_are_not_scored_are_not_read() -> None:
+    t, rewards = tensors(), REWARDS.clone()
+    rewards[0, 1] = math.nan
+    weights = F.signed_weights(F.advantages(rewards), rewards)
+    given = (t["prediction"], t["reference"], t["target"])
+    wanted = F.group_preference_loss(*given, weights, scored=rewards.isfinite())
+    weights[0, 1] = math.nan
+    assert torch.equal(F.group_preference_loss(*given, weights, scored=rewards.isfinite()), wanted)
+    with pytest.raises(ValueError, match=r"weights\[0, 1\]: must be finite, got nan"):
+        F.group_preference_loss(*given, weights)
+
+
 def test_half_precision_is_summed_in_float32() -> None:
     t = {name: one.detach().to(torch.bfloat16) for name, one in tensors().items()}
     v = t["prediction"].requires_grad_()
@@ -240,6 +252,13 @@ V, C = torch.zeros(12, 2), torch.zeros(3, 4)
         (lambda: F.group_preference_loss(V, V, V, C[:2]), "one weight for each of the 12 predictions"),
         (lambda: F.group_preference_loss(V, V, V, C, scored=C[0] > 0), "scored must have the shape of weights"),
         (lambda: F.group_preference_loss(V, V, V, C, loss_weight=C), r"loss_weight must be \[12\], not \(3, 4\)"),
+        (
+            lambda: F.group_preference_loss(V, V, V, C + math.nan),
+            r"weights\[0, 0\]: must be finite, got nan; .*scored=",
+        ),
+        (lambda: F.group_preference_loss(V, V, V, C, advantages=C + math.inf), r"advantages\[0, 0\]: must be finite"),
+        (lambda: F.group_preference_loss(V, V, V, C, loss_weight=V[:, 0] / 0), r"loss_weight\[0\]: must be finite"),
+        (lambda: F.signed_weights(C + math.nan, REWARDS), r"advantages\[0, 0\]: must be finite, got nan"),
         (lambda: F.advantages([1.0, 2.0]), "rewards must be a tensor, not list"),  # type: ignore[arg-type]
         (lambda: F.advantages(torch.zeros(2, 0)), r"rewards must be \[groups, members\], .* not \(2, 0\)"),
         (lambda: F.group_preference_loss(V, V, V, [1.0] * 12), "weights must be a tensor, not list"),  # type: ignore[arg-type]

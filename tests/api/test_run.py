@@ -248,16 +248,22 @@ def test_exports_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
         (lambda run: run.sample("x", guidance=0.5), "guidance=0.5: must be a number of at least 1"),
         (lambda run: run.sample("x", size=7), "size: 7x7 is not possible"),
         (lambda run: run.sample("x", size=(8, 8, 8)), "must be a side in pixels, such as 768, or (height, width)"),
-        (lambda run: run.sample("x", size=99999), "size: 99999: a side has from 1 to"),
+        (lambda run: run.sample("x", size=99999), "size: 99999: a side must be from 1 to"),
         (lambda run: run.sample("x", checkpoint=9), "no checkpoint '9'; there are newest, best and iterations 0, 1, 2"),
         (lambda run: run.sample([1]), "prompts[0]: must be a text, a Prompt, or a dict with the key `prompt`, not int"),
         (lambda run: run.sample([]), "prompts: must be a text, a Prompt, a dict or a list of these, not an empty list"),
         (lambda run: run.sample({"text": "x"}), "prompts: `prompt` must be a non-empty string"),
         (lambda run: run.export("x", model="base"), "model='base': the base model is the checkpoint"),
         (lambda run: run.export("x", format="peft"), "format='peft': choose one of toy"),
+        (lambda run: run.export("x", format=3), "format=3: must be a string"),
+        (lambda run: run.sample("x").grid(-1), "columns=-1: must be an integer of at least 1"),
+        (lambda run: run.sample("x", count=True), "count=True: must be an integer of at least 1"),
+        (lambda run: run.resume(callbacks=[print]), "callbacks[0]: must be a Callback instance, got builtin_function"),
+        (lambda run: run.resume(callbacks=[Callback]), "callbacks[0]: must be a Callback instance, got the class"),
+        (lambda run: run.resume(callbacks=Callback()), "callbacks: must be a list of Callback instances, got Callback"),
         (lambda run: run.export("runs"), "directory='runs': would replace runs/toy"),
         (lambda run: run.train(), "continue it with resume=True, or choose another run.name"),
-        (lambda run: run.train(accept=["base"]), "accept: belongs to a resume"),
+        (lambda run: run.train(accept=["base"]), "accept: requires resume"),
         (lambda run: run.resume(accept="logs"), "accept='logs': must be a list with 'base' or 'logs'"),
         (lambda run: Run.open(run.directory, accept=["bse"]), "accept=['bse']: must be a list with 'base'"),
         (lambda run: Run.open(run.directory, [("run.seed", 1)]), "overrides: must be a dict of settings, or a list of"),
@@ -293,7 +299,7 @@ def test_a_moved_base_model_is_reported_of(trained: Run) -> None:
     data.pop("sha256", None)
     data["base"] = {"directory": "toy", "files": {}, "commit": None}
     record.write_text(json.dumps(sealed(data)))
-    with pytest.raises(UserError, match=r"say where it is: overrides=\{'backbone.checkpoint': PATH\}"):
+    with pytest.raises(UserError, match=r"set its path: overrides=\{'backbone.checkpoint': PATH\}"):
         Run.open("runs/toy").sample("x")
 
 
@@ -302,6 +308,35 @@ def test_damaged_lines_of_a_log_are_left_out(trained: Run, caplog: pytest.LogCap
     log.write_text(log.read_text() + "{broken\n" + '{"iteration": 3}\n')
     assert [record.iteration for record in trained.metrics()] == [1, 2]
     assert "2 lines cannot be read and are left out" in caplog.text
+
+
+def test_callbacks_are_checked_before_anything_is_built(
+    write_run: WriteRun, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(write_run())
+    with pytest.raises(UserError, match=r"callbacks\[1\]: must be a Callback instance, got object"):
+        run.train(callbacks=[Callback(), object()])  # type: ignore[list-item]
+    assert built == []
+    assert not Path("runs").exists()
+
+
+def test_integers_of_numpy_are_integers(write_run: WriteRun) -> None:
+    def integer(value: int) -> Any:
+        return np.int64(value)
+
+    run = load_run(write_run(), {"run.seed": integer(4)}).train(max_iterations=integer(1))
+    assert run.config.run.seed == 4
+    assert len(run.metrics()) == 1
+    given: dict[str, int] = {"count": 2, "seed": 3, "steps": 2, "guidance": 1, "size": 8, "micro_batch": 1}
+    plain = run.sample("x", **given, checkpoint=1)  # type: ignore[arg-type]
+    found = run.sample("x", **{name: integer(value) for name, value in given.items()}, checkpoint=integer(1))
+    assert torch.equal(found.tensors, plain.tensors)  # type: ignore[arg-type]
+    assert (type(found.seed), type(found.count)) == (int, int)
+    assert found.grid(integer(1)).tobytes() == plain.grid(1).tobytes()
+    counts = {"limit": 1, "samples": 2, "seed": 3, "micro_batch": 1}
+    scores = run.evaluate(**{name: integer(value) for name, value in counts.items()})
+    assert scores.samples == run.evaluate(**counts).samples  # type: ignore[arg-type]
+    assert score("brightness", found, batch=integer(1)).values.shape == (2,)
 
 
 def test_overrides_as_settings(write_run: WriteRun) -> None:

@@ -90,7 +90,7 @@ def test_what_cannot_be_called_is_one_sentence(dgpo: Run, known: Registry, targe
     known.register(brought(Command("oops", "Broken.", target)), distribution="dgpo-oops", version="7")
     done = dgpo("oops")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert done.err.startswith(f"command oops of dgpo-oops 7: {target} is no function with Typer's annotations")
+    assert done.err.startswith(f"command oops of dgpo-oops 7: {target} is neither a function with Typer's annotations")
 
 
 @pytest.mark.parametrize(

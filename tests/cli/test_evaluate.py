@@ -202,7 +202,7 @@ def test_without_held_out_prompts_it_wants_a_file(dgpo: Run, write_run: Write) -
     file = write_run(prompts={"heldout": None}, evaluation={"every": 0})
     done = dgpo("evaluate", file)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "run.yaml: it has no held-out prompts; name a file with --prompts\n"
+    assert done.err == "run.yaml: has no held-out prompts; name a file with --prompts\n"
     Path("p.txt").write_text("a lamp\n")
     assert dgpo("evaluate", file, "--prompts", "p.txt").code == 0
 
@@ -211,8 +211,8 @@ def test_without_held_out_prompts_it_wants_a_file(dgpo: Run, write_run: Write) -
     ("output", "expected"),
     [
         ("runs", "--output runs: is a directory; name a file"),
-        ("new/scores.json", "--output new/scores.json: there is no directory new"),
-        ("run.yaml/scores.json", "--output run.yaml/scores.json: there is no directory run.yaml"),
+        ("new/scores.json", "--output new/scores.json: no such directory new"),
+        ("run.yaml/scores.json", "--output run.yaml/scores.json: no such directory run.yaml"),
     ],
 )
 def test_the_output_is_checked_before_the_work(

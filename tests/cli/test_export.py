@@ -273,8 +273,7 @@ def test_every_weight_has_no_adapter_to_write(dgpo: Run, trained: Any) -> None:
     done = dgpo("export", trained.path, "--format", "kohya")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "--format kohya: is a format of adapters, and runs/toy has none, it trained every weight "
-        "(backbone.train: full); leave --format out\n"
+        "--format kohya: is an adapter format, and runs/toy has no adapter (backbone.train: full); leave --format out\n"
     )
 
 

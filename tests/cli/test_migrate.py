@@ -248,7 +248,7 @@ def test_another_file(dgpo: Run) -> None:
     done = dgpo("migrate", "run.yaml", "-o", "new.yaml")
     assert (done.code, done.err) == (2, "--output new.yaml: exists; name another file\n")
     for arguments in (["run.yaml", "new.yaml", "-o", "x.yaml"], ["run.yaml", "--check", "-o", "x.yaml"]):
-        assert "--output: belongs to one file, without --check" in dgpo("migrate", *arguments).err
+        assert "--output: requires a single file and no --check" in dgpo("migrate", *arguments).err
 
 
 def test_none_of_the_files_is_written_if_one_is_wrong(dgpo: Run) -> None:

@@ -96,8 +96,8 @@ def test_a_base_that_is_gone_was_a_directory(begun: Path, dgpo: Run, monkeypatch
     monkeypatch.chdir(home / "elsewhere")
     done = dgpo("export", begun)
     assert (done.code, done.err) == (
-        2, f"{begun}: its base model was in the directory {home}/base, which is not there any more; if it was "
-        "moved, say where it is: --set backbone.checkpoint=PATH\n",
+        2, f"{begun}: its base model was in the directory {home}/base, which no longer exists; if it was "
+        "moved, set its path: --set backbone.checkpoint=PATH\n",
     )  # fmt: skip
     for command in ("sample", "evaluate", "export"):
         assert dgpo(command, begun, "--set", "backbone.checkpoint=../moved").code == 0
@@ -125,7 +125,7 @@ def test_an_exported_adapter_says_which_base_it_is_for(begun: Path, dgpo: Run) -
 
 def test_accept_belongs_to_resume(begun: Path, dgpo: Run) -> None:
     done = dgpo("train", "run.yaml", "--accept", "base")
-    assert (done.code, done.err) == (2, "--accept: belongs to --resume; a new run begins with what there is\n")
+    assert (done.code, done.err) == (2, "--accept: requires --resume; a new run has nothing to accept\n")
     assert dgpo("train", "run.yaml", "--resume", "--accept", "all").code == 2
 
 
@@ -223,7 +223,7 @@ def test_other_prompts_than_the_runs_are_refused_unless_they_are_named(begun: Pa
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         f"{begun}: other prompts than those of the run: prompts.heldout has another content than when it started "
-        "(SHA-256 in run.json); put them back, or name the file that you mean with --prompts\n"
+        "(SHA-256 in run.json); put them back, or name another file with --prompts\n"
     )
     assert dgpo(command, begun, "-n", 1, "--prompts", "h.txt").code == 0
 
@@ -244,8 +244,8 @@ def test_a_run_and_what_holds_it_may_both_be_renamed(begun: Path, dgpo: Run, mon
     resume = ["train", "renamed/runs/my run/config.yaml", "--resume", "--quiet"]
     done = dgpo(*resume)
     assert (done.code, done.err) == (
-        2, f"{home.parent}/renamed/runs/my run: a run goes on under the name of its directory, which must be of "
-        "letters, digits, dots, dashes and underscores; rename it\n",
+        2, f"{home.parent}/renamed/runs/my run: a resumed run takes the name of its directory, which may contain "
+        "only letters, digits, dots, dashes and underscores; rename it\n",
     )  # fmt: skip
     Path("renamed/runs/my run").rename("renamed/runs/second")
     resume[1] = "renamed/runs/second/config.yaml"

@@ -92,7 +92,7 @@ def test_the_same_command_line_from_the_first_start_to_after_the_end(dgpo: Run, 
     assert [done.code for done in (first, second, third)] == [0, 0, 0]
     assert first.err.startswith("training runs/toy for 4 iterations")
     assert second.err.startswith("resuming after iteration 3 of runs/toy")
-    assert "the run had ended after iteration 4 already; nothing was left to train" in third.err.splitlines()
+    assert "the run already ended after iteration 4; nothing is left to train" in third.err.splitlines()
     assert iterations() == [1, 2, 3, 4]
     assert dgpo("train", "run.yaml", "--resume").code == 0  # as ever
 

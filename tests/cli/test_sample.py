@@ -321,11 +321,11 @@ def test_the_size_on_the_command_line_is_of_prompts_without_one(dgpo: Run, known
     ("size", "complaint"),
     [
         ("9x16", "--size: 9x16 is not possible; the nearest is 8x16"),
-        ("big", "--size: 'big' is no size in pixels: give a side, such as 768, or HEIGHTxWIDTH, 768x1024"),
-        ("8x8x8", "--size: '8x8x8' is no size in pixels"),
-        ("8x", "--size: '8x' is no size in pixels"),
-        ("0", "--size: 0: a side has from 1 to 16384 pixels"),
-        ("8x99999", "--size: 8x99999: a side has from 1 to 16384 pixels"),
+        ("big", "--size: 'big' is not a size in pixels; give a side, such as 768, or HEIGHTxWIDTH, 768x1024"),
+        ("8x8x8", "--size: '8x8x8' is not a size in pixels"),
+        ("8x", "--size: '8x' is not a size in pixels"),
+        ("0", "--size: 0: a side must be from 1 to 16384 pixels"),
+        ("8x99999", "--size: 8x99999: a side must be from 1 to 16384 pixels"),
     ],
 )
 def test_sizes_that_cannot_be(size: str, complaint: str, dgpo: Run, write_run: Any) -> None:

@@ -206,7 +206,7 @@ def test_an_output_that_a_plugin_has_closed(monkeypatch: pytest.MonkeyPatch, cap
     with broken("closed") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert ended("--version") == 2
-    assert capsys.readouterr().err == "cannot write to standard output: something has closed it\n"
+    assert capsys.readouterr().err == "cannot write to standard output: it is closed\n"
 
 
 @pytest.mark.parametrize(("columns", "wanted"), [("0", None), ("00", None), ("", None), ("60", "60"), ("x", "x")])
@@ -240,4 +240,4 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert ended("report", "runs/toy") == 2
-    assert capsys.readouterr().err == "the working directory is gone; change to one that is there\n"
+    assert capsys.readouterr().err == "the working directory no longer exists; change to another one\n"

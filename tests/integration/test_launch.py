@@ -76,12 +76,12 @@ def test_layout() -> None:
 @pytest.mark.parametrize(
     ("layout", "complaint"),
     [
-        (Layout(2, machines=2), "--address: several machines need to know where to meet"),
+        (Layout(2, machines=2), "--address: required with several machines"),
         (
             Layout(2, machines=2, machine=2, address="a:1"),
-            "--machine-rank: machines are numbered from 0 to 1, there is",
+            "--machine-rank: must be from 0 to 1, got",
         ),
-        (Layout(100_000), "--processes: 100000 are more than this machine can do with; .*: at most [0-9]+$"),
+        (Layout(100_000), "--processes: 100000 is too many for this machine; .*: at most [0-9]+$"),
         (Layout(2, address="29500"), "--address: '29500' is not HOST:PORT"),
         (Layout(2, address="host:port"), "--address: 'host:port' is not HOST:PORT"),
         (Layout(2, address="host:70000"), "--address: 'host:70000' is not HOST:PORT"),
@@ -94,7 +94,7 @@ def test_options_that_do_not_go_together(layout: Layout, complaint: str) -> None
 
 def test_inside_of_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun or accelerate launch has started this process already"):
+    with pytest.raises(UserError, match="this process was started by torchrun or accelerate launch"):
         check(Layout(2))
 
 
@@ -176,7 +176,7 @@ def test_a_mistake_of_one_process_ends_all_and_is_reported_once(tmp_path: Path) 
     code = f"import sys; from dgpo_cli.launch import *; sys.exit(launch(Layout(2), {command!r}, ['-c', {program!r}]))"
     ended = run(sys.executable, "-c", code)
     assert ended.returncode == 2
-    assert ended.stdout + ended.stderr == "process 1 said last:\n  the lamp is broken\n"
+    assert ended.stdout + ended.stderr == "last output of process 1:\n  the lamp is broken\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -258,7 +258,7 @@ def test_a_killed_process_ends_the_run_with_the_reason(rank: str, resumed: bool,
 def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
     ended = launched(write(tmp_path), DGPO_TEST_END="1 1 raise")
     assert ended.returncode == 1
-    assert "process 1 said last:" in ended.stderr
+    assert "last output of process 1:" in ended.stderr
     assert "RuntimeError: a bug of this process alone" in ended.stderr
 
 

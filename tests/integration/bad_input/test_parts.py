@@ -289,8 +289,8 @@ def test_a_card_that_is_not_there(world: World, arguments: list[str]) -> None:
 def test_processes_within_another_launcher(world: World) -> None:
     world.monkeypatch.setenv("WORLD_SIZE", "2")
     expected = (
-        "--processes: torchrun or accelerate launch has started this process already; leave --processes out, or start "
-        "dgpo by itself"
+        "--processes: this process was started by torchrun or accelerate launch; leave --processes out, or start "
+        "dgpo without them"
     )
     for command in (["evaluate", "run.yaml"], ["sample", "run.yaml", "--prompt", "x"]):
         refused(world, [*command, "--processes", "2"], expected)

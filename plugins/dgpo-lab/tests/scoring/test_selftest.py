@@ -117,7 +117,7 @@ def test_the_examples_can_be_annotated(dgpo: Run) -> None:
          "--token-variable: service.token_variable: must not be empty"),
         (["stub", "a.png", "--device", "gpu"], "--device gpu: choose one of auto, cpu, cuda"),
         (["stub", "a.png", "--output", "empty"], "--output empty: is a directory; name a file"),
-        (["stub", "a.png", "--output", "no/x.json"], "--output no/x.json: there is no directory no"),
+        (["stub", "a.png", "--output", "no/x.json"], "--output no/x.json: no such directory no"),
         (["stub", "a.png", "--annotate", "a.png"], "--annotate a.png: cannot be written: {cwd}/a.png is a file"),
         (["stub", "a.png", "--metadata", "{]"], "--metadata: not JSON: Expecting property name enclosed in double "
          "quotes (column 2)"),

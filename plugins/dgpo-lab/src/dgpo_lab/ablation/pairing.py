@@ -1,8 +1,7 @@
-"""Where variants do not see the same prompts and noise for the same seed, told from their run files.
+"""Find settings for which variants with the same seed do not share prompts and noise, from their run files.
 
-Every draw of a run has a key: run.seed, then the iteration, what the draw is for, the group and the member. Variants
-that leave those alone draw the same prompts, the same initial noise and the same training noise; only what follows from
-their weights differs.
+Every random draw of a run has a key: run.seed, the iteration, the purpose, the group and the member. Variants with the
+same keys draw the same prompts, initial noise and training noise; only the effects of their weights differ.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ EFFECTS = (
     ("run.device", "the device differs: CPU and CUDA draw other numbers from the same key"),
     ("optimizer.updates", "the updates an iteration differ: rollouts stay paired, the optimizer's schedule does not"),
 )
-"""Keys of the run file that undo some of the pairing, and how."""
+"""Run-file keys that break part of the pairing, and how."""
 
 
 def unpaired(variants: Sequence[Variant]) -> list[str]:
-    """One sentence for each setting that differs between variants and undoes some of the pairing."""
+    """Return a sentence for each setting that differs between variants and breaks part of the pairing."""
     found = [dict(_flat(variant.config.model_dump(mode="json"))) for variant in variants]
     keys = dict.fromkeys(key for flat in found for key in flat)
     varied = [key for key in keys if any(flat.get(key) != found[0].get(key) for flat in found)]

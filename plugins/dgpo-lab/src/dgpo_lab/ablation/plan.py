@@ -1,4 +1,4 @@
-"""From an ablation file to its cells: every run file built and checked before anything runs."""
+"""Plan an ablation: build and check the run file of every cell before anything runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["BASE", "Cell", "Plan", "Variant", "make_plan"]
 
 BASE = "base"
-"""The variant of `crossing: each` in which no axis is changed."""
+"""The variant of `crossing: each` that changes no axis."""
 MAX_CELLS = 2000
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting of every axis. `axes`: axis to the value's label; `config`: its run file but for the seed."""
+    """A choice for every axis. axes: label of the value, by axis; config: the configuration without the seed."""
 
     name: str
     axes: Mapping[str, str]
@@ -39,19 +39,19 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """Its directory."""
+        """Name of the directory."""
         return slug_of(self.name)
 
 
 def slug_of(name: str) -> str:
-    """A variant's name as that of a directory; long ones are cut, and told apart by a digest."""
+    """Convert a variant's name to a directory name; long names are cut and end with a digest."""
     slug = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", name).strip("-.") or "variant"
     return slug if len(slug) <= 100 else f"{slug[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant with a seed: one run, in its own directory under `path`."""
+    """A variant with a seed: one run, in the directory `path`."""
 
     variant: str
     seed: int
@@ -60,20 +60,20 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What it is called in messages."""
+        """Name of the cell in messages."""
         return f"{self.variant}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation, checked: `reward` decides, `baseline` is the variant that the others are compared with."""
+    """A checked ablation. reward: the deciding reward; baseline: the variant that others are compared with."""
 
     ablation: AblationConfig
     variants: Sequence[Variant]
     reward: str
     baseline: str
     found: Path | None = None
-    """Where the plan was read from: a directory may have been moved."""
+    """The directory that the plan was read from, which may have been moved."""
 
     @property
     def path(self) -> Path:
@@ -82,11 +82,11 @@ class Plan:
 
     @property
     def target(self) -> float | None:
-        """Score whose time and samples are compared."""
+        """The target score: seconds and samples to reach it are compared."""
         return self.ablation.stop.target if self.ablation.target is None else self.ablation.target
 
     def cells(self) -> Iterator[Cell]:
-        """Seed after seed, so that what is finished early can be compared early."""
+        """Yield the cells seed by seed, so that finished cells can be compared early."""
         for seed in self.ablation.seeds:
             for variant in self.variants:
                 where = self.path / "cells" / variant.slug
@@ -97,7 +97,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One value of an axis: its label, its settings, and where it stands in the ablation file."""
+    """A value of an axis: its label, its settings, and its place in the ablation file."""
 
     axis: str
     label: str
@@ -108,8 +108,8 @@ class _Choice:
 def make_plan(file: str | Path, registry: Registry) -> Plan:
     """Read an ablation file and build every variant's run file.
 
-    Raises ConfigError with every mistake: in the file's own keys, in the base, and in each axis value, with the line of
-    the ablation file, the axis, the value and the key.
+    Raises ConfigError with all mistakes in the file's keys, in the base and in the axis values, with the line of the
+    ablation file, the axis, the value and the key.
     """
     document = read(file, "ablation")
     ablation = validate(AblationConfig, document)
@@ -125,7 +125,7 @@ def make_plan(file: str | Path, registry: Registry) -> Plan:
 
 
 def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]]:
-    """The values of each axis."""
+    """Return the values of each axis. Raises ConfigError."""
     mistakes: list[tuple[KeyPath, str]] = []
     found = []
     titles = [axis.title for axis in ablation.axes]
@@ -153,15 +153,15 @@ def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]
 
 
 def _reserved(ablation: AblationConfig, settings: Mapping[str, Any], where: KeyPath) -> list[tuple[KeyPath, str]]:
-    """Keys that the ablation sets itself, and sections that contain them."""
-    reported = {key: ".".join(path) for key, (path, _) in _own(ablation).items() if key != "stop.reward"}
+    """Return mistakes: keys that the ablation sets itself, and sections that contain them."""
+    reported = {key: ".".join(path) for key, (path, _) in _set_by_ablation(ablation).items() if key != "stop.reward"}
     taken = RESERVED | {key: f"{where} of the ablation sets it" for key, where in reported.items()}
     clashes = [(key, own) for key in settings for own in taken if own == key or own.startswith(f"{key}.")]
     return [(where, f"{key} cannot be set here: {taken[own]}") for key, own in clashes]
 
 
-def _own(ablation: AblationConfig) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Settings of the run file that keys of the ablation make: the place of such a key, and the value."""
+def _set_by_ablation(ablation: AblationConfig) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Return run-file settings that the ablation sets: the path of the ablation's key, and the value."""
     stop = ablation.stop
     found: dict[str, tuple[tuple[str, ...], Any]] = {
         "run.iterations": (("stop", "iterations"), stop.iterations),
@@ -175,10 +175,10 @@ def _own(ablation: AblationConfig) -> dict[str, tuple[tuple[str, ...], Any]]:
 
 
 def label_of(value: Any) -> str:
-    """A value as a short name: `0.3`, `uniform`, `softmax temperature=0.5`."""
+    """Return a short name of a value: `0.3`, `uniform`, `softmax temperature=0.5`."""
     if isinstance(value, dict) and isinstance(value.get("use"), str):
         options = value.get("options")
-        named = options if isinstance(options, dict) else {}  # anything else is refused with the run files
+        named = options if isinstance(options, dict) else {}  # other types are rejected with the run files
         rest = {**named, **{k: v for k, v in value.items() if k not in ("use", "options")}}
         return " ".join([value["use"], *(f"{key}={label_of(inner)}" for key, inner in rest.items())])
     if isinstance(value, dict):
@@ -193,7 +193,7 @@ def label_of(value: Any) -> str:
 
 
 def _named(ablation: AblationConfig, document: Document, choices: list[list[_Choice]]) -> dict[str, Sequence[_Choice]]:
-    """Variant name to the choices that make it up."""
+    """Return the choices of each variant, by its name. Raises ConfigError."""
     single = len(ablation.axes) == 1
     count = sum(map(len, choices)) + 1 if ablation.crossing == "each" else 1
     for values in choices if ablation.crossing == "product" else ():
@@ -214,7 +214,7 @@ def _named(ablation: AblationConfig, document: Document, choices: list[list[_Cho
     for chosen in combinations:
         label = name(chosen) if chosen else BASE
         slug = slug_of(label)
-        if slug.lower() in slugs:  # file systems may not tell a from A
+        if slug.lower() in slugs:  # file systems may be case-insensitive
             other = slugs[slug.lower()]
             why = f"is the name of two variants: {other!r} and {label!r} would share the directory {slug}"
             raise document.error([(chosen[-1].path if chosen else ("axes",), f"{label!r} {why}")])
@@ -226,7 +226,7 @@ def _named(ablation: AblationConfig, document: Document, choices: list[list[_Cho
 
 
 def _base(ablation: AblationConfig, document: Document) -> Document:
-    """The base run file with `set` and what the ablation sets itself."""
+    """Return the base run file with `set` and the settings of the ablation applied."""
     try:
         base = load_yaml(ablation.base)
         refuse(base, "run")
@@ -239,14 +239,14 @@ def _base(ablation: AblationConfig, document: Document) -> Document:
         return Position(f"{found.text} ({path[0]})", found.order)
 
     settings = [(key, value, at("set", key)) for key, value in ablation.set.items()]
-    settings += [(key, value, at(*path)) for key, (path, value) in _own(ablation).items()]
+    settings += [(key, value, at(*path)) for key, (path, value) in _set_by_ablation(ablation).items()]
     return apply_settings(base, settings)
 
 
 def _build(
     document: Document, base: Document, named: Mapping[str, Sequence[_Choice]], registry: Registry
 ) -> list[Variant]:
-    """Every variant's run file. Raises ConfigError with the mistakes of all of them, each once."""
+    """Build every variant's configuration. Raises ConfigError with the mistakes of all variants, each once."""
     found: dict[str, Sequence[Problem]] = {}
     variants: list[Variant] = []
     for name, chosen in named.items():
@@ -280,18 +280,18 @@ def _position(document: Document, choice: _Choice) -> Position:
 
 
 def _reported(problem: Problem, document: Document, name: str, chosen: Sequence[_Choice]) -> Problem:
-    """A mistake that a variant brings about elsewhere in its run file is told of the variant too."""
+    """Add the variant to a mistake that it causes elsewhere in its run file."""
     if not chosen or problem.where.startswith(f"{document.source}:"):
         return problem
     where = f"{document.position(chosen[-1].path).text} (variant {name})"
     return Problem(where, problem.key, f"{problem.message} (set in {problem.where})")
 
 
-# -- what decides ---------------------------------------------------------------------------------------------------
+# -- reward and baseline --------------------------------------------------------------------------------------------
 
 
 def _reward(ablation: AblationConfig, document: Document, variants: Sequence[Variant]) -> str:
-    """The evaluated reward that decides. Raises ConfigError if a variant does not evaluate it."""
+    """Return the deciding reward. Raises ConfigError if a variant does not evaluate it."""
     mistakes: list[tuple[KeyPath, str]] = []
     reward = ablation.reward
     for variant in variants:

@@ -1,4 +1,4 @@
-"""Traces compared: what each variant reached, and how it differs from the baseline. Pure, but for `results_of`."""
+"""Compare variants with the baseline. Pure functions of traces, except `results_of`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["Difference", "MonitorMean", "Reached", "Results", "VariantResult", "
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """When the finished seeds first reached the target: seconds and samples of those that did, and what the others had
-    spent without reaching it."""
+    """When the finished seeds first reached the target: seconds and samples of the seeds that did, and those spent by
+    the seeds that did not (censored)."""
 
     seconds: Sequence[float]
     samples: Sequence[int]
@@ -30,16 +30,16 @@ class Reached:
 
     @property
     def n(self) -> int:
-        """Seeds that count."""
+        """Number of finished seeds."""
         return len(self.seconds) + len(self.censored_seconds)
 
     @property
     def complete(self) -> bool:
-        """Whether every seed reached it: only then is there a number to give."""
+        """Whether every seed reached the target; only then is a median reported."""
         return self.n > 0 and not self.censored_seconds
 
     def text(self, what: str) -> str:
-        """`median 31.0s (28.0s to 40.2s)`, or how many did not reach it: never a number that leaves those out."""
+        """Return `median 31.0s (28.0s to 40.2s)`, or the number of seeds that did not reach the target."""
         found: Sequence[float] = self.seconds if what == "seconds" else self.samples
         spent: Sequence[float] = self.censored_seconds if what == "seconds" else self.censored_samples
 
@@ -57,13 +57,13 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A variant minus the baseline over the `seeds` that both have finished."""
+    """Difference of a variant to the baseline over the `seeds` that both have finished."""
 
     seeds: Sequence[int]
     values: Sequence[float]
     over_seeds: Interval
     over_both: Interval | None
-    """Over seeds and held-out prompts, where prompts were kept and are the same."""
+    """Over seeds and held-out prompts; None if prompt scores were not kept or prompts differ."""
     test: SignFlip
     corrected: float
     """p of the test after Holm's correction over all variants."""
@@ -71,8 +71,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class MonitorMean:
-    """A monitor: means over seeds of its last value and of its change since the first evaluation; in how many of n
-    seeds it left its tolerance."""
+    """A monitor: means over n seeds of its last value and of its change since the first evaluation; left: number of
+    seeds in which it left its tolerance."""
 
     last: float
     change: float
@@ -82,7 +82,7 @@ class MonitorMean:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One variant; `traces` of every seed, `finished` of those that count."""
+    """Results of a variant. traces: those of all seeds."""
 
     name: str
     axes: Mapping[str, str]
@@ -95,14 +95,14 @@ class VariantResult:
 
     @property
     def finished(self) -> Sequence[Trace]:
-        """Traces that count."""
+        """Traces of the finished cells."""
         return [trace for trace in self.traces if trace.finished]
 
 
 @dataclass(frozen=True)
 class Results:
-    """An ablation's outcome. `base_model`: score before training, over seeds; `paired`: whether that is the same for
-    every variant, seed by seed (None where there are no two to compare)."""
+    """Results of an ablation. base_model: score before training, over seeds; paired: whether it is equal for all
+    variants, seed by seed (None if no two can be compared)."""
 
     reward: str
     baseline: str
@@ -113,12 +113,12 @@ class Results:
 
     @property
     def traces(self) -> Sequence[Trace]:
-        """Of all cells."""
+        """Traces of all cells."""
         return [trace for variant in self.variants for trace in variant.traces]
 
 
 def results_of(plan: Plan) -> Results:
-    """Results of an ablation from its cells' logs. Raises UserError for a log that cannot be read."""
+    """Compute the results of an ablation from its logs. Raises UserError for a log that cannot be read."""
     directory = saved_directory(plan)
     traces = [read_trace(cell, directory, plan.reward) for cell in plan.cells()]
     named = {variant.name: variant.axes for variant in plan.variants}
@@ -128,7 +128,7 @@ def results_of(plan: Plan) -> Results:
 def compare(
     named: Mapping[str, Mapping[str, str]], traces: Sequence[Trace], *, reward: str, baseline: str, target: float | None
 ) -> Results:
-    """Results of an ablation; `named` are its variants and their axes. Only finished cells count."""
+    """Compute the results of an ablation from finished cells. named: axes of each variant, by name."""
     variants = {
         name: _variant(name, axes, [trace for trace in traces if trace.variant == name], reward, target)
         for name, axes in named.items()
@@ -181,7 +181,7 @@ def _reached(finished: Sequence[Trace], target: float) -> Reached:
 
 
 def _by_prompt(traces: Sequence[Trace], reward: str) -> tuple[NDArray[np.float64], Sequence[str]] | None:
-    """Last scores [S, P] and tasks [P]; None unless every seed kept them, of the same prompts."""
+    """Return the last scores [S, P] and tasks [P]; None unless every seed kept them for the same prompts."""
     found = [trace.prompts for trace in traces]
     if any(one is None or reward not in one.rewards for one in found):
         return None
@@ -194,26 +194,26 @@ def _by_prompt(traces: Sequence[Trace], reward: str) -> tuple[NDArray[np.float64
 
 
 def _difference(variant: VariantResult, against: VariantResult, reward: str) -> Difference | None:
-    """Seed by seed; None if no seed has finished in both."""
-    theirs = {trace.seed: trace for trace in against.finished}
-    pairs = [(trace, theirs[trace.seed]) for trace in variant.finished if trace.seed in theirs]
+    """Compare two variants seed by seed; None if no seed has finished in both."""
+    baselines = {trace.seed: trace for trace in against.finished}
+    pairs = [(trace, baselines[trace.seed]) for trace in variant.finished if trace.seed in baselines]
     if not pairs:
         return None
     values = [one.score - other.score for one, other in pairs]
     both = None
-    mine, base = (_by_prompt([pair[side] for pair in pairs], reward) for side in (0, 1))
+    scores, base = (_by_prompt([pair[side] for pair in pairs], reward) for side in (0, 1))
     same_prompts = all(
         one.prompts is not None and other.prompts is not None and one.prompts.prompts == other.prompts.prompts
         for one, other in pairs
     )
-    if mine is not None and base is not None and same_prompts and mine[1] == base[1]:
-        both = two_way_interval(mine[0] - base[0], mine[1])
+    if scores is not None and base is not None and same_prompts and scores[1] == base[1]:
+        both = two_way_interval(scores[0] - base[0], scores[1])
     test = sign_flip_test(values)
     return Difference([one.seed for one, _ in pairs], values, t_interval(values), both, test, test.p)
 
 
 def _base_scores(traces: Sequence[Trace]) -> list[list[float]]:
-    """Scores of the base model, a list for each seed: those of the variants that have it."""
+    """Return the scores of the base model, a list over variants for each seed."""
     seen: dict[int, list[float]] = {}
     for trace in traces:
         if trace.iterations and trace.iterations[0] == 0:
@@ -222,12 +222,12 @@ def _base_scores(traces: Sequence[Trace]) -> list[list[float]]:
 
 
 def _base_model(traces: Sequence[Trace]) -> Interval | None:
-    """The base model's score: one a seed, that of the first variant which has it."""
+    """Return the base model's score over seeds, from the first variant that evaluated it."""
     found = _base_scores(traces)
     return t_interval([scores[0] for scores in found]) if found else None
 
 
 def _paired(traces: Sequence[Trace]) -> bool | None:
-    """Whether the base model scores the same in every variant, seed by seed: same prompts, same noise."""
+    """Return whether the base model's scores are equal in all variants, so that prompts and noise are shared."""
     several = [scores for scores in _base_scores(traces) if len(scores) > 1]
     return all(score == scores[0] for scores in several for score in scores) if several else None

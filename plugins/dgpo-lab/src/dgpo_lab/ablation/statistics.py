@@ -1,16 +1,15 @@
-"""Statistics of an ablation: few seeds, many prompts, variants compared seed by seed. Pure: arrays in, numbers out.
+"""Statistics of an ablation: few seeds, many prompts, variants compared seed by seed. Pure functions of arrays.
 
 Legend: S seeds, P held-out prompts, B bootstrap resamples.
 
-What varies. A score of a variant is a mean over S training seeds and over P held-out prompts. Both are samples: another
-seed trains another model, other prompts ask for other things. Seeds are few (3 to 10), prompts are many and the same
-for every seed and variant, so the two are treated differently:
+Sources of variation. A variant's score is a mean over S training seeds and P held-out prompts, both random samples.
+Seeds are few (3 to 10); prompts are many and the same for every seed and variant, so the two are treated differently:
 
-* Over seeds, Student's t. A percentile bootstrap of three values has ten distinct means and an interval that covers far
-  less than it says (about 75 % for S = 3); t with S - 1 degrees of freedom is exact for normal seed effects and close
-  to it otherwise.
-* Over prompts, the bootstrap. Scores of prompts are often 0 or 1, their number is large, and the score is a mean of
-  tasks' means: resampling within tasks respects all of it without a formula.
+* Over seeds: Student's t. A percentile bootstrap of three values has ten distinct means, and its interval covers far
+  less than 95 % (about 75 % for S = 3); t with S - 1 degrees of freedom is exact for normal seed effects and
+  a good approximation otherwise.
+* Over prompts: the bootstrap. Scores of prompts are often 0 or 1, their number is large, and the score is a mean of
+  task means; resampling within tasks handles all of this without a formula.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ __all__ = [
 Array = NDArray[np.float64]
 RESAMPLES = 10_000
 EXACT_UP_TO = 18
-"""Seeds up to which every sign pattern is enumerated: 2^18 of them take scipy a second."""
+"""Largest number of seeds whose sign patterns are all enumerated; 2^18 patterns take about a second."""
 FLIPS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its 95 % interval; `over` says what was taken to vary: "seeds", "seeds and prompts",
-    "prompts"; low and high are None where nothing can be said (one seed)."""
+    """An estimate with its 95 % interval. over: the sources of variation: "seeds", "seeds and prompts" or "prompts";
+    low and high are None if there is no interval (one seed)."""
 
     value: float
     low: float | None
@@ -46,7 +45,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean of one value a seed with Student's t interval: another training seed, the same held-out prompts."""
+    """Return the mean of one value per seed, with Student's t interval for the same held-out prompts."""
     found = np.asarray(values, dtype=np.float64)
     n, mean = len(found), float(found.mean())
     if n < 2:
@@ -58,29 +57,30 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def task_mean(values: Array, tasks: Sequence[str]) -> Array:
-    """Unweighted mean [S] of the tasks' means over prompts; values [S, P], nan where missing, task of each prompt [P].
+    """Return the unweighted mean [S] of the task means over prompts.
 
-    A task of which a seed has no value does not count for that seed, as in an evaluation.
+    values [S, P], nan where missing; tasks [P]. A task without values of a seed is ignored for that seed, as in an
+    evaluation.
     """
     return _mean(np.stack([_mean(values[:, _members(tasks, task)], 1) for task in dict.fromkeys(tasks)]), 0)
 
 
 def two_way_interval(values: Array, tasks: Sequence[str], *, seed: int = 0, level: float = 0.95) -> Interval:
-    """Score of a variant with an interval over training seeds and held-out prompts together.
+    """Return a variant's score with an interval over training seeds and held-out prompts.
 
-    values [S, P]: the score of each prompt for each seed, nan where missing; tasks [P]. Paired differences are given in
-    the same form: the values of one variant minus those of the other. The value is the mean over seeds of the
-    unweighted mean of tasks' means. Each of B resamples
+    values [S, P]: the score of each prompt for each seed, nan where missing; tasks [P]. For paired differences, pass
+    the values of one variant minus those of the other. The estimate is the mean over seeds of the unweighted mean of
+    the task means. Each of B resamples
 
-    * draws prompts with replacement within each task, the same ones for every seed (seeds share their prompts, so that
-      what a prompt contributes to all of them does not average out), and
-    * adds the seeds' part, s / sqrt(S) * T, s the standard deviation of the seeds' scores and T drawn from Student's t
-      with S - 1 degrees of freedom. (Resampling three seeds would understate their spread, see above.)
+    * draws prompts with replacement within each task, the same prompts for every seed (seeds share their prompts, so
+      that the effect of a prompt does not average out over seeds), and
+    * adds s / sqrt(S) * T for the seeds, where s is the standard deviation of the seeds' scores and T is drawn from
+      Student's t with S - 1 degrees of freedom. (Resampling three seeds would underestimate their variance, see above.)
 
-    The percentiles of these are the interval. Where prompts do not vary it is the t interval, where seeds do not vary
-    the bootstrap over prompts. The scatter of a prompt within a seed enters both parts, so the interval is somewhat too
-    wide rather than too narrow, as with Owen's pigeonhole bootstrap (2007, doi 10.1214/07-AOAS122). With one seed it is
-    over prompts only, and says so. `seed` keys the resampling.
+    The interval consists of percentiles of the resamples. It equals the t interval if prompts do not vary, and the
+    bootstrap over prompts if seeds do not vary. The variance of a prompt within a seed enters both terms, so the
+    interval is conservative, as Owen's pigeonhole bootstrap (2007, doi 10.1214/07-AOAS122). With one seed it is over
+    prompts only, and `over` is "prompts". seed: seed of the resampling.
     """
     values = np.asarray(values, dtype=np.float64)
     count = len(values)
@@ -108,13 +108,13 @@ def _members(tasks: Sequence[str], task: str) -> NDArray[np.bool_]:
 
 
 def _mean(values: Array, axis: int) -> Array:
-    """Mean over an axis of what is there, nan where nothing is; numpy's nanmean would warn of that."""
+    """Return the mean over an axis without nan values; nan if there are none, without the warning of nanmean."""
     return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
 
 
 @dataclass(frozen=True, slots=True)
 class SignFlip:
-    """Two-sided p of a paired sign-flip test; `smallest` is the smallest that so many seeds can give."""
+    """Two-sided p value of a paired sign-flip test. smallest: the smallest p value possible for n seeds."""
 
     p: float
     smallest: float
@@ -123,14 +123,13 @@ class SignFlip:
 
 
 def sign_flip_test(differences: Sequence[float]) -> SignFlip:
-    """Paired permutation test of "the two variants do not differ": one difference a seed.
+    """Test the null hypothesis that two variants do not differ, given one paired difference per seed.
 
-    If they do not, each seed's difference may as well have the other sign, so all 2^n sign patterns are as likely; p is
-    the share of them whose mean is at least as far from 0 as the one found (Fisher 1935). No distribution is assumed,
-    but few seeds cannot give a small p: the smallest is 2 / 2^n, 0.25 for 3 seeds and 0.0625 for 5; six are needed to
-    get below 0.05. Up to 18 seeds all patterns are counted, beyond that 100,000 drawn ones and the one found
-    (scipy.stats.permutation_test).
-    Raises ValueError for no difference at all.
+    Under the null hypothesis all 2^n sign patterns are equally likely; p is the fraction of patterns whose mean is at
+    least as far from 0 as the observed one (Fisher 1935). The test assumes no distribution, but few seeds cannot give a
+    small p: the smallest is 2 / 2^n, 0.25 for 3 seeds and 0.0625 for 5; p < 0.05 requires six. Up to 18 seeds all
+    patterns are enumerated, beyond that 100,000 random ones and the observed one (scipy.stats.permutation_test).
+    Raises ValueError for an empty sequence.
     """
     found = np.asarray(differences, dtype=np.float64)
     n = len(found)
@@ -149,8 +148,10 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlip:
 
 
 def pairs_for(level: float, comparisons: int = 1) -> int:
-    """The fewest paired seeds whose exact sign-flip test can give a p below `level`, in (0, 1), after Holm's correction
-    of the smallest of so many `comparisons`: the smallest n with comparisons 2 / 2^n < level; 6 for 0.05 and one."""
+    """Return the smallest number of paired seeds whose exact sign-flip test can give p < level.
+
+    level: in (0, 1); comparisons: number of comparisons of Holm's correction. The result is the smallest n with
+    comparisons * 2 / 2^n < level, such as 6 for 0.05 and one comparison."""
     n = 1
     while min(1.0, comparisons * 2.0 ** (1 - n)) >= level:
         n += 1
@@ -158,9 +159,9 @@ def pairs_for(level: float, comparisons: int = 1) -> int:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values of several comparisons, corrected so that the chance of any false one stays below the level (Holm 1979).
+    """Correct p values of several comparisons for the family-wise error rate (Holm 1979).
 
-    The k-th smallest of m (from 0) is multiplied by m - k and made at least as large as the one before it.
+    The k-th smallest of m (from 0) is multiplied by m - k and raised to at least the previous corrected value.
     """
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     corrected, running = [0.0] * len(ps), 0.0

@@ -36,8 +36,8 @@ class MonitorValues:
 
 @dataclass(frozen=True)
 class Trace:
-    """One cell. `scores` of the deciding reward at evaluations after `iterations` (0: the base model), `seconds` of
-    training and `samples` rolled out by then; `prompts`: the last evaluation prompt by prompt, if it was kept."""
+    """The logs of a cell. scores: the deciding reward at the evaluations after `iterations` (0: the base model), with
+    the `seconds` of training and the rollout `samples` until then; prompts: prompt scores of the last evaluation."""
 
     variant: str
     seed: int
@@ -48,13 +48,13 @@ class Trace:
     seconds: Sequence[float] = ()
     samples: Sequence[int] = ()
     others: Mapping[str, float] = field(default_factory=dict)
-    """Last values of the other rewards evaluated."""
+    """Last values of the other evaluated rewards, by label."""
     monitors: Mapping[str, MonitorValues] = field(default_factory=dict)
     prompts: PromptScores | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether the cell counts: it is finished and has a score."""
+        """Whether the cell is finished and has a score; only such cells are compared."""
         return self.state.status == "finished" and len(self.scores) > 0
 
     @property
@@ -63,13 +63,12 @@ class Trace:
         return self.scores[-1]
 
     def reached(self, target: float) -> int | None:
-        """Return the index of the first evaluation at or above a target; None if there is none."""
+        """Return the index of the first evaluation with a score >= target; None if there is none."""
         return next((i for i, score in enumerate(self.scores) if score >= target), None)
 
 
 def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
-    """Read a cell's run directory; a cell that has not begun has nothing but its state. Raises UserError for a log that
-    cannot be read."""
+    """Read a cell's run directory; a cell that has not started has only a state. Raises UserError for a damaged log."""
     state, run = directory.state(cell), RunDirectory(cell.path)
     try:
         damaged = damages(cell.path, list(whole_manifests(cell.path / "checkpoints")))
@@ -110,7 +109,7 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
 
 
 def _lines(run: RunDirectory, log: str) -> list[Any]:
-    """Raises UserError for a line that says nothing."""
+    """Read the lines of a log. Raises UserError for a damaged line."""
     found = run.read(log)
     if None in found:
         raise UserError(f"{run.path / log}: line {found.index(None) + 1} cannot be read; train the cell again")
@@ -118,12 +117,12 @@ def _lines(run: RunDirectory, log: str) -> list[Any]:
 
 
 def _clock(timings: Mapping[int, float], iterations: Sequence[int]) -> list[float]:
-    """Training seconds until the end of each iteration. One that a kill left without a timing took the median."""
-    usual = float(np.median(list(timings.values()))) if timings else 0.0
+    """Return the training seconds until the end of each iteration; iterations without a timing count as the median."""
+    median = float(np.median(list(timings.values()))) if timings else 0.0
     timed = sorted(timings)
     spent = list(accumulate((timings[i] for i in timed), initial=0.0))
     known = [bisect_right(timed, iteration) for iteration in iterations]
-    return [spent[n] + usual * (iteration - n) for n, iteration in zip(known, iterations, strict=True)]
+    return [spent[n] + median * (iteration - n) for n, iteration in zip(known, iterations, strict=True)]
 
 
 def _monitors(

@@ -13,21 +13,21 @@ from dgpo_lab.reporting.summary import scored
 __all__ = ["headline", "how_to_read", "interval", "p_value", "signed", "warnings"]
 
 FEWEST = 5
-"""Paired seeds below which no headline calls a difference clear of 0: the t interval then rests on differences that
-happen to lie close together, where the test that assumes no distribution cannot give a p below 0.125."""
+"""Minimum number of paired seeds for a headline to call a difference clear of 0. With fewer, a narrow t interval may
+be due to chance, and the sign-flip test cannot give p < 0.125."""
 LEVEL = 0.05
-"""The p that the results name the missing pairs for."""
+"""The p value for which the results state how many pairs are missing."""
 
 
 def interval(found: Interval | None, digits: int = 3) -> str:
-    """0.481 [0.440, 0.520]."""
+    """Format an interval: 0.481 [0.440, 0.520]."""
     if found is None:
         return "–"
     return scored(found, digits).replace("-", "−")
 
 
 def signed(found: Interval | None) -> str:
-    """+0.041 [−0.010, +0.092], with more decimals where all of it is small."""
+    """Format a signed interval: +0.041 [−0.010, +0.092], with more decimals for small values."""
     if found is None:
         return "–"
     largest = max(abs(v) for v in (found.value, found.low, found.high) if v is not None)
@@ -37,14 +37,14 @@ def signed(found: Interval | None) -> str:
 
 
 def p_value(p: float) -> str:
-    """0.062, or < 0.001."""
+    """Format a p value: 0.062, or < 0.001."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def headline(results: Results) -> str:
-    """One sentence: which variant is ahead of the baseline, and whether that can be told from chance.
+    """Return a sentence that names the best variant and whether its lead could be due to chance.
 
-    Variants are ranked by their paired differences: scores of other seeds say less while cells are missing.
+    Variants are ranked by paired differences, because scores over different seeds are less comparable.
     """
     scored = [variant for variant in results.variants if variant.score is not None]
     if not scored:
@@ -55,36 +55,36 @@ def headline(results: Results) -> str:
     if len(results.variants) == 1:
         before = "" if results.base_model is None else f"; the base model scores {interval(results.base_model)}"
         return f"{best.name} reaches {results.reward} {interval(best.score)}{before}."
-    said = f"{best.name} has the highest {results.reward}, {interval(best.score)}"
+    lead = f"{best.name} has the highest {results.reward}, {interval(best.score)}"
     if len(scored) == 1:
-        return f"{said}; no other variant has a finished cell yet."
+        return f"{lead}; no other variant has a finished cell yet."
     if best.name == results.baseline:
         others = [variant for variant in scored if variant.difference is not None]
         few = [v.difference for v in others if v.difference and v.difference.test.n < FEWEST]
         clear = [v for v in others if v.difference and _excludes_zero(v.difference) and v.difference not in few]
         unclear = ""
         if few:
-            phase = "has" if len(few) == 1 else "have"
+            has = "has" if len(few) == 1 else "have"
             missing = _missing(min(found.test.n for found in few))
-            unclear = f"; {len(few)} {phase} too few paired seeds to tell from chance: {missing}"
+            unclear = f"; {len(few)} {has} too few paired seeds to tell from chance: {missing}"
         return (
-            f"{said}; it is the baseline. The interval of the difference to it excludes 0 for {len(clear)} of "
+            f"{lead}; it is the baseline. The interval of the difference to it excludes 0 for {len(clear)} of "
             f"{len(others)} others{unclear}."
         )
     if best.difference is None:
-        return f"{said}; the baseline {results.baseline} has no finished cell yet."
+        return f"{lead}; the baseline {results.baseline} has no finished cell yet."
     found = best.difference
     clear_of_zero = "excludes" if _excludes_zero(found) else "contains"
     if found.over_seeds.low is None:
-        return f"{said}: {signed(found.over_seeds)} against {results.baseline}, from one seed, which tells no chance."
+        return f"{lead}: {signed(found.over_seeds)} against {results.baseline}, from one seed, which tells no chance."
     if found.test.n < FEWEST and _excludes_zero(found):
         return (
-            f"{said}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds, too few "
+            f"{lead}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds, too few "
             f"to tell it from chance: the sign-flip test gives p = {p_value(found.test.p)}, and "
             f"{_missing(found.test.n)}."
         )
     return (
-        f"{said}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds; the interval "
+        f"{lead}: {signed(found.over_seeds)} against {results.baseline} over {found.test.n} paired seeds; the interval "
         f"{clear_of_zero} 0, and the sign-flip test gives p = {p_value(found.test.p)} "
         f"({p_value(found.corrected)} after Holm's correction)."
     )
@@ -110,7 +110,7 @@ def _excludes_zero(found: Difference) -> bool:
 
 
 def how_to_read(plan: Plan, results: Results) -> list[str]:
-    """What the columns are, in the order of the table."""
+    """Return explanations of the columns, in the order of the table."""
     kinds = dict.fromkeys(variant.score.over for variant in results.variants if variant.score is not None)
     means = {
         "seeds and prompts": "over training seeds (Student's t) and held-out prompts (bootstrap within tasks) "
@@ -150,7 +150,7 @@ def how_to_read(plan: Plan, results: Results) -> list[str]:
 
 
 def _seeds_to_come(n: int, comparisons: int) -> str:
-    """How many seeds a small p is away, where it is."""
+    """State how many more seeds p < LEVEL requires; empty if there are enough."""
     one, all_of_them = (max(0, pairs_for(LEVEL, count) - n) for count in (1, comparisons))
     if not all_of_them:
         return ""
@@ -161,7 +161,7 @@ def _seeds_to_come(n: int, comparisons: int) -> str:
 
 
 def warnings(plan: Plan, results: Results) -> list[str]:
-    """What weakens the comparison."""
+    """Return the limitations of the comparison."""
     found = []
     counts = {status: [t for t in results.traces if t.state.status == status] for status in ("failed", "unfinished")}
     waiting = [t for t in results.traces if t.state.status == "not started"]
@@ -170,8 +170,8 @@ def warnings(plan: Plan, results: Results) -> list[str]:
         found.append(f"{cell.label} failed: {trace.state.message}. Its log is {cell.path / 'train.log'}.")
     left = len(counts["unfinished"]) + len(waiting)
     if left:
-        phases = "is not finished and does not count" if left == 1 else "are not finished and do not count"
-        found.append(f"{left} of {len(results.traces)} cells {phases}.")
+        suffix = "is not finished and does not count" if left == 1 else "are not finished and do not count"
+        found.append(f"{left} of {len(results.traces)} cells {suffix}.")
     silent = [t for t in results.traces if t.state.status == "finished" and not t.finished]
     if silent:
         found.append(f"{len(silent)} finished cells have no evaluation with {results.reward}; they do not count.")
@@ -192,11 +192,11 @@ def warnings(plan: Plan, results: Results) -> list[str]:
 
 
 def seeds_of(variant: VariantResult) -> str:
-    """5, or 4 of 5."""
+    """Format the number of finished seeds: 5, or 4 of 5."""
     done, total = len(variant.finished), len(variant.traces)
     return str(total) if done == total else f"{done} of {total}"
 
 
 def columns(results: Results) -> Sequence[str]:
-    """Axes that the variants have, in order."""
+    """Return the axes of the variants, in order."""
     return list(dict.fromkeys(axis for variant in results.variants for axis in variant.axes))
