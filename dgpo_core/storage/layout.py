@@ -29,7 +29,7 @@ def check_kinds(directory: Path) -> None:
             return  # not even the run's directory is one, which is told of elsewhere
         except FileNotFoundError:
             if path.is_symlink():
-                raise UserError(f"{path}: is a symbolic link that leads nowhere; remove it") from None
+                raise UserError(f"{path}: is a broken symbolic link; remove it") from None
             continue
         except OSError as error:
             raise UserError(f"{path}: cannot be used: {why(error)}") from error

@@ -154,7 +154,7 @@ def test_a_resume_goes_on_or_says_why_not(name: str, kind: str, trained: Any, re
         ("metrics.jsonl", "directory", "metrics.jsonl: is a directory, and a run has a file there; move it away"),
         ("outcome.json", "directory", "outcome.json: is a directory, and a run has a file there; move it away"),
         ("evaluations.jsonl", "device", "evaluations.jsonl: is a device, and a run has a file there; move it away"),
-        ("timings.jsonl", "dangling link", "timings.jsonl: is a symbolic link that leads nowhere; remove it"),
+        ("timings.jsonl", "dangling link", "timings.jsonl: is a broken symbolic link; remove it"),
         ("images", "loop", "images: cannot be used: Too many levels of symbolic links"),
         (".lock", "directory", "cannot write to .*: Is a directory"),
     ],
