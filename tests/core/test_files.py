@@ -275,9 +275,7 @@ def test_a_link_is_replaced_by_the_file(kind: str, tmp_path: Path) -> None:
     assert tree(tmp_path) == {"file": "new", "precious": "precious"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("directory", "Is a directory"), ("FIFO", "is a FIFO without a reader")]
-)
+@pytest.mark.parametrize(("kind", "message"), [("directory", "Is a directory"), ("FIFO", "is a FIFO without a reader")])
 def test_where_no_file_can_be(kind: str, message: str, tmp_path: Path) -> None:
     put(kind, tmp_path / "file", tmp_path)
     with pytest.raises(UserError, match=f"cannot write .*file: {message}"):
