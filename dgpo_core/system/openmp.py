@@ -11,8 +11,8 @@ __all__ = ["ALONE", "BESIDE", "KNOWN", "others_at_work", "spin_briefly"]
 
 ALONE = "10000"
 """Spin count of libgomp threads at a barrier on an idle machine. Lower values cost time (1,000 made training 12 %
-slower on two cores), higher ones save none. libgomp's default of 300,000 takes milliseconds, during which an idle thread
-may block the core for the thread that it waits for."""
+slower on two cores), higher ones save none. libgomp's default of 300,000 takes milliseconds, during which an idle
+thread may block the core for the thread that it waits for."""
 BESIDE = "100"
 """Spin count while another program keeps a core busy: waiting threads must release their core immediately."""
 KNOWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")

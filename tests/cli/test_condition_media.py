@@ -86,7 +86,7 @@ def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits
     image("a.png", 11)
     refused = dgpo("train", edits, "--resume", "--set", "run.iterations=2")
     assert refused.code == 2
-    assert "prompts.train has another content than when it started (SHA-256 in run.json), or the media" in refused.err
+    assert "prompts.train has changed since the run started (SHA-256 in run.json), or its media" in refused.err
 
 
 def test_a_medium_that_changes_in_the_middle_costs_no_iteration(
