@@ -246,7 +246,7 @@ def test_a_run_that_was_accepted_has_a_way_on_when_bounds_came_later(dgpo: Run, 
         done = dgpo(*words)
         assert (done.code, done.out) == (2, "")
         assert re.search(rf"^{own}:\d+: rewards.0.weight: must be at most 1e\+09", done.err)
-        assert "delete the file's first line (its SHA-256)" in done.err
+        assert "delete its first line (its SHA-256)" in done.err
     refused = dgpo("train", own, "--resume", "--set", "rewards.0.weight=1", "--set", "run.iterations=0")
     assert "first line" not in refused.err  # the mistake is on the command line
     own.write_text(text)

@@ -109,7 +109,7 @@ def test_mistakes_are_printed_one_a_line(dgpo: Run, file: Path) -> None:
 def test_files_of_other_commands(command: str, text: str, what: str, dgpo: Run, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(text)
     done = dgpo(command, tmp_path / "other.yaml")
-    assert (done.code, done.err) == (2, f"{tmp_path}/other.yaml: this is {what}; here a run file is expected\n")
+    assert (done.code, done.err) == (2, f"{tmp_path}/other.yaml: this is {what}; expected a run file\n")
 
 
 def test_a_missing_file(dgpo: Run, tmp_path: Path) -> None:
