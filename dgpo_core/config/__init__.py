@@ -1,1 +1,1 @@
-"""From files that people write to configurations of a run."""
+"""Load run files and resolve them to configurations."""

@@ -1,4 +1,4 @@
-"""What differs between the configuration of a run and the one that it is resumed with."""
+"""Compare the configuration of a run with the one that it is resumed with."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ __all__ = [
 ]
 
 SHOWN = 8
-"""Changes that a line tells of; run.json has all of them."""
+"""Maximum number of changes in a line; run.json contains all of them."""
 MEASURED = ("prompts", "samples_per_prompt", "steps", "guidance", "sampler", "rewards", "model")
-"""Settings of `evaluation` that make its scores other quantities than those before."""
+"""Settings of `evaluation` whose change makes its scores incomparable with earlier ones."""
 _ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting with two values, each as JSON has it; `_ABSENT` where the key is not there."""
+    """A setting with its old and new JSON values; `_ABSENT` if the key is missing."""
 
     key: str
     was: Any
     now: Any
     effect: Effect = "fixed"
-    """What it does to a run that goes on with it."""
+    """The effect of the change on a resumed run."""
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.was)} when it started, {_shown(self.now)} now"
 
     @property
     def brief(self) -> str:
-        """For a line of several."""
+        """A short form, for a line with several changes."""
         return f"{self.key} {_shown(self.was)} -> {_shown(self.now)}" if self.public else f"{self.key} (changed)"
 
     @property
@@ -62,8 +62,10 @@ class Change:
 
 
 def changes(saved: RunConfig, new: RunConfig, registry: Registry | None = None) -> list[Change]:
-    """Every setting that differs, in the order of the run file. With a registry, plugins say what becomes of changes of
-    their options; else these are fixed."""
+    """Return all settings that differ, in the order of the run file.
+
+    With a registry, plugins declare the effects of changes to their options; otherwise these are fixed.
+    """
     before, after = _flat(saved), _flat(new)
     options = {} if registry is None else _of_options(new, registry)
     found = (
@@ -74,13 +76,12 @@ def changes(saved: RunConfig, new: RunConfig, registry: Registry | None = None) 
 
 
 def _same(change: Change) -> bool:
-    """Whether two ways to write one thing: t_max that is not set is the largest time that the model knows, and 1 is
-    none's unless it is that."""
+    """Return whether both values mean the same: an unset t_max is the model's largest time, as is 1."""
     return change.key == "timesteps.t_max" and {change.was, change.now} == {None, 1.0}
 
 
 def _of_options(config: RunConfig, registry: Registry) -> dict[str, Effect]:
-    """What plugins declare of their options, by dotted keys of the run file."""
+    """Return the effects that plugins declare for their options, by dotted keys of the run file."""
     return {
         ".".join(map(str, (*where, key))): effect
         for where, model, _ in chosen(config.model_dump(mode="json"), registry)
@@ -89,30 +90,28 @@ def _of_options(config: RunConfig, registry: Registry) -> dict[str, Effect]:
 
 
 def differing_keys(saved: RunConfig, new: RunConfig, effects: Sequence[Effect] = ("fixed",)) -> list[str]:
-    """`key: saved value, now new value` for each setting that differs and whose change has one of these effects; by
-    default those that a resume refuses."""
+    """Describe each setting that differs and whose change has one of `effects`; by default those a resume rejects."""
     return [str(change) for change in changes(saved, new) if change.effect in effects]
 
 
 def recorded(before: object, found: Iterable[Change], iteration: int) -> list[dict[str, Any]]:
-    """`changes` of run.json once a run goes on after so many iterations.
+    """Return the entry `changes` of run.json for a run resumed after `iteration`.
 
-    before: what it says there now. Changes of later iterations, which are computed again, hold from this one on. A
-    change that is there already, because the process that wrote it was killed before it wrote config.yaml, is not
-    told twice.
+    before: the current entry. Changes at later iterations, which are computed again, move to this iteration. A change
+    that is already recorded, because a process was killed before it wrote config.yaml, is not recorded twice.
     """
-    kept = [one.model_copy(update={"iteration": min(one.iteration, iteration)}) for one in records(before)]
+    kept = [record.model_copy(update={"iteration": min(record.iteration, iteration)}) for record in records(before)]
     time = datetime.now(UTC).isoformat(timespec="seconds")
     for change in found:
         was, now = (_json(value) if change.public else "(not shown)" for value in (change.was, change.now))
-        last = next((one for one in reversed(kept) if one.key == change.key), None)
+        last = next((record for record in reversed(kept) if record.key == change.key), None)
         if last is None or (last.iteration, last.was, last.now) != (iteration, was, now):
             kept.append(ChangeRecord(iteration=iteration, key=change.key, was=was, now=now, time=time))
-    return [one.model_dump(mode="json") for one in kept]
+    return [record.model_dump(mode="json") for record in kept]
 
 
 def reported(found: Sequence[Change], iteration: int) -> str | None:
-    """One line about changed settings; None if there are none."""
+    """Return a line about changed settings, or None if there are none."""
     if not found:
         return None
     more = f"; and {len(found) - SHOWN} more (run.json)" if len(found) > SHOWN else ""
@@ -121,31 +120,32 @@ def reported(found: Sequence[Change], iteration: int) -> str | None:
 
 
 def history(record: object) -> list[str]:
-    """What `changes` of a run.json tells, a line for each resume that changed something."""
+    """Describe the entry `changes` of run.json, a line for each resume that changed settings."""
     resumes: dict[int, list[str]] = {}
-    for one in records(record):
-        resumes.setdefault(one.iteration, []).append(Change(one.key, one.was, one.now).brief)
+    for change in records(record):
+        resumes.setdefault(change.iteration, []).append(Change(change.key, change.was, change.now).brief)
     return [f"after iteration {iteration}: {'; '.join(briefs)}" for iteration, briefs in resumes.items()]
 
 
 def last_measured_otherwise(record: object, *, monitors: bool = False) -> int:
-    """The iteration up to which evaluations measured something else than now, by `changes` of run.json; -1 if they
-    always measured the same. monitors: something else or other monitors."""
-    return max((one.iteration for one in records(record) if measures(one.key, monitors=monitors)), default=-1)
+    """Return the iteration up to which evaluations are not comparable with the current ones; -1 if all are.
+
+    record: the entry `changes` of run.json. monitors: also consider changes to monitors.
+    """
+    return max((change.iteration for change in records(record) if measures(change.key, monitors=monitors)), default=-1)
 
 
 def records(found: object) -> list[ChangeRecord]:
-    """What `changes` of a run.json tells; what makes no sense is left out, as a later version's may."""
+    """Parse the entry `changes` of run.json; skips invalid items, such as those of a later version."""
     known = []
-    for one in found if isinstance(found, list) else ():
+    for item in found if isinstance(found, list) else ():
         with contextlib.suppress(ValidationError):
-            known.append(ChangeRecord.model_validate(one))
+            known.append(ChangeRecord.model_validate(item))
     return known
 
 
 def measures(key: str, *, monitors: bool = False) -> bool:
-    """Whether an evaluation with another value here is not to be compared with one before; with `monitors`, or what its
-    monitors say is not."""
+    """Return whether changing this setting makes evaluations, or with `monitors` their monitors, incomparable."""
     if effect_of(key) == "any time":  # where a reward runs
         return False
     known = (*MEASURED, *(("many_step", "monitors.rewards") if monitors else ()))
@@ -163,7 +163,7 @@ def _json(value: Any) -> Any:
 
 
 def _flat(config: RunConfig) -> Mapping[str, Any]:
-    """Dotted keys to scalars (and empty lists and sections)."""
+    """Flatten a configuration to dotted keys with scalars (and empty lists and sections)."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:

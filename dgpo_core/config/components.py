@@ -1,4 +1,4 @@
-"""Where files choose parts of plugins, and the options that they give them."""
+"""Find the components that a file selects, and their options."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ PLACES: dict[KeyPath, str] = {
     ("evaluation", "rewards"): "reward",
     ("evaluation", "monitors", "rewards"): "reward",
 }
-"""Where a run file chooses plugins, and of which kind."""
+"""Keys of a run file that select components, with their kinds."""
 
 SERVED: dict[KeyPath, str] = {("reward",): "reward"}
-"""The same of a reward file."""
+"""The same for a reward file."""
 
 
 def blocks_at(data: Mapping[str, Any], place: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-    """(path, value) of the block at a place, or of each block in the list there."""
-    here: Any = data
-    for component in place:
-        here = here.get(component) if isinstance(here, dict) else None
-    if isinstance(here, list):
-        yield from (((*place, i), block) for i, block in enumerate(here))
-    elif here is not None:
-        yield place, here
+    """Yield (path, value) of the block at a place, or of each block in the list at that place."""
+    value: Any = data
+    for key in place:
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, list):
+        yield from (((*place, i), block) for i, block in enumerate(value))
+    elif value is not None:
+        yield place, value
 
 
 def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """The options of every component that a run file's data choose, which are not empty: where they stand, their model,
-    and what they are."""
+    """Yield path, model and values of the non-empty options of every component that a run file selects."""
     for place, kind in PLACES.items():
         for where, block in blocks_at(data, place):
             yield from _in_options(registry, kind, where, block)
@@ -54,7 +53,7 @@ def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPat
 def _in_options(
     registry: Registry, kind: str, where: KeyPath, block: Any
 ) -> Iterator[tuple[KeyPath, type[BaseModel], dict[str, Any]]]:
-    """Of a block, and of the components that its options choose in turn."""
+    """Yield the options of a block, and of the components that its options select in turn."""
     options = block.get("options") if isinstance(block, dict) else None
     if not options or not isinstance(block.get("use"), str):
         return

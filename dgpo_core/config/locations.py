@@ -1,4 +1,4 @@
-"""Where a run's files are, whatever directory it is looked at from: its paths made absolute."""
+"""Make the paths of a configuration absolute, and update them if a run was moved."""
 
 from __future__ import annotations
 
@@ -18,30 +18,35 @@ __all__ = ["located", "moved_along", "recalled", "run_path", "started_in", "with
 
 
 def run_path(config: RunConfig) -> Path:
-    """The directory of a run."""
+    """Return the directory of a run."""
     return Path(config.run.output) / config.run.name
 
 
 def located(config: RunConfig, registry: Registry | None = None, start: Path | None = None) -> RunConfig:
-    """The same with absolute paths, as they are from `start`, by default the working directory; those in plugins'
-    options too, with a registry. Names of Hub repositories and of packages stay."""
+    """Return the configuration with absolute paths, resolved from `start` (default: the working directory).
+
+    With a registry, also resolves paths in plugins' options. Names of Hub repositories and packages are unchanged.
+    """
     found = _replaced(config, registry, lambda _, text, place: absolute(text, place, start))
     return RunConfig.model_validate(found)
 
 
 def started_in(config: RunConfig, directory: Path) -> Path | None:
-    """Where a run of an older version, whose paths are relative, was started: seen from there, `directory` is its
-    output. None if its paths are absolute, or if it was moved since."""
-    output, here = Path(config.run.output, config.run.name), directory.resolve()
-    if output.is_absolute() or here.parts[-len(output.parts) :] != output.parts:
+    """Return the working directory in which a run with relative paths was started, given its run directory.
+
+    None if its paths are absolute, or if it was moved.
+    """
+    output, resolved = Path(config.run.output, config.run.name), directory.resolve()
+    if output.is_absolute() or resolved.parts[-len(output.parts) :] != output.parts:
         return None
-    return Path(*here.parts[: -len(output.parts)])
+    return Path(*resolved.parts[: -len(output.parts)])
 
 
 def moved_along(config: RunConfig, directory: Path, registry: Registry | None = None) -> RunConfig:
-    """The configuration of a run that was moved to `directory` together with what lay beside it, such as a whole
-    project that was renamed: paths that are gone lead to where they are now, if they are there. Digests tell whether it
-    is the same that is found."""
+    """Update the paths of a run that was moved to `directory` together with its surroundings, such as a project.
+
+    A missing path becomes the corresponding path at the new location if that exists. Digests verify its content.
+    """
     before, now = list(Path(config.run.output).parts), list(directory.resolve().parent.parts)
     alike = 0
     while alike < min(len(before), len(now)) and before[-1 - alike] == now[-1 - alike]:
@@ -54,23 +59,22 @@ def moved_along(config: RunConfig, directory: Path, registry: Registry | None = 
         path = Path(text)
         if place.known_by == "scheme" or not path.is_relative_to(old) or path.exists():
             return text
-        there = new / path.relative_to(old)
-        return str(there) if there.exists() else text
+        target = new / path.relative_to(old)
+        return str(target) if target.exists() else text
 
     return RunConfig.model_validate(_replaced(config, registry, moved))
 
 
 def recalled(config: RunConfig, saved: RunConfig, registry: Registry, *, own: bool) -> dict[str, str]:
-    """Keys of paths that mean nothing here, to what they were when the run began.
+    """Return the paths of `config` to replace with those of the run: dotted key to saved path.
 
-    saved: the run's configuration, with absolute paths. own: `config` is that of the run's directory, so all its paths
-    are as the run has them. A path in a run file is one that leads nowhere from the working directory, and is how the
-    recorded one ends.
+    saved: the run's configuration, with absolute paths. own: `config` is that of the run directory; then all differing
+    paths are replaced. Otherwise only a relative path that does not exist and is a suffix of the saved path is.
     """
     now, before, found = config.model_dump(mode="json"), saved.model_dump(mode="json"), {}
     for path, _ in _all_places(now, registry):
         if any(isinstance(component, int) for component in path):
-            continue  # no key of a setting
+            continue  # inside a list: not the key of a setting
         text = _holder(now, path)[path[-1]]
         try:
             was = _holder(before, path)[path[-1]]
@@ -82,7 +86,7 @@ def recalled(config: RunConfig, saved: RunConfig, registry: Registry, *, own: bo
 
 
 def _leads_nowhere(text: str, was: Any) -> bool:
-    """Whether a path is a relative one, not there, and how the absolute path `was` ends."""
+    """Return whether a path is relative, does not exist, and is a suffix of the absolute path `was`."""
     if Path(text).is_absolute() or Path(text).exists() or not isinstance(was, str) or not Path(was).is_absolute():
         return False
     ending = tuple(component for component in Path(text).parts if component != "..")
@@ -90,20 +94,20 @@ def _leads_nowhere(text: str, was: Any) -> bool:
 
 
 def with_paths(config: RunConfig, paths: Mapping[str, str], registry: Registry) -> RunConfig:
-    """The same with what `recalled` has found."""
+    """Return the configuration with the paths of `recalled`."""
     found = _replaced(config, registry, lambda path, text, _: paths.get(dotted(path), text))
     return RunConfig.model_validate(found)
 
 
 def without_places(config: RunConfig, registry: Registry | None = None) -> dict[str, Any]:
-    """Its settings without those that say where something is, which differ between machines."""
+    """Return the settings with empty paths, because paths differ between machines."""
     return _replaced(config, registry, lambda _, text, place: "")
 
 
 def _replaced(
     config: RunConfig, registry: Registry | None, new: Callable[[KeyPath, str, Place], str]
 ) -> dict[str, Any]:
-    """Its settings, with what `new` says in the place of each path."""
+    """Return the settings with each path replaced by the result of `new`."""
     data = config.model_dump(mode="json")
     for path, place in list(_all_places(data, registry)):
         holder = _holder(data, path)

@@ -1,4 +1,4 @@
-"""Overrides: settings of the command line, laid over a run file."""
+"""Apply overrides of the command line to a run file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ __all__ = ["apply_overrides"]
 def apply_overrides(
     document: Document, overrides: Sequence[str], *, flag: str | None = None, under: str = ""
 ) -> Document:
-    """The document with `KEY=VALUE` settings, such as `rewards.0.weight=2`; values are read as YAML.
+    """Return the document with `KEY=VALUE` settings applied, such as `rewards.0.weight=2`; values are parsed as YAML.
 
-    `flag` is what gave the settings, by default `--set` on the command line; `under`, such as "options.", goes before
-    every key.
-    Raises ConfigError for every setting that cannot be read or has no place.
+    flag: the source of the settings in messages, by default `--set` on the command line. under: a prefix of every key,
+    such as "options.". Raises ConfigError with every setting that cannot be parsed or applied.
     """
     changed = Document(document.source, deepcopy(document.data), dict(document.positions))
     problems: list[Problem] = []

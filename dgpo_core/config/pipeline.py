@@ -1,8 +1,8 @@
-"""From files that people write to configurations, in one direction: read, overlay, override, resolve.
+"""Load configurations from files: read, apply a preset, apply overrides, resolve.
 
 Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`, and those in plugins' options) are
-relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. A run's
-own config.yaml has them absolute.
+relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. The
+config.yaml of a run contains absolute paths.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from dgpo_schemas.serve import ServeConfig
 __all__ = ["load_run_config", "load_serve_config", "reward_block_of", "run_config_of"]
 
 _WAS_ACCEPTED = (
-    "the run wrote this file with other versions of dgpo or its plugins, which accepted that: go on with those, or "
-    "correct it there and delete the file's first line (its SHA-256), which says that the change was meant"
+    "the run wrote this file with other versions of dgpo or its plugins, which accepted that: use those versions, or "
+    "correct the file and delete its first line (its SHA-256) to confirm the change"
 )
-"""Told of a run's own config.yaml. Bounds of numbers, for instance, came with later versions."""
+"""Remedy for errors in a run's own config.yaml: later versions added checks, such as bounds of numbers."""
 
 
 def load_run_config(
     path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: str | None = None
 ) -> RunConfig:
-    """Read a run file, lay a preset over it, apply `KEY=VALUE` overrides, and check it all at once.
+    """Read a run file, apply a preset and `KEY=VALUE` overrides, and validate the result.
 
-    With a registry every plugin that the file names must exist and accept its options, whose defaults are then filled
-    in. Without one plugins are left unchecked: a run directory can be read where its plugins are not installed.
+    With a registry, every component in the file must exist and accept its options, and defaults of options are filled
+    in. Without one, components are not checked, so that a run directory can be read without its plugins installed.
     Raises ConfigError with every problem, in the file's order.
     """
     document = read(path, "run", overrides)
@@ -55,15 +55,15 @@ def load_run_config(
 
 
 def run_config_of(document: Document, registry: Registry | None = None) -> RunConfig:
-    """A run file that was read already, checked like `load_run_config`."""
+    """Validate a run file that was already read, like `load_run_config`."""
     return resolve(RunConfig, PLACES, document, registry)
 
 
 def load_serve_config(path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> ServeConfig:
-    """Read a reward file for `dgpo serve`, checked like a run file."""
+    """Read and validate a reward file for `dgpo serve`."""
     return resolve(ServeConfig, SERVED, apply_overrides(read(path, "service", overrides), overrides), registry)
 
 
 def reward_block_of(document: Document, registry: Registry) -> RewardBlock:
-    """One reward that was read already, checked like those of a run file."""
+    """Validate a single reward that was already read, like those of a run file."""
     return resolve(RewardBlock, {(): "reward"}, document, registry)

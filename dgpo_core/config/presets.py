@@ -1,6 +1,6 @@
-"""Presets: pieces of run files that are laid over one, such as the settings that fit a model to a card.
+"""Presets: partial run files applied to a run file, such as settings that fit a model into GPU memory.
 
-A backbone's package may bring some as `presets/NAME.yaml`; a file of one's own is given by its path.
+A backbone's package may contain presets as `presets/NAME.yaml`; others are given by the path of a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["presets_of", "with_preset"]
 
 
 def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
-    """Name to file of what the backbone's package brings, in the order of names' numbers."""
+    """Return the presets of the backbone's package, name to file, sorted by length and then by name."""
     package = registry.find("backbone", backbone).component.implementation.split(":")[0].split(".")[0]
     directory = Path(str(files(package))) / "presets"
     found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
@@ -33,9 +33,9 @@ def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
 
 
 def with_preset(document: Document, preset: str, registry: Registry) -> Document:
-    """The run file with the preset's values in place of its own; mistakes are shown where the preset has them.
+    """Return the run file with the preset's values applied; mistakes in them are reported at their place in the preset.
 
-    Raises UserError for a name that is not known, and ConfigError for what the file does wrong.
+    Raises UserError for an unknown name, and ConfigError for mistakes in the preset.
     """
     layer = load_yaml(_file(document, preset, registry))
     refuse(layer, "run")
@@ -52,18 +52,18 @@ def _file(document: Document, preset: str, registry: Registry) -> Path:
     backbone = section.get("use") if isinstance(section, dict) else section
     known = presets_of(backbone, registry) if isinstance(backbone, str) else {}
     if preset not in known:
-        there = ", ".join(known) or "none"
+        names = ", ".join(known) or "none"
         raise UserError(
-            f"{option('preset')}: {preset!r} is no preset of backbone {backbone}{nearest(preset, known)} (it brings: "
-            f"{there}), and no file that ends in .yaml"
+            f"{option('preset')}: {preset!r} is not a preset of backbone {backbone}{nearest(preset, known)} (presets: "
+            f"{names}), nor a .yaml file"
         )
     return known[preset]
 
 
 def _leaves(layer: Document, value: dict[str, Any], path: KeyPath) -> Iterator[tuple[str, Any, Position]]:
     for key, inner in value.items():
-        here = (*path, key)
+        inner_path = (*path, key)
         if isinstance(inner, dict) and inner:
-            yield from _leaves(layer, inner, here)
+            yield from _leaves(layer, inner, inner_path)
         else:
-            yield dotted(here), inner, layer.position(here)
+            yield dotted(inner_path), inner, layer.position(inner_path)

@@ -1,5 +1,4 @@
-"""Reading: a file as a `Document`, of the kind that its command reads. Files of another kind are told of as such, not
-key by key."""
+"""Read a file as a `Document` and check that it has the kind that the command requires."""
 
 from __future__ import annotations
 
@@ -18,31 +17,31 @@ KINDS = {
     "ablation": ("an ablation file", "dgpo ablate", ("base", "axes")),
     "service": ("the file of a reward service", "dgpo serve", ("host", "port", "queue", "limits", "batching")),
 }
-"""What files are called, the command that reads them, and keys that are of this kind alone."""
+"""Kinds of files: a description, the command that reads them, and keys that only this kind has."""
 
 
 def read(path: str | Path, kind: str, overrides: Sequence[str] = ()) -> Document:
-    """Read a file of a kind, to which settings of the command line will be applied.
+    """Read a file of a kind. overrides: settings of the command line that will be applied to it.
 
-    Raises ConfigError as `load_yaml` does, for a file of another kind, and for names of an earlier version of dgpo in
-    the file and in the settings (`refuse`); UserError for the config.yaml of a run that an earlier version wrote.
+    Raises ConfigError like `load_yaml`, for a file of another kind, and for names of an earlier version of dgpo in the
+    file or the overrides (`refuse`). Raises UserError for the config.yaml of a run of an earlier version.
     """
     document = load_yaml(path)
     found = kind_of(document) or kind
     if found != kind and not _is(kind, document.data):
         what, command, _ = KINDS[found]
-        message = f"this is {what}, which `{command}` reads; here {KINDS[kind][0]} is expected"
+        message = f"this is {what}, which `{command}` reads; expected {KINDS[kind][0]}"
         raise ConfigError([Problem(document.source, "", message)])
     refuse(document, kind, overrides)
     return document
 
 
 def kind_of(document: Document) -> str | None:
-    """The kind of a file, a key of `KINDS`; None if it has no key that belongs to one kind alone, as a preset may."""
+    """Return the kind of a file, a key of `KINDS`, or None if it has no key of one kind only, as in a preset."""
     return next((kind for kind in KINDS if _is(kind, document.data)), None)
 
 
 def _is(kind: str, data: Mapping[str, Any]) -> bool:
-    """Whether a file's keys are of this kind: of an ablation, `reward` is a name; a service's may be all there is."""
+    """Return whether a file has keys of this kind. In a service file `reward` is a section, in an ablation a name."""
     own = any(key in data for key in KINDS[kind][2])
     return own or (kind == "service" and isinstance(data.get("reward"), dict))

@@ -1,4 +1,4 @@
-"""Resolving: a document becomes a configuration whose plugins exist and accept their options, defaults filled in."""
+"""Resolve a document to a configuration: validate it and its components' options, and fill in defaults."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ __all__ = ["resolve"]
 M = TypeVar("M", bound=BaseModel)
 
 _SHORT_FORM_IS_FILE = "prompts"
-"""Kind whose short form, a text, is a file and not a name."""
+"""Kind whose short form, a string, is a file and not a component's name."""
 
 
 def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
-    """The document as a model; places: where it chooses components, and of which kind.
+    """Validate a document as a model. places: keys that select components, with their kinds.
 
-    With a registry every component must exist and accept its options. Raises ConfigError with every mistake, in the
-    file's order."""
+    With a registry, every component must exist and accept its options. Raises ConfigError with every mistake, in the
+    file's order.
+    """
     mistakes: list[tuple[KeyPath, str]] = []
     config = None
     try:
@@ -44,7 +45,7 @@ def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, r
                 if options is not None:
                     _put(resolved, where, options)
     if mistakes or config is None:
-        raise document.error(_known_transports(document, mistakes))
+        raise document.error(_at_short_forms(document, mistakes))
     return config if registry is None else model.model_validate(resolved)
 
 
@@ -57,9 +58,9 @@ def _check_block(
     *,
     elsewhere: bool = False,
 ) -> dict[str, Any] | None:
-    """The block's options with their defaults; None, with the reason among the mistakes, if they cannot be had.
+    """Return the block's options with defaults; None if they are invalid, which is added to `mistakes`, or unknown.
 
-    What runs elsewhere may be installed only there: if it is not known here, it is checked when it starts.
+    elsewhere: the component runs in a worker or service and may be installed only there; it is then checked on start.
     """
     short = isinstance(block, str)
     if short and kind == _SHORT_FORM_IS_FILE:
@@ -69,7 +70,7 @@ def _check_block(
     name = block if short else _get(block, "use", _default_use(default))
     options = {} if short else _get(block, "options", {})
     if not isinstance(name, str) or not name or not isinstance(options, dict):
-        return None  # the run file's own model has said what is wrong
+        return None  # already reported by the run file's model
     places = [key for key in ("worker", "service") if kind == "reward" and _get(block, key, None) is not None]
     for key in places:
         try:
@@ -77,7 +78,7 @@ def _check_block(
         except PluginError as error:
             mistakes.append(((*where, key), str(error)))
     if "service" in places and not options:
-        return None  # the service's own options hold, whatever they are
+        return None  # the service uses its own options
     elsewhere = elsewhere or bool(places)
     try:
         registered = registry.find(kind, name)
@@ -99,7 +100,7 @@ def _check_options(
     *,
     elsewhere: bool,
 ) -> dict[str, Any] | None:
-    """Options as the plugin's model understands them, and those of the components that they choose in turn."""
+    """Validate options with the plugin's model, and those of the components that they select in turn."""
     try:
         accepted = model.model_validate(options)
     except ValidationError as error:
@@ -109,7 +110,7 @@ def _check_options(
         mistakes.append((where, f"the plugin's own check failed with {error_text(error)}"))
         return None
     for kind in registry.kinds:
-        # An option that is called after a kind and holds a `use` block chooses a part of that kind.
+        # An option named after a kind that contains a `use` block selects a component of that kind.
         chosen = getattr(accepted, kind, None)
         if isinstance(chosen, UseBlock):
             inner = options.get(kind) or chosen.model_dump()
@@ -117,9 +118,9 @@ def _check_options(
     try:
         full: dict[str, Any] = accepted.model_dump(mode="json", warnings=False)
         same = bool(model.model_validate(full) == accepted)
-    except Exception:  # of a model with fields that JSON has no word for
+    except Exception:  # the model has fields that JSON cannot represent
         same = False
-    return full if same else options  # a model that does not survive being written keeps what was written
+    return full if same else options  # options that do not survive a round trip through JSON stay as written
 
 
 def _get(block: Any, key: str, default: Any) -> Any:
@@ -142,8 +143,8 @@ def _put(data: dict[str, Any], where: KeyPath, options: dict[str, Any]) -> None:
     here[where[-1]] = {"use": block, "options": options} if isinstance(block, str) else block | {"options": options}
 
 
-def _known_transports(document: Document, mistakes: list[tuple[KeyPath, str]]) -> list[tuple[KeyPath, str]]:
-    """Mistakes inside a short form are shown at the key that holds it."""
+def _at_short_forms(document: Document, mistakes: list[tuple[KeyPath, str]]) -> list[tuple[KeyPath, str]]:
+    """Move mistakes inside a short form to the key that contains it."""
     out = []
     for path, message in mistakes:
         here: Any = document.data

@@ -1,4 +1,4 @@
-"""Settings: values at dotted keys of a document."""
+"""Set values at dotted keys of a document."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["apply_settings", "checked_section", "put"]
 Section = TypeVar("Section", bound=BaseModel)
 
 _SHORT_FORMS = {"use": "use", "options": "use", "file": "file", "limit": "file"}
-"""Key to be set inside a text -> what the text stands for: `sampler: flow-euler` is `sampler: {use: flow-euler}`."""
+"""Key set inside a string -> key of the string's long form: `sampler: flow-euler` is `sampler: {use: flow-euler}`."""
 
 
 def checked_section(model: type[Section], **values: Any) -> Section:
-    """A section from keywords of a function. Raises UserError that names the keyword and what it may be."""
+    """Create a section from keyword arguments. Raises UserError naming the argument and the allowed values."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -30,9 +30,9 @@ def checked_section(model: type[Section], **values: Any) -> Section:
 
 
 def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Position]]) -> Document:
-    """The document with values at dotted keys; mistakes in them are shown at the position given with each.
+    """Return the document with values set at dotted keys. Later mistakes in a value are reported at its position.
 
-    Raises ConfigError for every key that has no place.
+    Raises ConfigError with every key that cannot be set.
     """
     changed = Document(document.source, deepcopy(document.data), dict(document.positions))
     problems: list[Problem] = []
@@ -47,8 +47,10 @@ def apply_settings(document: Document, settings: Sequence[tuple[str, Any, Positi
 
 
 def put(document: Document, key: str, value: Any, inner: Iterable[KeyPath], position: Position) -> None:
-    """Set a dotted key of the document itself; `inner` are the paths within the value, (), ("use",) and so on. Raises
-    ValueError for a key that has no place."""
+    """Set a dotted key of the document in place. inner: the paths within the value: (), ("use",) and so on.
+
+    Raises ValueError for a key that cannot be set.
+    """
     names = key.split(".")
     if not all(names):
         raise ValueError("must be a dotted key, such as optimizer.learning_rate")
@@ -79,12 +81,14 @@ def put(document: Document, key: str, value: Any, inner: Iterable[KeyPath], posi
 
 
 def _component(here: Any, name: str, path: KeyPath) -> str | int:
-    """The name as a key of a mapping or as an index of a list."""
+    """Return the name as a key of a mapping or as an index of a list."""
     if isinstance(here, dict):
         return name
     if not isinstance(here, list):
-        raise ValueError(f"{dotted(path)} is {show(here)}, it has no {name!r} inside")
+        raise ValueError(f"{dotted(path)} is {show(here)}; it has no key {name!r}")
     if not name.isascii() or not name.isdigit() or int(name) > len(here):
         entries = f"0 to {len(here) - 1}" if here else "none"
-        raise ValueError(f"{dotted(path)} is a list: {name!r} is none of its entries ({entries}; {len(here)} appends)")
+        raise ValueError(
+            f"{dotted(path)} is a list; {name!r} is not one of its indices ({entries}; {len(here)} appends)"
+        )
     return int(name)

@@ -1,4 +1,4 @@
-"""Checks of prompts: of texts that were typed, of what generators yield, and by the model and the rewards."""
+"""Validate prompts: texts of the command line, prompts of generators, and prompts for the backbone and the rewards."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["check_prompts", "given", "made", "shown"]
 
 MOST = 10_000_000
-"""Prompts that a source may yield; a generator that never ends would be no list."""
+"""Maximum number of prompts of a source; limits a generator that never ends."""
 FASTEST = 1_000_000
-"""Frames a second."""
+"""Maximum frame rate in frames per second."""
 SHOWN = 60
-"""Characters of a prompt in a message."""
+"""Maximum number of characters of a prompt in a message."""
 
 
 def given(text: str, where: str) -> str:
-    """A text that somebody typed, such as a prompt on the command line. Raises UserError, which begins with `where`, if
-    it is no valid text: bytes that are not UTF-8, halves of characters."""
+    """Return a text that a user typed, such as a prompt on the command line, if it is valid.
+
+    Raises UserError, which starts with `where`, for bytes that are not UTF-8 and for lone surrogates.
+    """
     reason = half_character(text)
     if reason:
         raise UserError(f"{where}: {reason}")
@@ -39,33 +41,33 @@ def given(text: str, where: str) -> str:
 
 
 def check_prompts(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
-    """Have a reward, or the backbone, check its prompts. Raises its UserError, with file and line of the first prompt
-    that it refuses.
+    """Have a reward or the backbone check prompts.
 
-    The prompt is found by halving, so that a reward behind a service is not asked about each of thousands.
+    Raises its UserError, with file and line of the first prompt that it rejects. Finds that prompt by bisection, to
+    limit the number of requests to a reward service.
     """
     try:
-        _ask(model, prompts)
+        _check(model, prompts)
         return
     except UserError as error:
-        refused = error
+        rejected = error
     good, bad = 0, len(prompts)  # the first `good` prompts pass, the first `bad` do not
     while bad - good > 1:
         middle = (good + bad) // 2
         try:
-            _ask(model, prompts[good:middle])
+            _check(model, prompts[good:middle])
             good = middle
         except UserError as error:
-            bad, refused = middle, error
+            bad, rejected = middle, error
     origin = prompts[good].origin if prompts else ""
-    reported = str(refused)
+    message = str(rejected)
     raise UserError(
-        f"{origin}: {reported}" if origin and not reported.startswith(f"{origin}: ") else reported
-    ) from refused
+        f"{origin}: {message}" if origin and not message.startswith(f"{origin}: ") else message
+    ) from rejected
 
 
-def _ask(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
-    """Raises UserError also where the reward fails at it."""
+def _check(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
+    """Call `model.check_prompts`. Raises UserError also if it fails with another exception."""
     with ctrl_c() as pressed, no_exit():
         try:
             model.check_prompts(prompts)
@@ -74,11 +76,11 @@ def _ask(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
         except BaseException as error:
             if pressed():
                 raise
-            raise UserError(f"{type(model).__name__} failed at checking the prompts: {reported(error)}") from error
+            raise UserError(f"{type(model).__name__} failed to check the prompts: {reported(error)}") from error
 
 
 def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -> list[Prompt]:
-    """What a source yields. Raises UserError for what it throws, and for what are no prompts."""
+    """Return the prompts of a source. Raises UserError for its exceptions and for items that are not valid prompts."""
     with ctrl_c() as pressed, no_exit():
         try:
             found = list(islice(source.prompts(split), MOST + 1))
@@ -86,33 +88,35 @@ def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -
             raise UserError(f"{where.partition(': ')[0]}: {error}") from error
         except DgpoError:
             raise
-        except BaseException as error:  # some libraries exit where others raise
+        except BaseException as error:  # some libraries call exit
             if pressed():
                 raise
             raise UserError(f"{where} failed with {reported(error)}") from error
     if len(found) > MOST:
         raise UserError(f"{where} yields more than {MOST:,} prompts")
-    looked_at: dict[str, ConditionMedium] = {}
+    checked: dict[str, ConditionMedium] = {}
     for number, prompt in enumerate(found):
         if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-            raise UserError(f"{where}: its prompt {number} is {type(prompt).__name__}, not a Prompt with a text")
+            raise UserError(f"{where}: prompt {number} is a {type(prompt).__name__}, not a Prompt with a text")
         if half_character(prompt.text):
             given(prompt.text, f"{where} yields {shown(prompt.text)}, which")
         try:
-            json.dumps(dict(prompt.metadata), default=str, skipkeys=True)  # nothing that contains itself
+            json.dumps(dict(prompt.metadata), default=str, skipkeys=True)  # fails if it contains itself
         except Exception as error:
-            raise UserError(f"{where}: the metadata of its prompt {number}: {error_text(error)}") from error
+            raise UserError(f"{where}: metadata of prompt {number}: {error_text(error)}") from error
         plain = prompt.negative is None and prompt.size is None and prompt.fps is None
         if not plain or prompt.media != ():
-            media = _check_drawn_from(prompt, f"{where}: its prompt {number}", looked_at)
+            media = _check_conditions(prompt, f"{where}: prompt {number}", checked)
             if any(medium.reader is None for medium in prompt.media):
                 found[number] = replace(prompt, media=media)
     return found
 
 
-def _check_drawn_from(prompt: Prompt, where: str, looked_at: dict[str, ConditionMedium]) -> tuple[ConditionMedium, ...]:
-    """Raise UserError for what a source says that a sample is drawn from beside the text, if it cannot be. Returns the
-    media, which can be read."""
+def _check_conditions(prompt: Prompt, where: str, checked: dict[str, ConditionMedium]) -> tuple[ConditionMedium, ...]:
+    """Check the negative prompt, size, frame rate and media of a prompt. Returns the media, which can be read.
+
+    checked: media checked so far, to which this adds. Raises UserError.
+    """
     negative, size, media = prompt.negative, prompt.size, prompt.media
     if negative is not None and (not isinstance(negative, str) or "\0" in negative or half_character(negative)):
         raise UserError(f"{where}: `negative` must be a text or None, not {shown(repr(negative))}")
@@ -121,30 +125,30 @@ def _check_drawn_from(prompt: Prompt, where: str, looked_at: dict[str, Condition
         raise UserError(f"{where}: `size` must be (height, width) in pixels or None, not {shown(repr(size))}")
     fps = prompt.fps
     if fps is not None and not (type(fps) in (int, float) and 0 < fps <= FASTEST):
-        raise UserError(f"{where}: `fps` must be a number of frames a second or None, not {shown(repr(fps))}")
+        raise UserError(f"{where}: `fps` must be a number of frames per second or None, not {shown(repr(fps))}")
     if not isinstance(media, tuple) or not all(isinstance(medium, ConditionMedium) for medium in media):
         raise UserError(f"{where}: `media` must be a tuple of ConditionMedium, not {shown(repr(media))}")
     for medium in media:
         if not isinstance(medium.digest, str) or not re.fullmatch("[0-9a-f]{64}", medium.digest):
             raise UserError(
-                f"{where}: the digest of a medium is its SHA-256, 64 hexadecimal digits, not "
-                f"{shown(repr(medium.digest))}; dgpo_core.media.conditions.condition_medium makes one of a path or of "
-                "bytes"
+                f"{where}: the digest of a medium must be its SHA-256, 64 hexadecimal digits, not "
+                f"{shown(repr(medium.digest))}; use dgpo_core.media.conditions.condition_medium to create a medium "
+                "from a path or from bytes"
             )
         if medium.content is None and not medium.path:
             raise UserError(f"{where}: a medium has neither a path nor its content")
         key = f"{medium.kind} {medium.digest} {medium.path}"
-        if key in looked_at:
+        if key in checked:
             continue
         from dgpo_core.media.conditions import checked_medium
 
         try:
-            looked_at[key] = checked_medium(medium)
+            checked[key] = checked_medium(medium)
         except UserError as error:
             raise UserError(f"{where}: media: {error}") from error
-    return tuple(looked_at[f"{medium.kind} {medium.digest} {medium.path}"] for medium in media)
+    return tuple(checked[f"{medium.kind} {medium.digest} {medium.path}"] for medium in media)
 
 
 def shown(text: str) -> str:
-    """A prompt in a message."""
+    """Return the repr of a prompt for a message, shortened to `SHOWN` characters."""
     return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")

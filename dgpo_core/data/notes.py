@@ -1,4 +1,4 @@
-"""Warnings and notes about prompts: held-out prompts that are trained on, truncated texts, doubtful keys.
+"""Warnings and notes about prompts: held-out prompts in the training set, truncated texts, misspelled keys.
 
 Imports torch only when prompts are drawn at random, because `dgpo validate` uses this module.
 """
@@ -25,15 +25,14 @@ __all__ = ["counted", "guided", "longer_than_read", "notes", "overlap", "unheard
 
 
 def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> str | None:
-    """A warning with the number of held-out prompts that are trained on, of the `count` that `some_of` evaluates; None
-    if there are none.
+    """Return a warning with the number of held-out prompts in the training set, or None if there are none.
 
-    Case, white space and the ways in which Unicode writes a letter make no other prompt: text encoders fold some of
-    them, and a text that differs in nothing else tests nothing new. Another image to edit does.
+    count: number of evaluation prompts, drawn by `some_of`. Prompts are compared without case, white space and Unicode
+    normalization form, which text encoders partly ignore. Prompts with different media are different.
     """
     exact, folded = {prompt.key[:2] for prompt in train}, {_folded(prompt) for prompt in train}
     if not any(_folded(prompt) in folded for prompt in heldout):
-        return None  # without drawing any
+        return None  # avoids the import of torch in `some_of`
     drawn = some_of(heldout, count)
     shared = [prompt for prompt in drawn if _folded(prompt) in folded]
     if not shared:
@@ -42,24 +41,23 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
     first = shared[0]
     where = f" ({first.origin})" if first.origin else ""
     return (
-        f"prompts.heldout: {len(shared)} of {len(drawn)} held-out prompts ({_share(len(shared), len(drawn))}) are "
-        f"training prompts too{f', {alike} of them but for case or spaces' if alike else ''}, the first is "
-        f"{shown(first.text)}{where}: evaluation then measures what was trained on; take them out of one of the two"
+        f"prompts.heldout: {len(shared)} of {len(drawn)} held-out prompts ({_percent(len(shared), len(drawn))}) are "
+        f"also training prompts{f', {alike} of them except for case or spaces' if alike else ''}, the first is "
+        f"{shown(first.text)}{where}: the evaluation then includes training data; remove them from one of the two"
     )
 
 
 def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:
-    """A warning with the number of prompts, and of negative texts, whose end the backbone's text encoders do not see;
-    None if there are none."""
-    reported = [_longer(prompts, backbone, "prompts", "the model does not see what follows")]
+    """Return a warning with the number of prompts and negative prompts that the text encoders truncate, or None."""
+    reported = [_longer(prompts, backbone, "prompts")]
     negative = [replace(prompt, text=prompt.negative) for prompt in prompts if prompt.negative]
     if negative and backbone.supports_guidance:
-        reported.append(_longer(negative, backbone, "negative texts", "nothing is led away from what follows"))
+        reported.append(_longer(negative, backbone, "negative prompts"))
     return "; ".join(filter(None, reported)) or None
 
 
-def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str, so: str) -> str | None:
-    from dgpo_core.plugins import contract_checks  # with torch, which takes a while to import
+def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str) -> str | None:
+    from dgpo_core.plugins import contract_checks  # imports torch, which takes a while
 
     different = list({prompt.key: prompt for prompt in prompts}.values())
     truncated_prompts, limit = contract_checks.truncated_prompts(backbone, different)
@@ -71,22 +69,24 @@ def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str, so: str) -
     where = f"{first.origin}, " if first.origin else ""
     are = "is" if len(found) == 1 else "are"
     return (
-        f"{len(found)} of {len(prompts)} {what} {are} longer than the text encoders read ({limit} tokens), the first "
-        f"is {where}{shown(first.text)}: {so}"
+        f"{len(found)} of {len(prompts)} {what} {are} longer than the limit of the text encoders ({limit} tokens), the "
+        f"first is {where}{shown(first.text)}: the rest of the text has no effect"
     )
 
 
 def notes(prompts: Sequence[Prompt]) -> list[str]:
-    """What may be meant otherwise than it is read: keys of metadata that are nearly keys of their own, and media of
-    which reading leaves something out."""
+    """Return notes about prompts that may be read differently than intended.
+
+    These are metadata keys that resemble keys of a prompt, and media of which reading drops something.
+    """
     found = []
     first: dict[tuple[str, str], Prompt] = {}
     number: Counter[tuple[str, str]] = Counter()
     reported: dict[str, str] = {}
     for prompt in prompts:
-        there = {"negative_prompt": prompt.negative, "media": prompt.media or None, "size": prompt.size}
+        fields = {"negative_prompt": prompt.negative, "media": prompt.media or None, "size": prompt.size}
         for pair in doubtful(prompt.metadata).items():
-            if there[pair[1]] is None:
+            if fields[pair[1]] is None:
                 first.setdefault(pair, prompt)
                 number[pair] += 1
         for medium in prompt.media:
@@ -99,18 +99,18 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
         where = f" (the first is {prompt.origin})" if prompt.origin else ""
         found.append(
             f"{number[key, meant]} of {len(prompts)} prompts have the key `{clean(key, 40)}`{where}, which is metadata "
-            f"for rewards; what a sample is drawn from is called `{meant}`"
+            f"for rewards; use `{meant}` to condition the samples"
         )
     changed = [text for text in reported.values() if text]
     if changed:
-        more = f"; so are {len(changed) - 1} other media" if len(changed) > 1 else ""
-        found.append(f"media are not read quite as they are: {changed[0]}{more}")
+        more = f"; and {len(changed) - 1} more" if len(changed) > 1 else ""
+        found.append(f"some media are changed when they are read: {changed[0]}{more}")
     return found
 
 
 def counted(found: Mapping[str, Any]) -> list[str]:
     """Describe the result of `counts`, or the same record in run.json, without the sources."""
-    words = {"media": "with media", "negative_texts": "with a negative text", "sizes": "with a size of their own"}
+    words = {"media": "with media", "negative_texts": "with a negative prompt", "sizes": "with their own size"}
     return [f"{found[key]} {text}" for key, text in words.items() if found.get(key)]
 
 
@@ -121,23 +121,22 @@ def guided(config: RunConfig) -> bool:
 
 
 def unheard(prompts: Sequence[Prompt], guided: bool) -> str | None:
-    """A note with the number of prompts whose negative text nobody reads, because nothing is guided; None if there are
-    none."""
+    """Return a note with the number of prompts whose negative prompt has no effect without guidance, or None."""
     count = sum(bool(prompt.negative) for prompt in prompts)
     if guided or not count:
         return None
     first = next(prompt for prompt in prompts if prompt.negative)
     where = f" (the first is {first.origin})" if first.origin else ""
-    return f"{count} of {len(prompts)} prompts have a negative text{where}, which is not read where guidance is 1"
+    return f"{count} of {len(prompts)} prompts have a negative prompt{where}, which has no effect if guidance is 1"
 
 
 def _folded(prompt: Prompt) -> Hashable:
     return " ".join(unicodedata.normalize("NFKC", prompt.text).casefold().split()), prompt.key[1]
 
 
-def _share(part: int, whole: int) -> str:
-    """Whole per cent, which 0 and 100 are only where nothing and everything is meant."""
-    percent = round(100 * part / whole)
+def _percent(count: int, total: int) -> str:
+    """Format a fraction as an integer percentage; 0 and 100 only if exact. count: at least 1."""
+    percent = round(100 * count / total)
     if percent == 0:
         return "under 1 %"
-    return "over 99 %" if percent == 100 and part < whole else f"{percent} %"
+    return "over 99 %" if percent == 100 and count < total else f"{percent} %"

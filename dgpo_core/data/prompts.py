@@ -62,10 +62,11 @@ def load_file(path: str | Path, limit: int | None = None) -> list[Prompt]:
 
 
 def given_prompts(prompts: Prompts, name: str = "prompts") -> list[Prompt]:
-    """Prompts that were given in Python: a text, a `Prompt`, an object with the keys of a prompt file, a list of such,
-    or the path of a prompt file (a `Path`). Paths of media are relative to the working directory.
+    """Return the prompts of an argument of the Python API.
 
-    name: of the argument, for messages. Raises UserError naming the place: prompts[2].
+    prompts: a string, a `Prompt`, a dict with the keys of a prompt file, a list of these, or the `Path` of a prompt
+    file. Paths of media are relative to the working directory. name: of the argument, for messages. Raises UserError
+    naming the item, such as prompts[2].
     """
     if isinstance(prompts, Path):
         return load_file(prompts)
@@ -74,17 +75,17 @@ def given_prompts(prompts: Prompts, name: str = "prompts") -> list[Prompt]:
     if not isinstance(prompts, Sequence) or not prompts:
         what = "an empty list" if isinstance(prompts, Sequence) else type(prompts).__name__
         raise UserError(f"{name}: must be a text, a Prompt, a dict or a list of these, not {what}")
-    return [_given(one, f"{name}[{number}]") for number, one in enumerate(prompts)]
+    return [_given(item, f"{name}[{number}]") for number, item in enumerate(prompts)]
 
 
-def _given(one: object, where: str) -> Prompt:
-    if isinstance(one, Prompt):
-        return one
-    if not isinstance(one, str | Mapping):
-        what = type(one).__name__
+def _given(item: object, where: str) -> Prompt:
+    if isinstance(item, Prompt):
+        return item
+    if not isinstance(item, str | Mapping):
+        what = type(item).__name__
         raise UserError(f"{where}: must be a text, a Prompt, or a dict with the key `prompt`, not {what}")
     try:
-        record = record_of({"prompt": one} if isinstance(one, str) else dict(one), where)
+        record = record_of({"prompt": item} if isinstance(item, str) else dict(item), where)
     except ValueError as error:
         raise UserError(str(error)) from error
     return _prompt(record, where, Path())
@@ -169,8 +170,8 @@ def some_of_each(sources: Sequence[Source], count: int) -> list[Prompt]:
     """Return at most `count` evaluation prompts, split over the sources by weight and drawn as in `some_of`."""
     if len(sources) == 1:
         return some_of(sources[0].prompts, count)
-    split_samples = cut_to_shares(sources, count)
-    return [prompt for one, share in zip(sources, split_samples, strict=True) for prompt in some_of(one.prompts, share)]
+    per_source = cut_to_shares(sources, count)
+    return [prompt for source, n in zip(sources, per_source, strict=True) for prompt in some_of(source.prompts, n)]
 
 
 def some_of(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -193,7 +194,7 @@ def digest(prompts: Sequence[Prompt]) -> str:
     """
     sha = hashlib.sha256()
     for prompt in prompts:
-        reported: list[Any] = [prompt.text, dict(prompt.metadata)]
+        content: list[Any] = [prompt.text, dict(prompt.metadata)]
         more = {
             "negative": prompt.negative,
             "media": [medium.digest for medium in prompt.media] or None,
@@ -201,8 +202,8 @@ def digest(prompts: Sequence[Prompt]) -> str:
             "source": prompt.source or None,
         }
         if more := {key: value for key, value in more.items() if value is not None}:
-            reported.append(more)
-        sha.update(json.dumps(reported, sort_keys=True, default=str).encode())
+            content.append(more)
+        sha.update(json.dumps(content, sort_keys=True, default=str).encode())
     return sha.hexdigest()
 
 

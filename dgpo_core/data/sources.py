@@ -104,8 +104,8 @@ def cut_to_shares(sources: Sequence[Source], count: int) -> list[int]:
     Proportional to the weights, rounded by largest remainder (the first source on a tie).
     """
     total = sum(source.weight for source in sources)
-    split_samples = [count * source.weight // total for source in sources]
+    counts = [count * source.weight // total for source in sources]
     remainders = [count * source.weight % total for source in sources]
-    for i in sorted(range(len(sources)), key=lambda i: -remainders[i])[: count - sum(split_samples)]:
-        split_samples[i] += 1
-    return [max(1, share) for share in split_samples]
+    for i in sorted(range(len(sources)), key=lambda i: -remainders[i])[: count - sum(counts)]:
+        counts[i] += 1
+    return [max(1, n) for n in counts]

@@ -1,1 +1,1 @@
-"""The directory of a run: checkpoints, logs, descriptions."""
+"""Read and write run directories: checkpoints, logs, configuration and metadata."""

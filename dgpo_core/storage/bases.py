@@ -1,9 +1,9 @@
-"""Digests of a base model's files that are taken in a moment, to notice that a run goes on from another base.
+"""Fast digests of a base model's files, to detect that a run is resumed with different base weights.
 
-Reading 20 GB takes a minute, so of a safetensors file above 32 MiB the header and 12 KiB of each tensor are digested:
-its first, its middle and its last 4 KiB. Another model, another fine-tuning, another precision or quantization, a
-scaled, swapped, renamed or reshaped tensor is seen. What changes fewer than all of a tensor's values, and none of those
-12 KiB, is not: a flipped bit somewhere, an edited row of a large embedding. Every other file is read whole.
+Reading 20 GB takes a minute, so the digest of a safetensors file above 32 MiB covers its header and 12 KiB of each
+tensor: the first, the middle and the last 4 KiB. It detects another model, fine-tuning, precision or quantization, and
+scaled, swapped, renamed or reshaped tensors. It does not detect changes outside those 12 KiB, such as a flipped bit or
+an edited row of a large embedding. Every other file is read completely.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["base_record", "differences"]
 
 BLOCK = 4096
 WHOLE = 32 * 2**20
-"""Bytes up to which a file of weights is read whole."""
+"""Size in bytes up to which a weights file is read completely."""
 WEIGHTS = ".safetensors"
 KINDS = (WEIGHTS, ".json", ".model", ".txt")
 """Weights, configurations and vocabularies; pickles are never read."""
 INDEX = "model_index.json"
-"""Names a pipeline's parts, which lie in directories of their own: then nothing else at the top is read."""
+"""Lists the components of a pipeline, which are in subdirectories; no other file at the top level is read then."""
 DEEPEST = 4
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 
 
 def base_record(directory: Path) -> BaseRecord | None:
-    """What lies in a base model's directory; None if that has no file of a kind that is known.
+    """Return the digests of a base model's directory, or None if it has no file of a known kind.
 
-    A few thousand short reads, whatever the size. Raises UserError for a file that cannot be read.
+    Takes a few thousand short reads, whatever the size. Raises UserError for a file that cannot be read.
     """
     directory = directory.absolute()
     files = {}
@@ -52,20 +52,18 @@ def base_record(directory: Path) -> BaseRecord | None:
 
 
 def differences(before: BaseRecord, now: BaseRecord) -> list[str]:
-    """In words, file by file, what is not as it was. Empty if it is the same model, wherever it lies now.
+    """Describe the differences between two records, file by file; empty if the model is the same, wherever it is.
 
-    A file that came along counts where others of the model lie, and not in the snapshot of a Hub repository, to which a
-    download of other parts adds.
+    New files count only in directories that the record has files of, and not in the snapshot of a Hub repository, to
+    which later downloads add files.
     """
     found = []
-    for name, was in before.files.items():
-        there = now.files.get(name)
-        if there is None:
-            found.append(f"{name} is gone")
-        elif there != was:
-            found.append(
-                f"{name} is another" + (f" ({was.bytes} bytes, now {there.bytes})" * (was.bytes != there.bytes))
-            )
+    for name, old in before.files.items():
+        new = now.files.get(name)
+        if new is None:
+            found.append(f"{name} is missing")
+        elif new != old:
+            found.append(f"{name} has changed" + (f" ({old.bytes} bytes, now {new.bytes})" * (old.bytes != new.bytes)))
     if now.commit is None:
         places = {os.path.dirname(name) for name in before.files}
         found += [
@@ -75,16 +73,16 @@ def differences(before: BaseRecord, now: BaseRecord) -> list[str]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """Sorted, links followed. Pipes, sockets and devices are no part of a model; opening them may wait for somebody."""
+    """Yield the model's files, sorted, following links; not pipes, sockets and devices, which may block when opened."""
     pipeline = (directory / INDEX).is_file()
     for place, directories, names in os.walk(directory, followlinks=True):
-        here = Path(place)
-        deep = len(here.relative_to(directory).parts)
-        directories[:] = [] if deep >= DEEPEST else sorted(d for d in directories if not d.startswith("."))
+        folder = Path(place)
+        depth = len(folder.relative_to(directory).parts)
+        directories[:] = [] if depth >= DEEPEST else sorted(d for d in directories if not d.startswith("."))
         for name in sorted(names):
-            wanted = name == INDEX if pipeline and deep == 0 else name.endswith(KINDS) and not name.startswith(".")
-            if wanted and ((here / name).is_file() or not (here / name).exists()):
-                yield here / name
+            included = name == INDEX if pipeline and depth == 0 else name.endswith(KINDS) and not name.startswith(".")
+            if included and ((folder / name).is_file() or not (folder / name).exists()):
+                yield folder / name
 
 
 def _digest(path: Path) -> BaseFile:
@@ -100,8 +98,10 @@ def _digest(path: Path) -> BaseFile:
 
 
 def _regions(handle: BinaryIO, size: int) -> list[tuple[int, int]] | None:
-    """(start, length) of the header and of the sampled blocks; None for a file that is read whole, for it is small, or
-    no safetensors file."""
+    """Return (start, length) of the header and the sampled blocks, or None for a file to read completely.
+
+    That is a small file, or one that is not a valid safetensors file.
+    """
     if size <= WHOLE:
         return None
     try:

@@ -1,9 +1,9 @@
-"""Checkpoints: atomic, versioned, safetensors and JSON only, every file with its digest.
+"""Write and read checkpoints: atomic, versioned, safetensors and JSON only, with a digest of every file.
 
-A checkpoint is a directory `checkpoints/000010` with `manifest.json`, `clock.json`, `weights.safetensors` (policy, old,
-slow) and `optimizer.safetensors`. The manifest has the digests of the tensors, of the logs as they were, and its own;
-the clock, which is another one each time, is sealed by itself. Loading verifies all of them and that the directory is
-called after its iteration; a damaged checkpoint is named and the one before is used.
+A checkpoint is a directory `checkpoints/000010` with `manifest.json`, `clock.json`, `weights.safetensors` (policy,
+ema_fast, ema) and `optimizer.safetensors`. The manifest contains digests of the tensor files, of the logs at that time
+and of itself. The clock, which differs between identical runs, has its own digest. Loading verifies all digests and the
+directory's name. If a checkpoint is damaged, the previous one is used, with a warning.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ CLOCK = "clock.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 NUMBERED = re.compile(r"[0-9]{6}|[1-9][0-9]{6,14}")
-"""What a checkpoint is called: its iteration, with zeros before it up to six digits."""
+"""Name of a checkpoint: its iteration, zero-padded to six digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Seconds trained, without evaluations and saving, and timings.jsonl as it is when a checkpoint is saved."""
+    """Seconds trained, without evaluations and saving, and the digest of timings.jsonl at that time."""
 
     trained_seconds: float
     timings: FileEntry
@@ -74,14 +74,14 @@ class Checkpoints:
         self.keep = keep
 
     def paths(self) -> list[Path]:
-        """All checkpoints, oldest first; what has another name (`000010 copy`, `latest`) is none. Raises UserError."""
+        """Return all checkpoints, oldest first. Ignores other names (`000010 copy`, `latest`). Raises UserError."""
         try:
             if not self.directory.is_dir():
                 return []
-            there = [path for path in self.directory.iterdir() if NUMBERED.fullmatch(path.name) and path.is_dir()]
+            found = [path for path in self.directory.iterdir() if NUMBERED.fullmatch(path.name) and path.is_dir()]
         except OSError as error:
             raise UserError(f"{self.directory}: cannot be read: {why(error)}") from error
-        return sorted(there, key=lambda path: int(path.name))
+        return sorted(found, key=lambda path: int(path.name))
 
     def save(
         self,
@@ -97,10 +97,10 @@ class Checkpoints:
         clock: Clock,
         spare: int | None = None,
     ) -> Path:
-        """Write a checkpoint, then drop old ones, except the newest `keep` and the best.
+        """Write a checkpoint, then delete old ones, except the newest `keep` and the best.
 
-        logs: metrics.jsonl and evaluations.jsonl as they are now. spare: the newest checkpoint of an iteration before
-        this one stays too.
+        logs: digests of metrics.jsonl and evaluations.jsonl as they are now. spare: an iteration; the newest checkpoint
+        before it is also kept.
         """
         path = self.directory / f"{iteration:06d}"
         with new_directory(path) as aside:
@@ -126,24 +126,23 @@ class Checkpoints:
         return path
 
     def set_clock(self, iteration: int, clock: Clock) -> None:
-        """Have a checkpoint vouch for the line of timings.jsonl that is written after it, for it tells what saving
-        cost."""
+        """Update a checkpoint's clock for the line of timings.jsonl written after it, which has the time of saving."""
         path = self.directory / f"{iteration:06d}"
         if (path / CLOCK).exists():  # unless the checkpoint was pruned or damaged since
             write_text(path / CLOCK, _clock_text(iteration, clock))
 
     def prune(self, best: tuple[int, float] | None, spare: int | None) -> None:
-        """Drop old checkpoints as `save` does."""
+        """Delete old checkpoints as `save` does."""
         before = [int(path.name) for path in self.paths() if spare is not None and int(path.name) < spare]
         for path in self.paths()[: -self.keep]:
             if int(path.name) not in (best and best[0], *before[-1:]):
                 try:
                     remove_directory(path)
-                except UserError as error:  # what is kept too long is no reason to lose a run
-                    log.warning("an old checkpoint stays: %s", error)
+                except UserError as error:  # must not stop the run
+                    log.warning("cannot delete an old checkpoint: %s", error)
 
     def set_aside_after(self, iteration: int) -> int:
-        """Hide the (damaged) checkpoints of later iterations, which would count as the newest; returns how many."""
+        """Rename the (damaged) checkpoints of later iterations, so that they are ignored; return their number."""
         later = [path for path in self.paths() if int(path.name) > iteration]
         for path in later:
             aside = path.with_name(f".{path.name}.damaged")
@@ -155,7 +154,7 @@ class Checkpoints:
         return len(later)
 
     def find(self, which: str) -> Checkpoint:
-        """The checkpoint "newest", "best", or of an iteration. Raises UserError naming those there are."""
+        """Load the checkpoint "newest", "best", or of an iteration. Raises UserError listing the existing ones."""
         if which == "newest":
             return self.newest()
         if which == "best":
@@ -164,25 +163,25 @@ class Checkpoints:
             if best is None or best == newest.manifest.iteration:
                 return newest
             if not (self.directory / f"{best:06d}").is_dir():
-                raise UserError(f"{self.directory}: the best checkpoint, of iteration {best}, is gone; take newest")
+                raise UserError(f"{self.directory}: the best checkpoint, of iteration {best}, is missing; use newest")
             return self.find(str(best))
-        there = [int(path.name) for path in self.paths()]
-        if not re.fullmatch(r"[0-9]{1,15}", which) or int(which) not in there:
-            known = ", ".join(map(str, there)) or "none"
+        iterations = [int(path.name) for path in self.paths()]
+        if not re.fullmatch(r"[0-9]{1,15}", which) or int(which) not in iterations:
+            known = ", ".join(map(str, iterations)) or "none"
             raise UserError(
                 f"{self.directory}: no checkpoint {clean(which, 60)!r}; there are newest, best and iterations {known}"
             )
         return load(self.directory / f"{int(which):06d}")
 
     def newest(self) -> Checkpoint:
-        """The newest checkpoint that is whole. Damaged ones are named in the log.
+        """Load the newest intact checkpoint. Logs a warning for each damaged one.
 
-        Raises UserError if there is none, or if the newest was written by another format version (falling back
-        silently to an older one would lose what the newer program did).
+        Raises UserError if there is none, or if the newest has another format version: falling back silently to an
+        older one would lose the progress of a newer version of dgpo.
         """
         paths = self.paths()
         if not paths:
-            raise UserError(f"{self.directory}: there is no checkpoint{self._others()}")
+            raise UserError(f"{self.directory}: contains no checkpoint{self._others()}")
         reasons = []
         for path in reversed(paths):
             try:
@@ -190,20 +189,20 @@ class Checkpoints:
             except _DamagedError as error:
                 reasons.append(str(error))
                 log.warning("damaged checkpoint, trying the one before: %s", error)
-        raise UserError("no checkpoint is whole: " + "; ".join(reasons))
+        raise UserError("all checkpoints are damaged: " + "; ".join(reasons))
 
     def _others(self) -> str:
-        """What is there that is no checkpoint, for whom it is one that was renamed or copied."""
+        """List other entries for a message, in case one is a renamed or copied checkpoint."""
         try:
             found = sorted(clean(path.name, 60) for path in self.directory.iterdir() if not path.name.startswith("."))
         except OSError:
             return ""
         shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        return f" (only {shown}; one is called after its iteration, such as 000010)" if found else ""
+        return f" (only {shown}; a checkpoint is named after its iteration, such as 000010)" if found else ""
 
 
 def whole_manifests(directory: Path) -> Iterator[tuple[CheckpointManifest, CheckpointClock]]:
-    """What the checkpoints say, the newest first; damaged ones are passed over. Tensors are not read."""
+    """Yield manifest and clock of the checkpoints, newest first, without reading tensors; skips damaged ones."""
     for path in reversed(Checkpoints(directory).paths()):
         try:
             yield load_manifest(path)
@@ -232,13 +231,13 @@ def load(path: Path) -> Checkpoint:
         except (SafetensorError, OSError) as error:
             raise _DamagedError(f"{file}: {why(error)}") from error
         nonfinite = next((key for key, tensor in tensors[name].items() if not _is_finite(tensor)), None)
-        if nonfinite is not None:  # versions that did not look have saved such
-            raise _DamagedError(f"{file}: {nonfinite} holds numbers that are not finite; nothing can go on from them")
+        if nonfinite is not None:  # earlier versions saved these without a check
+            raise _DamagedError(f"{file}: {nonfinite} contains non-finite values; a run cannot resume from them")
     return Checkpoint(path, manifest, clock, tensors[WEIGHTS], tensors[OPTIMIZER])
 
 
 def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock]:
-    """What a checkpoint says besides tensors, verified. Raises UserError like `load`."""
+    """Read and verify manifest and clock of a checkpoint. Raises UserError like `load`."""
     file = path / MANIFEST
     try:
         manifest = read_manifest(read_file(file).decode(), str(file))
@@ -256,8 +255,8 @@ def load_manifest(path: Path) -> tuple[CheckpointManifest, CheckpointClock]:
         raise UserError(str(error)) from error
     if NUMBERED.fullmatch(path.name) and int(path.name) != manifest.iteration:
         raise _DamagedError(
-            f"{path}: holds the state after iteration {manifest.iteration}, not {int(path.name)}: it was renamed; its "
-            f"name is {manifest.iteration:06d}"
+            f"{path}: contains the state after iteration {manifest.iteration}, not {int(path.name)}: it was renamed; "
+            f"rename it to {manifest.iteration:06d}"
         )
     if clock.iteration != manifest.iteration:
         raise _DamagedError(f"{path / CLOCK}: of iteration {clock.iteration}, the manifest is of {manifest.iteration}")
@@ -277,7 +276,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = (
         safetensors.torch.load_file(path)
         if lone_surrogate(str(path)) is None
-        else safetensors.torch.load(path.read_bytes())  # it takes names in UTF-8 only
+        else safetensors.torch.load(path.read_bytes())  # load_file requires UTF-8 paths
     )
     return found
 
@@ -285,5 +284,5 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(tensors, path)
-    except SafetensorError as error:  # a full disk comes as this
+    except SafetensorError as error:  # for example if the disk is full
         raise OSError(str(error)) from error

@@ -1,7 +1,7 @@
-"""What explains a run and is read again: config.yaml and run.json, each with a digest of itself.
+"""Write and read config.yaml and run.json, the configuration and metadata of a run, each with a digest of itself.
 
-Whatever of it was changed since it was written, by a disk or by hand, is refused when a run goes on, samples, is
-evaluated or exported. Directories of older versions have no digests; they are taken as they are.
+A file that was changed after it was written, by a disk error or by hand, is rejected when a run is resumed, sampled,
+evaluated or exported. Files without a digest are accepted.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ LIBRARIES = (
 
 
 def config_text(config: RunConfig, registry: Registry | None = None) -> str:
-    """config.yaml: every setting, with absolute paths, below its digest."""
+    """Return the text of config.yaml: a line with the digest, then all settings, with absolute paths."""
     return sealed_text(dump_yaml(located(config, registry).model_dump(mode="json")))
 
 
 def read_config(path: Path, registry: Registry | None = None) -> RunConfig:
-    """The resolved configuration of a run directory; with a registry it is checked against the plugins, and paths
-    lead to where things are now (`started_in`, `moved_along`).
+    """Read the resolved configuration of a run directory.
 
-    Raises UserError if this is no run directory, or if its config.yaml is not as it was written.
+    With a registry, checks it against the plugins and updates paths if the run was moved (`started_in`, `moved_along`).
+    Raises UserError if this is not a run directory, or if its config.yaml was changed.
     """
     file = path / CONFIG
     if not path.is_dir():
@@ -85,7 +85,7 @@ def read_config(path: Path, registry: Registry | None = None) -> RunConfig:
 
 
 def changed_config(path: Path) -> str | None:
-    """Why a run directory's config.yaml cannot be trusted, and what to do; None if it can."""
+    """Return why a run directory's config.yaml is rejected, with the remedy, or None if it is unchanged."""
     file = path / CONFIG
     try:
         seal = text_seal(read_file(file))
@@ -94,13 +94,13 @@ def changed_config(path: Path) -> str | None:
     if seal != "broken":
         return None
     return (
-        f"{file}: was changed since the run wrote it (the SHA-256 in its first line is another): put it back from a "
-        "copy; or, if the change was meant, delete its first line"
+        f"{file}: was changed since the run wrote it (it does not match the SHA-256 in its first line): restore it "
+        "from a copy; or, if the change was intended, delete its first line"
     )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """run.json of a run directory; empty if there is none. Raises UserError if it is not as it was written."""
+    """Read run.json of a run directory; empty if there is none. Raises UserError if it was changed."""
     file = path / RECORD
     try:
         data = read_json(file)
@@ -112,8 +112,8 @@ def read_record(path: Path) -> dict[str, Any]:
         data = None
     if not isinstance(data, dict) or seal_of(data) == "broken":
         raise UserError(
-            f"{file}: is not as the run wrote it (SHA-256): put it back from a copy, or delete it to go on without "
-            "comparing prompts and base weights with those that the run began with"
+            f"{file}: was changed since the run wrote it (SHA-256): restore it from a copy, or delete it to continue "
+            "without comparing prompts and base weights with those at the start of the run"
         )
     return data
 
@@ -127,11 +127,11 @@ def write_record(
     times: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """run.json, then config.yaml: everything needed to understand and repeat the run.
+    """Write run.json, then config.yaml: everything needed to understand and repeat the run.
 
-    times: those of rollouts and training, which a run file may leave to the model (`Times.record`); changes: what
-    resumes have changed (`changes.recorded`). config.yaml comes last, because a change is known by it: what a killed
-    process did not write of both, the next one finds and writes again.
+    times: resolved timesteps of rollouts and training (`Times.record`). changes: settings changed by resumes
+    (`changes.recorded`). config.yaml is written last, because changes are detected by comparison with it: if the
+    process is killed in between, the next one detects and writes them again.
     """
     versions = {name: _version(name) for name in LIBRARIES}
     record = {
@@ -144,60 +144,64 @@ def write_record(
         "prompts": dict(prompts),
         "base": None if base is None else base.model_dump(mode="json"),
         "times": dict(times),
-        "changes": [dict(one) for one in changes],
+        "changes": [dict(change) for change in changes],
     }
     write_text(path / RECORD, json.dumps(sealed(record), indent=1) + "\n")
     write_text(path / CONFIG, config_text(config, registry))
 
 
 def summary(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What run.json says of the prompts of a split."""
+    """Return the entry of run.json for the prompts of a split."""
     return {"count": len(prompts), "sha256": digest(prompts), **counts(prompts)}
 
 
 def check_prompts(path: Path, prompts: Mapping[str, Any], *, mend: str = "") -> None:
-    """Raise UserError if the run in `path` was started on other prompts than these (split to `summary`).
+    """Raise UserError if the run in `path` was started with other prompts.
 
-    mend: what else people can do about it.
+    prompts: `summary` by split. mend: an additional remedy for the message.
     """
     saved = read_record(path).get("prompts")
     for split, found in prompts.items():
         before = saved.get(split) if isinstance(saved, dict) else None
         if isinstance(before, dict) and before != found:
             differs = (
-                f"gave {before.get('count')} when it started and gives {found['count']} now"
+                f"had {before.get('count')} prompts when the run started and has {found['count']} now"
                 if before.get("count") != found["count"]
-                else f"has another content than when it started (SHA-256 in {RECORD})"
-                + (", or the media that it names have" if found.get("media") and before.get("media") else "")
+                else f"has changed since the run started (SHA-256 in {RECORD})"
+                + (", or its media have" if found.get("media") and before.get("media") else "")
             )
             raise UserError(
-                f"{path}: other prompts than those of the run: prompts.{split} {differs}; put them back{mend}"
+                f"{path}: the prompts differ from those of the run: prompts.{split} {differs}; put them back{mend}"
             )
 
 
 def recorded_base(path: Path) -> BaseRecord | None:
-    """What the run's base weights were when it began; None if that is not known. Raises UserError like
-    `read_record`."""
+    """Return the record of the base weights at the start of the run, or None if unknown.
+
+    Raises UserError like `read_record`.
+    """
     found = read_record(path).get("base")
     try:
         return None if found is None else BaseRecord.model_validate(found)
-    except ValidationError:  # a later version's
+    except ValidationError:  # written by a later version
         return None
 
 
 def check_base(path: Path, now: BaseRecord | None, *, accept: bool = False) -> str | None:
-    """A note for people, if any. Raises UserError if the base weights are not those that the run in `path` began with,
-    unless that is accepted, which the note tells."""
+    """Compare the base weights with those at the start of the run in `path`. Returns a note for the user, or None.
+
+    Raises UserError if they differ, unless `accept` is set; the note then describes the difference.
+    """
     before = recorded_base(path)
     if not (path / RECORD).exists():
-        return f"there is no {path / RECORD}: prompts and base weights are not compared with those of the start"
+        return f"{path / RECORD} is missing: prompts and base weights are not compared with those at the start"
     if before is None or now is None:
         if before is None and now is None:
-            return None  # of a backbone that does not say what it was read from
+            return None  # the backbone does not report its files
         known = (
             f"{path / RECORD} has no digests of the base weights"
             if before is None
-            else "the backbone no longer says what its base weights were read from"
+            else "the backbone no longer reports the files of its base weights"
         )
         return f"{known}; they are not compared"
     found = differences(before, now)
@@ -206,15 +210,15 @@ def check_base(path: Path, now: BaseRecord | None, *, accept: bool = False) -> s
     shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
     if before.commit and now.commit and before.commit != now.commit:
         shown += f"; it was commit {before.commit} of the Hub repository and is {now.commit} (backbone.revision)"
-    where = now.directory if now.directory == before.directory else f"{now.directory} (then {before.directory})"
-    what = f"the base weights in {where} are not those that the run in {path} began with: {shown}"
+    where = now.directory if now.directory == before.directory else f"{now.directory} (formerly {before.directory})"
+    what = f"the base weights in {where} differ from those at the start of the run in {path}: {shown}"
     if accept:
         return f"{what}; accepted"
-    raise UserError(f"{what}; put them back, or take them as they are with {option('accept', 'base')}")
+    raise UserError(f"{what}; put them back, or accept them with {option('accept', 'base')}")
 
 
 def other_plugins(path: Path, registry: Registry) -> list[str]:
-    """Plugins that have another version than when the run in `path` was last started, and those that are gone."""
+    """List plugins whose version has changed since the run in `path` was last started, or that are missing."""
     saved, now = read_record(path).get("plugins"), registry.distributions()
     if not isinstance(saved, dict):
         return []
@@ -233,7 +237,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and cleanness of the working directory's repository, if it is one."""
+    """Return the commit of the working directory's git repository and whether it is clean; None outside of one."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)

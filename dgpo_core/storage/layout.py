@@ -1,4 +1,4 @@
-"""The files and directories of a run's directory, and whether they are such."""
+"""Names of the files and directories in a run directory, and a check of their kinds."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ FILES = (CONFIG, RECORD, *LOGS, OUTCOME)
 
 
 def check_kinds(directory: Path) -> None:
-    """Raise UserError for a part of the directory that is of another kind than a run's: a directory in place of a
-    log, a FIFO, a link that leads nowhere. It would be found only when the run has something to lose."""
-    for name, wanted in {**dict.fromkeys(DIRECTORIES, "directory"), **dict.fromkeys(FILES, "file")}.items():
+    """Raise UserError if an entry of the run directory has the wrong kind, such as a FIFO in place of a log.
+
+    Called early, because such an entry would otherwise fail a run only when it writes results.
+    """
+    for name, kind in {**dict.fromkeys(DIRECTORIES, "directory"), **dict.fromkeys(FILES, "file")}.items():
         path = directory / name
         try:
             mode = os.stat(path).st_mode
         except NotADirectoryError:
-            return  # not even the run's directory is one, which is told of elsewhere
+            return  # the run directory itself is not a directory, which is reported elsewhere
         except FileNotFoundError:
             if path.is_symlink():
-                raise UserError(f"{path}: is a symbolic link that leads nowhere; remove it") from None
+                raise UserError(f"{path}: is a broken symbolic link; remove it") from None
             continue
         except OSError as error:
             raise UserError(f"{path}: cannot be used: {why(error)}") from error
-        if not (stat.S_ISDIR if wanted == "directory" else stat.S_ISREG)(mode):
-            raise UserError(f"{path}: is {kind_of(mode)}, and a run has a {wanted} there; move it away")
+        if not (stat.S_ISDIR if kind == "directory" else stat.S_ISREG)(mode):
+            raise UserError(f"{path}: is {kind_of(mode)}, not the {kind} of a run; move it away")

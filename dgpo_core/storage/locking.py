@@ -1,8 +1,8 @@
-"""One process at a time in a directory: a lock that goes with the process, however that ends.
+"""Lock a directory for one process. The operating system releases the lock when the process ends.
 
-`DIRECTORY/.lock` holds the number of the last process that held it, and its machine. Where the file system has no locks
-(some of NFS, Lustre and FUSE) that line is all there is: it tells of a process of the same machine that still lives,
-not of one on another machine, and two that begin in the same moment are not kept apart.
+`DIRECTORY/.lock` contains the process id and the host name of the last holder. On file systems without locks (some NFS,
+Lustre and FUSE file systems) only this line is used: it detects a live process of the same machine, but not one on
+another machine, nor two processes that start at the same moment.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["NAME", "HeldError", "Lock", "in_use"]
 
 NAME = ".lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-"""What file systems without locks say."""
+"""Errors of file systems without locks."""
 
 
 class HeldError(Exception):
-    """Another process holds the lock; the message is its number."""
+    """Another process holds the lock; the message is its process id."""
 
 
 class Lock:
-    """A lock that is held. told: what people must know of it, None where locks work."""
+    """A held lock. reported: a warning if the file system has no locks, else None."""
 
     def __init__(self, handle: int, reported: str | None) -> None:
         self.reported = reported
@@ -36,9 +36,9 @@ class Lock:
 
     @staticmethod
     def take(directory: Path) -> Lock:
-        """Hold a directory. Raises HeldError if another process does, OSError if its lock cannot be used.
+        """Lock a directory. Raises HeldError if another process holds it, and OSError if the lock cannot be used.
 
-        The file must be one of the directory: a link would have a file elsewhere overwritten.
+        The lock file must not be a link, which would overwrite a file elsewhere.
         """
         handle = _opened(directory / NAME, os.O_RDWR | os.O_CREAT)
         try:
@@ -46,7 +46,7 @@ class Lock:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise HeldError(_said(handle)[0]) from error
+                raise HeldError(_holder(handle)[0]) from error
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -59,18 +59,18 @@ class Lock:
         return Lock(handle, reported)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         try:
             if self.reported is not None:
                 os.ftruncate(self._handle, 0)
         except OSError:
-            pass  # the next one sees a process that is gone
+            pass  # the next process finds that this one has ended
         finally:
             os.close(self._handle)
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a process holds a directory's lock, as far as one can tell. It is taken, shared, and let go at once."""
+    """Return whether a process holds a directory's lock, as far as is known. Takes a shared lock for a moment."""
     try:
         handle = _opened(directory / NAME, os.O_RDONLY)
     except OSError:
@@ -80,38 +80,38 @@ def in_use(directory: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return _lives(*_said(handle))
+        return _is_alive(*_holder(handle))
     finally:
         os.close(handle)
     return False
 
 
 def _without_locks(directory: Path, handle: int) -> str:
-    number, machine = _said(handle)
-    if _lives(number, machine):
+    number, machine = _holder(handle)
+    if _is_alive(number, machine):
         raise HeldError(number)
-    other = f"; the last one that held it was process {number} of {machine}" if machine not in ("", _machine()) else ""
+    other = f"; its last user was process {number} on {machine}" if machine not in ("", _machine()) else ""
     return (
-        f"the file system of {directory} has no locks: make sure that no other process works there, for two "
-        f"would spoil each other's files{other}"
+        f"the file system of {directory} has no locks: make sure that no other process uses the directory, because "
+        f"two would overwrite each other's files{other}"
     )
 
 
-def _lives(number: str, machine: str) -> bool:
-    """Whether it is another process of this machine that there still is."""
+def _is_alive(number: str, machine: str) -> bool:
+    """Return whether this is another, running process of this machine."""
     if machine != _machine() or int(number) == os.getpid():
         return False
     try:
         os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
-def _said(handle: int) -> tuple[str, str]:
-    """(number, machine) of the last holder; the machine is empty where older versions wrote it."""
+def _holder(handle: int) -> tuple[str, str]:
+    """Return (process id, host name) of the last holder; older versions wrote no host name, which is then empty."""
     words = os.pread(handle, 200, 0).decode(errors="replace").split()
     if not words or not words[0].isdecimal() or not words[0].isascii() or int(words[0]) < 1:
         return "unknown", ""

@@ -1,7 +1,7 @@
-"""The logs of a run, and whether they still are what its checkpoints saw.
+"""Verify the logs of a run against its checkpoints, and truncate them on resume.
 
-A checkpoint has the length and the SHA-256 of each log at the time when it was saved. Lines are only ever added, so a
-log must still begin with those bytes; what follows is cut when a run goes on, and computed again.
+A checkpoint contains the length and the SHA-256 of each log at the time it was saved. Lines are only appended, so a log
+must still start with those bytes; what follows is dropped on resume and computed again.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from dgpo_schemas.manifest import CheckpointClock, CheckpointManifest, FileEntry
 __all__ = ["DETERMINISTIC", "LOGS", "TIMINGS", "Damage", "clock", "damages", "entries", "rewind", "vouched"]
 
 DETERMINISTIC = ("metrics.jsonl", "evaluations.jsonl")
-"""The same bytes after a resume."""
+"""Logs that are identical, byte for byte, after a resume."""
 TIMINGS = "timings.jsonl"
 LOGS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "metrics.jsonl": {},
     TIMINGS: {"seconds": (int, float)},
     "evaluations.jsonl": {"reward": (str,), "value": (int, float)},
 }
-"""The logs, and what must be found in their records, besides the iteration, where no digest vouches for them."""
+"""The logs, with the keys that their records require besides `iteration`, checked where no digest covers them."""
 Entries = Mapping[str, FileEntry]
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A log that is not what it was after an iteration. lines: the first and the last line that may differ; of one that
-    ends too early, the lines that are left."""
+    """A log that differs from its state after an iteration.
+
+    lines: the first and the last line that may differ; for a truncated log, the range of remaining lines.
+    """
 
     path: Path
     iteration: int
@@ -44,18 +46,18 @@ class Damage:
         first, last = self.lines
         if self.cut:
             left = f"ends after line {last}" if last else "is missing or empty"
-            return f"{self.path}: {left}; more had been logged by iteration {self.iteration}"
-        where = f"line {first} is" if first == last else f"lines {first} to {last} are"
-        return f"{self.path}: {where} not what had been logged by iteration {self.iteration} (SHA-256)"
+            return f"{self.path}: {left}; more lines were logged by iteration {self.iteration}"
+        where = f"line {first} differs" if first == last else f"lines {first} to {last} differ"
+        return f"{self.path}: {where} from what was logged by iteration {self.iteration} (SHA-256)"
 
 
 def entries(directory: Path) -> dict[str, FileEntry]:
-    """The logs as they are now, for a manifest. Raises UserError for one that cannot be read."""
+    """Return the digests of the current logs, for a manifest. Raises UserError for a log that cannot be read."""
     return {name: _entry(directory / name) for name in DETERMINISTIC}
 
 
 def clock(directory: Path, trained_seconds: float) -> Clock:
-    """The time as it is now, for a checkpoint."""
+    """Return the clock for a checkpoint saved now."""
     return Clock(trained_seconds, _entry(directory / TIMINGS))
 
 
@@ -67,7 +69,7 @@ def _entry(path: Path, size: int | None = None) -> FileEntry:
 
 
 def _content(path: Path) -> bytes:
-    """Nothing if it is not there. Raises UserError for one that cannot be read."""
+    """Read a log; a missing one is empty. Raises UserError if it cannot be read."""
     try:
         return read_file(path, LARGEST_LOG)
     except FileNotFoundError:
@@ -77,25 +79,24 @@ def _content(path: Path) -> bytes:
 
 
 def vouched(manifest: CheckpointManifest, time: CheckpointClock) -> Entries:
-    """What a checkpoint vouches for: log to its beginning."""
+    """Return the digests of a checkpoint by log: each covers the log's lines up to the checkpoint."""
     return {**{name: manifest.logs[name] for name in DETERMINISTIC if name in manifest.logs}, TIMINGS: time.timings}
 
 
 def damages(directory: Path, saved: Sequence[tuple[CheckpointManifest, CheckpointClock]]) -> list[Damage]:
-    """Logs that do not begin as the first of the checkpoints `saved` says; the others help to say from which line
-    on."""
+    """Return the logs that do not match the first of the checkpoints `saved`; earlier ones narrow down the lines."""
     found = []
     for name, entry in vouched(*saved[0]).items() if saved else ():
         if _entry(directory / name, entry.bytes) != entry:
-            known = [vouched(*one)[name] for one in saved[1:] if name in vouched(*one)]
+            known = [vouched(*other)[name] for other in saved[1:] if name in vouched(*other)]
             found.append(_damage(directory / name, saved[0][0].iteration, entry, known))
     return found
 
 
 def _damage(path: Path, iteration: int, entry: FileEntry, known: Iterable[FileEntry]) -> Damage:
-    """Between the longest beginning that is as it was and the end of what is vouched for."""
+    """Locate the damage between the longest prefix that matches a digest and the end of the verified part."""
     raw = _content(path)[: entry.bytes]
-    good = max((one.bytes for one in known if one.bytes < entry.bytes and _entry(path, one.bytes) == one), default=0)
+    good = max((e.bytes for e in known if e.bytes < entry.bytes and _entry(path, e.bytes) == e), default=0)
     first = raw.count(b"\n", 0, good) + 1
     last = max(first, raw.count(b"\n"))
     if len(raw) < entry.bytes:
@@ -107,16 +108,16 @@ def _damage(path: Path, iteration: int, entry: FileEntry, known: Iterable[FileEn
 
 
 def rewind(directory: Path, iteration: int, saved: Entries) -> None:
-    """Drop what the logs say of later iterations: they will be computed again.
+    """Drop the log lines of later iterations, which will be computed again.
 
-    saved: the beginnings that were found to be as they were; a log that computing depends on is cut to it. Of the
-    others lines are kept that can be read and are of no later iteration: damaged ones are dropped, and named.
+    saved: the verified prefixes; a log of `DETERMINISTIC` is truncated to its prefix. Other logs keep the valid lines
+    up to the iteration; damaged lines are dropped with a warning.
     """
     for name, needed in LOGS.items():
         path = directory / name
         if name in saved and name != TIMINGS:
             content = _content(path)
-            if len(content) != saved[name].bytes:  # of a link to a log elsewhere, that one is cut
+            if len(content) != saved[name].bytes:  # truncates the target of a link
                 write_bytes(path.resolve() if path.is_symlink() else path, content[: saved[name].bytes])
-        else:  # a last line of timings.jsonl may be there that was written after the checkpoint of its iteration
+        else:  # timings.jsonl may have a line that was written after the checkpoint of its iteration
             keep_json_lines(path, iteration, needed)

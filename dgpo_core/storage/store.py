@@ -1,4 +1,4 @@
-"""What training asks of a run's directory."""
+"""The interface to a run directory that training uses."""
 
 from __future__ import annotations
 
@@ -16,44 +16,48 @@ __all__ = ["RunStore"]
 
 
 class RunStore:
-    """As it is, it finds nothing and keeps nothing: what a process has that does not write. `RunDirectory` does."""
+    """Base class that reads and writes nothing, for ranks that do not write. `RunDirectory` implements it."""
 
     def open(self, config: RunConfig, registry: Registry, *, resume: bool | None) -> tuple[bool, Checkpoint | None]:
-        """Whether the run goes on (if `resume` is None: if it can), and from what. Raises UserError where that would
-        continue another one or overwrite it."""
+        """Return whether to resume the run (if `resume` is None: if possible), and its checkpoint.
+
+        Raises UserError if this would continue or overwrite another run.
+        """
         return bool(resume), None
 
     def enter(
         self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None, *,
         resume: bool, over: bool, accept_base: bool,
     ) -> list[str]:  # fmt: skip
-        """Take it for the run, whose parts are all built; notes for people. Raises UserError as `open` does, and for
-        other prompts or base weights than the run began with."""
+        """Claim the directory once all components are built. Returns notes for the user.
+
+        Raises UserError like `open`, and if prompts or base weights differ from those at the start of the run.
+        """
         return []
 
     def recall(self, checkpoint: Checkpoint, *, accept_damage: bool) -> tuple[dict[str, Any], list[str]]:
-        """Take the logs back to a checkpoint: what they say, for `RunState.restore`, and notes for people."""
-        raise NotImplementedError("only what has checkpoints can be taken back to one")
+        """Rewind the logs to a checkpoint. Returns their content, for `RunState.restore`, and notes for the user."""
+        raise NotImplementedError("this store has no checkpoints")
 
     def describe(
         self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None,
         times: Mapping[str, Any], *, resumed: int | None = None,
     ) -> str | None:  # fmt: skip
-        """Write down what the run is; a line about what a resume changed."""
+        """Write the metadata of the run. Returns a line about settings that a resume changed, or None."""
         return None
 
     def save(self, *, trained_seconds: float, **state: Any) -> None:
-        """Write a checkpoint of a state (`Checkpoints.save`), then drop old ones as `prune` does."""
+        """Write a checkpoint (`Checkpoints.save`), then delete old ones like `prune`."""
 
     def prune(self, best: tuple[int, float] | None, spare: int | None) -> None:
-        """Drop checkpoints but the newest, the best and the one before `spare`."""
+        """Delete checkpoints except the newest, the best and the last one before `spare`."""
 
     def set_clock(self, iteration: int, trained_seconds: float) -> None:
-        """Have the checkpoint of an iteration vouch for timings.jsonl as it is now."""
+        """Update the clock of an iteration's checkpoint for the current timings.jsonl."""
 
     def checkpoint_paths(self) -> list[Path]:
-        """Directories of the checkpoints, oldest first."""
+        """Return the directories of the checkpoints, oldest first."""
         return []
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the directory."""

@@ -18,12 +18,12 @@ def choose_device(name: str, key: str = "run.device") -> torch.device:
     """
     if name not in NAMES:
         raise UserError(f"{key} {name}: choose one of {', '.join(NAMES)}")
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
         raise UserError(
-            f"{key}: cuda was asked for, but torch sees no CUDA device "
+            f"{key}: cuda is not available: torch finds no CUDA device "
             f"(torch {torch.__version__}, built for CUDA {torch.version.cuda or 'no version'}); use auto or cpu"
         )
-    if name == "cpu" or not there:
+    if name == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new one, never half of one."""
+"""Write files atomically: after a crash, either the old or the new version is there, never a part of one."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ log = logging.getLogger(__name__)
 UNABLE = {
     errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR,
 }  # fmt: skip
-"""What file systems that cannot flush a directory say (SMB, some of FUSE): they keep names in order by themselves."""
+"""Errors of file systems that cannot flush a directory (SMB, some FUSE file systems), which order names themselves."""
 
 
 def why_not_writable(path: Path) -> str | None:
-    """Why a directory cannot be made at `path`, or files in it if it is there; None if nothing is known against it.
+    """Return why the directory `path` cannot be created or written to, or None if no reason is known.
 
-    Writes nothing, so it can be asked long before there is anything to write.
+    Writes nothing, so it can be called long before the first write.
     """
     try:
-        there = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
-        if not there.exists():
-            return f"{there} is a symbolic link that leads nowhere"
-        if not there.is_dir():
-            return f"{there} is {kind_of(there.stat().st_mode)}"
-        if os.access(there, os.W_OK | os.X_OK):
+        found = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+        if not found.exists():
+            return f"{found} is a broken symbolic link"
+        if not found.is_dir():
+            return f"{found} is {kind_of(found.stat().st_mode)}"
+        if os.access(found, os.W_OK | os.X_OK):
             return None
-        read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+        read_only = os.statvfs(found).f_flag & os.ST_RDONLY
     except (OSError, RuntimeError) as error:
         return why(error)
-    return f"{there} is on a read-only file system" if read_only else f"no permission to write in {there}"
+    return f"{found} is on a read-only file system" if read_only else f"no permission to write in {found}"
 
 
 def fsync_directory(path: Path) -> None:
-    """Make renames and new names in a directory durable, where its file system can do so. Raises OSError."""
+    """Flush renames and new names in a directory to disk, if its file system supports it. Raises OSError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -81,14 +81,16 @@ def _fsync_file(path: Path, granted: int) -> None:
     with path.open("rb") as handle:
         mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
         if mode | granted != mode:
-            with contextlib.suppress(OSError):  # a file system that has no permissions
+            with contextlib.suppress(OSError):  # a file system without permissions
                 os.fchmod(handle.fileno(), mode | granted)
         os.fsync(handle.fileno())
 
 
 def clear(path: Path) -> None:
-    """Take away whatever is called so: a directory with all that is in it, a file; of a symbolic link the link alone.
-    Raises OSError; nothing there is no error."""
+    """Delete a directory tree or a file; of a symbolic link, only the link. Does nothing if the path does not exist.
+
+    Raises OSError.
+    """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -106,22 +108,22 @@ def _clear_if_possible(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory that appears under its name only when it is complete and on disk; an old one is replaced.
+    """Create or replace a directory atomically: yields a temporary directory, renamed to `path` once it is on disk.
 
-    Raises UserError when the disk is full or not writable; nothing that was there before is touched then. After a
-    crash `recover` tidies up.
+    Raises UserError if the disk is full or not writable; an existing directory is then untouched. After a crash,
+    `recover` cleans up.
     """
-    named = path
+    requested = path
     try:
         path = _replaceable(path)
-    except (OSError, RuntimeError) as error:  # links that lead to each other
-        raise UserError(f"cannot write {named}: {why(error)}") from error
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links
+        raise UserError(f"cannot write {requested}: {why(error)}") from error
     aside, old = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.old")
     try:
         clear(aside)
         aside.mkdir(parents=True)
         yield aside
-        granted = os.stat(aside).st_mode & 0o666  # what the umask leaves; libraries make files for their owner alone
+        granted = os.stat(aside).st_mode & 0o666  # by the umask; some libraries create files for their owner only
         for file in aside.rglob("*"):
             if file.is_file():
                 _fsync_file(file, granted)
@@ -135,17 +137,17 @@ def new_directory(path: Path) -> Iterator[Path]:
             old.rename(path)
         _clear_if_possible(aside)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {named}: {why(error)}") from error
+            raise UserError(f"cannot write {requested}: {why(error)}") from error
         raise
 
 
 def _replaceable(path: Path) -> Path:
-    """Where a directory is replaced: of a link to one, what it leads to; a link to anything else is replaced itself."""
+    """Return the path to replace: the target of a link to a directory; any other link itself."""
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
 def _make_room(path: Path, old: Path) -> None:
-    """Set a directory that is there aside. What else is called so is kept under another name: it is not ours."""
+    """Move an existing directory to `old`. Rename a file of that name instead of deleting it: it is not dgpo's."""
     if path.is_symlink():
         path.unlink()
     elif path.is_dir():
@@ -156,12 +158,11 @@ def _make_room(path: Path, old: Path) -> None:
         if os.path.lexists(kept):
             raise FileExistsError(errno.EEXIST, f"is {kind_of(path.lstat().st_mode)}, not a directory")
         path.rename(kept)
-        log.warning("%s was %s, and is called %s now", path, kind_of(kept.lstat().st_mode), kept.name)
+        log.warning("%s was %s; renamed it to %s", path, kind_of(kept.lstat().st_mode), kept.name)
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory so that a crash leaves all of it or nothing under its name; of a link to one, the link.
-    Raises UserError if it cannot."""
+    """Delete a directory atomically; of a link to a directory, only the link. Raises UserError."""
     gone = path.with_name(f".{path.name}.gone")
     try:
         _clear_if_possible(gone)
@@ -172,10 +173,10 @@ def remove_directory(path: Path) -> None:
 
 
 def recover(directory: Path) -> None:
-    """Tidy up what a crash left in a directory whose members `new_directory` and `remove_directory` manage.
+    """Clean up after a crash in a directory whose members `new_directory` and `remove_directory` manage.
 
-    What was half written or half deleted goes; what was to be replaced comes back unless its successor is there.
-    Raises OSError.
+    Deletes partly written and partly deleted directories. Restores a directory that was being replaced if the new one
+    does not exist. Raises OSError.
     """
     for old in directory.glob(".*.old"):
         path = directory / old.name.removeprefix(".").removesuffix(".old")
@@ -187,7 +188,10 @@ def recover(directory: Path) -> None:
 
 
 def file_entry(path: Path, size: int | None = None) -> FileEntry:
-    """Digest and length of a file, or of its first `size` bytes; of nothing if it is not there. Raises OSError."""
+    """Return SHA-256 and length of a file, or of its first `size` bytes. A missing file counts as empty.
+
+    Raises OSError.
+    """
     sha, left, read = hashlib.sha256(), size, 0
     try:
         handle = open_file(path, most=2**63)
@@ -207,22 +211,22 @@ def file_entry(path: Path, size: int | None = None) -> FileEntry:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, UTF-8: aside, flushed to disk, renamed. Raises UserError like `write_bytes`."""
+    """Write a UTF-8 text file atomically: to a temporary file, flushed to disk, renamed. Raises UserError."""
     found = lone_surrogate(text)
     if found is not None:
         raise UserError(
-            f"cannot write {path}: {text[max(0, found - 40) : found + 1]!a} ends with half of a character, which no "
-            "file of text can hold"
+            f"cannot write {path}: {text[max(0, found - 40) : found + 1]!a} ends with half of a character, which "
+            "cannot be encoded as UTF-8"
         )
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same with bytes.
+    """Write a file atomically: to a temporary file, flushed to disk, renamed.
 
-    A file that is there keeps its permissions; a new one has those of the umask. A symbolic link is replaced, not
-    followed, so that nothing elsewhere is overwritten; a device and a FIFO that is read from (/dev/stdout) are written
-    to. Raises UserError.
+    An existing file keeps its permissions; a new one has those of the umask. Replaces a symbolic link instead of
+    following it, so that no file elsewhere is overwritten. Writes directly to a device and to a FIFO with a reader
+    (/dev/stdout). Raises UserError.
     """
     try:
         mode = _mode_of(path)
@@ -237,7 +241,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _mode_of(path: Path) -> int | None:
-    """Of what is there, links followed; None where nothing is, or where a link leads nowhere or in circles."""
+    """Return the mode of a file, following links; None if there is none, or for a broken link or a loop of links."""
     try:
         return os.stat(path).st_mode
     except OSError as error:
@@ -247,8 +251,8 @@ def _mode_of(path: Path) -> int | None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is one to write into, not a file to replace: a device, a FIFO, and /dev/stdout and /dev/fd/1
-    wherever they lead."""
+    """Return whether to write into a path instead of replacing it: a device, a FIFO, or a link from /dev/stdout or
+    /dev/fd/1 to a file."""
     try:
         mode = _mode_of(path)
     except OSError:
@@ -269,7 +273,7 @@ def _write_into(path: Path, content: bytes) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, "is a FIFO that nobody reads") from error
+            raise OSError(errno.ENXIO, "is a FIFO without a reader") from error
         raise
     os.set_blocking(handle, True)
     with os.fdopen(handle, "wb") as file:
@@ -278,38 +282,37 @@ def _write_into(path: Path, content: bytes) -> None:
 
 def _write_aside(path: Path, content: bytes, mode: int | None) -> None:
     aside = path.with_name(f".{path.name}.writing")
-    handle = _made(aside)
+    handle = _open_new(aside)
     try:
         with os.fdopen(handle, "wb") as file:
             if mode is not None and stat.S_ISREG(mode):
-                with contextlib.suppress(OSError):  # a file system that has no permissions
+                with contextlib.suppress(OSError):  # a file system without permissions
                     os.fchmod(handle, stat.S_IMODE(mode))
             file.write(content)
             file.flush()
             os.fsync(handle)
-            mine = os.fstat(handle)
-        if not os.path.samestat(mine, os.lstat(aside)):
-            raise OSError(errno.EBUSY, "another process writes it too")
+            written = os.fstat(handle)
+        if not os.path.samestat(written, os.lstat(aside)):
+            raise OSError(errno.EBUSY, "another process is writing it")
         os.replace(aside, path)
     except OSError:
         _clear_if_possible(aside)
         raise
 
 
-def _made(aside: Path) -> int:
-    """A new file to write to. What is called so was left by a crash, or put there so that a link is followed."""
+def _open_new(aside: Path) -> int:
+    """Open a new file for writing. Deletes what exists: remains of a crash, or a link planted to be followed."""
     for _ in range(3):
         clear(aside)
         with contextlib.suppress(FileExistsError):
             return os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    raise OSError(errno.EBUSY, "another process writes it too")
+    raise OSError(errno.EBUSY, "another process is writing it")
 
 
 def append_json(path: Path, *records: dict[str, Any]) -> None:
-    """Append JSON lines, in one write, and flush them to disk: what is written after them never tells of more.
+    """Append JSON lines in one write and flush them to disk, so that files written later never refer to missing lines.
 
-    A log may be a symbolic link to a file elsewhere, which must be there; it is never made through a link. Raises
-    UserError.
+    A log may be a symbolic link to an existing file elsewhere; no file is created through a link. Raises UserError.
     """
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
     try:
@@ -322,15 +325,18 @@ def append_json(path: Path, *records: dict[str, Any]) -> None:
 
 
 def open_to_append(path: Path) -> int:
-    """A file's descriptor, to add to a log, which may be a symbolic link to a file that is there. Raises OSError."""
+    """Open a log for appending and return its file descriptor; a symbolic link must lead to an existing file.
+
+    Raises OSError.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     if path.is_symlink():
         if not path.exists():
-            raise OSError(errno.ENOENT, "is a symbolic link that leads nowhere")
+            raise OSError(errno.ENOENT, "is a broken symbolic link")
     else:
         flags |= os.O_CREAT | os.O_NOFOLLOW
     mode = _mode_of(path)
-    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a directory says so when it is opened
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a directory raises by itself
         raise OSError(errno.EINVAL, f"is {kind_of(mode)}, not a file")
     return os.open(path, flags, 0o666)
 
@@ -338,7 +344,7 @@ def open_to_append(path: Path) -> int:
 def read_json_lines(
     path: Path, needed: Mapping[str, tuple[type, ...]]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
-    """`reading.split_lines` of a log; nothing if it is not there. Raises UserError for one that cannot be read."""
+    """Read a log with `reading.split_lines`. A missing log counts as empty. Raises UserError if it cannot be read."""
     try:
         return split_lines(read_file(path, LARGEST_LOG), needed)
     except FileNotFoundError:
@@ -348,15 +354,15 @@ def read_json_lines(
 
 
 def keep_json_lines(path: Path, iteration: int, needed: Mapping[str, tuple[type, ...]] = MappingProxyType({})) -> None:
-    """Drop records after an iteration, and a last line that a crash cut off; a resumed run writes them again.
+    """Drop records after an iteration, and an incomplete last line; a resumed run writes them again.
 
-    Lines that a disk has damaged cannot be written again: they are dropped too, and named in the log. Of a log that is
-    a symbolic link the file it leads to is rewritten.
+    Also drops damaged lines, which cannot be restored, and logs a warning with their numbers. If the log is a symbolic
+    link, rewrites its target.
     """
     if not path.exists():
         return
     sound, broken = read_json_lines(path, needed)
     if broken:
-        log.warning("%s: damaged, left out: line %s", path, ", ".join(map(str, broken)))
+        log.warning("%s: dropped damaged lines: %s", path, ", ".join(map(str, broken)))
     kept = "".join(f"{line}\n" for line, record in sound if record["iteration"] <= iteration)
     write_bytes(path.resolve() if path.is_symlink() else path, kept.encode())

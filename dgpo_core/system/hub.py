@@ -1,4 +1,4 @@
-"""The Hub's client, where the environment names proxies."""
+"""Configure the HTTP client of huggingface_hub if environment variables name proxies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _prepared = False
 
 
 def prepare_hub() -> None:
-    """Have huggingface_hub ask through the proxies that `proxies` decides on, from before its first request.
+    """Make huggingface_hub use the proxies that `proxies.route` selects. Call it before the first request.
 
-    By itself it makes a client of every proxy that the environment names, and fails at one that it cannot use even
-    where nothing is asked for: offline, with everything in its cache. With this such a proxy is an error, which says
-    what can be done, of the request that would go through it. Does nothing where no proxy is named, or where
-    huggingface_hub is absent or older than version 1.
+    By default, huggingface_hub creates a client for every proxy in the environment and fails if one is unusable, even
+    if it makes no request: offline, with everything in its cache. After this call, only a request through such a proxy
+    fails, with an error that says how to fix it. Does nothing if no proxy is set, or if huggingface_hub is missing or
+    older than version 1.
     """
     global _prepared
     with _preparing:
@@ -41,11 +41,11 @@ def prepare_hub() -> None:
 
 
 def _client(library: Any) -> Any:
-    """What huggingface_hub's own factory makes, with another transport."""
-    from dgpo_core.system.routed import Routed  # it needs httpx, which this huggingface_hub has brought
+    """Return a client like that of huggingface_hub's own factory, with another transport."""
+    from dgpo_core.system.routed import Routed  # requires httpx, a dependency of this huggingface_hub
 
     http = importlib.import_module("huggingface_hub.utils._http")
-    hook = getattr(http, "hf_request_event_hook", None)  # it refuses requests when offline
+    hook = getattr(http, "hf_request_event_hook", None)  # rejects requests when offline
     hooks = {} if hook is None else {"event_hooks": {"request": [hook]}}
     return library.Client(
         transport=Routed(library, on_message=True), trust_env=False, follow_redirects=True, timeout=None, **hooks

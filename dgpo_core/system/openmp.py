@@ -1,4 +1,4 @@
-"""How long torch's threads spin before they sleep, chosen before torch is loaded."""
+"""Set how long OpenMP threads of torch spin before they sleep. Must run before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from pathlib import Path
 __all__ = ["ALONE", "BESIDE", "KNOWN", "others_at_work", "spin_briefly"]
 
 ALONE = "10000"
-"""Turns that a thread of libgomp waits at a barrier before it asks the system to be woken, where nothing else runs.
-Fewer cost time (1,000 made training 12 % slower on two cores), more gain none; libgomp's own 300,000 are milliseconds,
-in which a thread that has nothing to do may keep the core from the one that it waits for."""
+"""Spin count of libgomp threads at a barrier on an idle machine. Lower values cost time (1,000 made training 12 %
+slower on two cores), higher ones save none. libgomp's default of 300,000 takes milliseconds, during which an idle
+thread may block the core for the thread that it waits for."""
 BESIDE = "100"
-"""The same where another program keeps a core busy: then waiting threads have to make room at once."""
+"""Spin count while another program keeps a core busy: waiting threads must release their core immediately."""
 KNOWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-"""Variables with which people choose that themselves: libgomp's, OpenMP's, and Intel's and LLVM's."""
+"""Environment variables by which users set this: of libgomp, of OpenMP, and of Intel's and LLVM's libraries."""
 LOAD = Path("/proc/loadavg")
 
 
 def others_at_work(samples: int = 5, pause: float = 0.002) -> bool:
-    """Whether something else wants a core each time that Linux is asked, within some milliseconds; False elsewhere."""
+    """Return whether another thread is runnable in each of several samples of the load, taken over milliseconds.
+
+    pause: seconds between samples. Always False on systems other than Linux.
+    """
     for i in range(samples):
         time.sleep(pause if i else 0)
         try:
@@ -34,10 +37,10 @@ def others_at_work(samples: int = 5, pause: float = 0.002) -> bool:
 
 
 def spin_briefly() -> None:
-    """Have threads sleep soon while they wait, unless the environment says how they are to wait.
+    """Make waiting threads sleep early, unless an environment variable already sets their wait policy.
 
-    libgomp reads its variables when it is loaded, so this comes before torch; afterwards it does nothing. What is
-    computed does not depend on it: the number of threads, which sums depend on, stays as it is.
+    libgomp reads its variables when it is loaded, so this has no effect after torch is imported. Results do not depend
+    on it: it leaves the number of threads, which determines the order of summation, unchanged.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in KNOWN):
         os.environ["GOMP_SPINCOUNT"] = BESIDE if others_at_work() else ALONE

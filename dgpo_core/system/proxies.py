@@ -1,7 +1,7 @@
-"""Which proxy, if any, the environment names for an address.
+"""Select the proxy for an address from environment variables.
 
-Read as curl, requests and Go read it, in one place for all that makes requests; the libraries underneath are told
-what was decided here and read nothing themselves.
+Follows the conventions of curl, requests and Go. All HTTP clients of dgpo use this module; the libraries that they are
+built on do not read the variables themselves.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class UnusableProxy(Exception):
-    """A proxy that an address would have to be asked through, and cannot."""
+    """A selected proxy is invalid or not supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy and where it is named. url: with its password, for the library that uses it, and never shown."""
+    """A proxy and the variable that names it. url: includes the password; never show it."""
 
     url: str
     variable: str
@@ -45,29 +45,29 @@ class Proxy:
 
 
 def route(address: str, environment: Mapping[str, str] | None = None) -> Proxy | None:
-    """The proxy for an address such as http://gpu-7:8500, or None where it is reached directly.
+    """Return the proxy for an address such as http://gpu-7:8500, or None for a direct connection.
 
-    This machine (127.0.0.0/8, ::1, localhost and names under it) always is, and so is what NO_PROXY lists: names with
-    all names under them, addresses, networks such as 10.0.0.0/8, each with a port or without, and * for everything.
-    Lower-case variables go before upper-case ones, and those of a scheme before ALL_PROXY. HTTP_PROXY is not read where
-    REQUEST_METHOD is set: under CGI a visitor's header sets it. Raises UnusableProxy, in one sentence with what can be
-    done, for a proxy that would be used and cannot be.
+    Connections to this machine (127.0.0.0/8, ::1, localhost and its subdomains) are always direct, as are those to
+    entries of NO_PROXY: host names including their subdomains, addresses, networks such as 10.0.0.0/8, each with an
+    optional port, and * for all hosts. Lower-case variables take precedence over upper-case ones, and those of a scheme
+    over ALL_PROXY. HTTP_PROXY is ignored if REQUEST_METHOD is set, because under CGI a request header sets it.
+    Raises UnusableProxy, whose message includes the remedy, if the selected proxy cannot be used.
     """
     names = os.environ if environment is None else environment
     url = httpx.URL(address)
     host = _plain(url.raw_host.decode("ascii"))
-    if _is_here(host):
+    if _is_local(host):
         return None
-    found = _named(url.scheme, names)
+    found = _from_environment(url.scheme, names)
     if found is None and environment is None:
-        found = _of_the_system(url.scheme, host)
+        found = _from_system(url.scheme, host)
     if found is None or _excepted(host, url.port or PORTS.get(url.scheme), names):
         return None
     problem = _problem(found)
     if problem is not None:
         raise UnusableProxy(
-            f"{shown_address(address)} would be asked through {found}, which cannot be used: {problem}; to do without "
-            f"a proxy there, add {host} to NO_PROXY"
+            f"{shown_address(address)}: cannot connect through {found}: {problem}; to connect without a proxy, add "
+            f"{host} to NO_PROXY"
         )
     return found
 
@@ -76,12 +76,12 @@ def route(address: str, environment: Mapping[str, str] | None = None) -> Proxy |
 
 
 def _plain(host: str) -> str:
-    """A host in one way of writing: lower case, no brackets, no dot at its end."""
+    """Normalize a host: lower case, no brackets, no trailing dot."""
     return host.strip("[]").rstrip(".").lower()
 
 
 def _address(host: str) -> Address | None:
-    """The address that a host is, if it is none with a name; 127.1 and 0x7f000001 are addresses as well."""
+    """Parse a host as an IP address, including forms such as 127.1 and 0x7f000001; None for a host name."""
     try:
         found: Address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -96,7 +96,7 @@ def _address(host: str) -> Address | None:
     return found
 
 
-def _is_here(host: str) -> bool:
+def _is_local(host: str) -> bool:
     address = _address(host)
     if address is not None:
         return address.is_loopback or address.is_unspecified
@@ -106,8 +106,8 @@ def _is_here(host: str) -> bool:
 # -- the proxy ----------------------------------------------------------------------------------------------------
 
 
-def _named(scheme: str, names: Mapping[str, str]) -> Proxy | None:
-    """What the environment names. A lower-case variable that is set and empty hides the upper-case one."""
+def _from_environment(scheme: str, names: Mapping[str, str]) -> Proxy | None:
+    """Return the proxy of an environment variable. An empty lower-case variable hides the upper-case one."""
     for name in (f"{scheme}_proxy", "all_proxy"):
         for variable in (name, name.upper()):
             if variable == "HTTP_PROXY" and "REQUEST_METHOD" in names:
@@ -120,8 +120,8 @@ def _named(scheme: str, names: Mapping[str, str]) -> Proxy | None:
     return None
 
 
-def _of_the_system(scheme: str, host: str) -> Proxy | None:
-    """What the settings of macOS name where no variable of the environment does."""
+def _from_system(scheme: str, host: str) -> Proxy | None:
+    """Return the proxy of the macOS settings if no environment variable is set."""
     if platform.system() != "Darwin" or any(name in os.environ for name in VARIABLES):
         return None
     value = urllib.request.getproxies().get(scheme)
@@ -131,24 +131,24 @@ def _of_the_system(scheme: str, host: str) -> Proxy | None:
 
 
 def _problem(proxy: Proxy) -> str | None:
-    """Why a proxy cannot be used, and what can be done about it."""
+    """Return why a proxy cannot be used, with the remedy, or None if it can."""
     scheme, _, rest = proxy.url.partition("://")
     scheme = scheme.lower()
     place = shown_address(rest)
     if scheme in ("socks", "socks4", "socks4a"):
-        return f"{scheme}:// is not supported; where it speaks SOCKS 5, write socks5://{place}"
+        return f"{scheme}:// is not supported; if the proxy supports SOCKS 5, write socks5://{place}"
     if scheme not in USABLE:
-        return f"{shown_address(scheme)}:// is none of {', '.join(USABLE)}; an HTTP proxy is written http://{place}"
+        return f"{shown_address(scheme)}:// is not one of {', '.join(USABLE)}; for an HTTP proxy, write http://{place}"
     try:
         url = httpx.URL(proxy.url)
-        whole = bool(url.host) and url.port != 0 and (url.port or 1) < 65536
-        whole = whole and not any(c.isspace() or not c.isprintable() for c in proxy.url)
+        valid = bool(url.host) and url.port != 0 and (url.port or 1) < 65536
+        valid = valid and not any(c.isspace() or not c.isprintable() for c in proxy.url)
     except (httpx.InvalidURL, ValueError):
-        whole = False
-    if not whole:
-        return "it is no address; write it like http://proxy:3128, with @ : / ? # in a password as %40 %3A %2F %3F %23"
+        valid = False
+    if not valid:
+        return "invalid address; write it like http://proxy:3128, with @ : / ? # in a password as %40 %3A %2F %3F %23"
     if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-        return "SOCKS needs the package socksio: pip install 'httpx[socks]'"
+        return "SOCKS requires the package socksio: pip install 'httpx[socks]'"
     return None
 
 
@@ -156,7 +156,7 @@ def _problem(proxy: Proxy) -> str | None:
 
 
 def _excepted(host: str, port: int | None, names: Mapping[str, str]) -> bool:
-    """Whether NO_PROXY lists a host. What is no entry at all is passed over."""
+    """Return whether NO_PROXY lists a host. Invalid entries are ignored."""
     listed = names.get("no_proxy", "").strip() or names.get("NO_PROXY", "").strip()
     return any(_matches(entry.lower(), host, port) for entry in re.split(r"[,;\s]+", listed) if entry)
 
@@ -167,21 +167,21 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
     entry = entry.partition("://")[2] or entry
     network = _network(entry)
     if network is None:
-        entry, wanted = _parted(entry.rstrip("/"))
-        if wanted is not None and wanted != port:
+        entry, listed_port = _split_port(entry.rstrip("/"))
+        if listed_port is not None and listed_port != port:
             return False
         if entry == "*":
-            return wanted is not None
+            return listed_port is not None
         network = _network(entry)
     if network is not None:
         address = _address(host)
-        return address is not None and address in network  # never where one is of version 4 and the other of 6
+        return address is not None and address in network  # False for an IPv4 address and an IPv6 network
     name = _ascii(entry.removeprefix("*").strip(".")) if entry else ""
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
 
 def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """The network of an entry such as 10.0.0.0/8, [fd00::]/8 or one address."""
+    """Parse an entry such as 10.0.0.0/8, [fd00::]/8 or a single address; None for a host name."""
     address, slash, length = entry.partition("/")
     address = address.removeprefix("[").removesuffix("]").partition("%")[0]
     try:
@@ -195,8 +195,8 @@ def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None
     return found
 
 
-def _parted(entry: str) -> tuple[str, int | None]:
-    """(host, port) of an entry."""
+def _split_port(entry: str) -> tuple[str, int | None]:
+    """Split an entry into host and port."""
     host, colon, port = entry.rpartition(":")
     if colon and port.isascii() and port.isdecimal() and len(port) < 6 and (":" not in host or host.startswith("[")):
         return host, int(port)
@@ -204,7 +204,7 @@ def _parted(entry: str) -> tuple[str, int | None]:
 
 
 def _ascii(name: str) -> str:
-    """A name as it is asked for on the network."""
+    """Return a host name in its ASCII (IDNA) form."""
     if name.isascii():
         return name
     try:

@@ -1,8 +1,8 @@
-"""How the environment names proxies. Light: whoever only has to know whether it names one needs no httpx."""
+"""Names of the proxy environment variables, in a module that does not import httpx."""
 
 from __future__ import annotations
 
 __all__ = ["VARIABLES"]
 
 VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Those that name a proxy."""
+"""Environment variables that name a proxy."""

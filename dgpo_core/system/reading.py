@@ -1,4 +1,4 @@
-"""Reading files of a run's directory, whatever a crash, a disk, another program or a person has put in their place."""
+"""Read files of a run directory safely, whatever a crash, a disk error, a program or a person has left there."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ __all__ = [
 ]
 
 LARGEST = 64 * 2**20
-"""Bytes of a file that is one JSON object; those of a run are a few KiB."""
+"""Maximum size of a JSON file in bytes; those of a run have a few KiB."""
 LARGEST_LOG = 4 * 2**30
-"""Bytes of a log; a million iterations take a third of it."""
+"""Maximum size of a log in bytes; a million iterations take a third of it."""
 DEEPEST = 64
-"""Brackets within brackets of a JSON text; those of a run have five."""
+"""Maximum nesting depth of JSON; files of a run have five levels."""
 
 
 def why(error: Exception) -> str:
-    """Why the system, or one of the functions here, refused: without the file's name, which belongs before it."""
+    """Return the reason of an error without the file's name, which the caller puts before it."""
     return clean((error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__, 300)
 
 
 def kind_of(mode: int) -> str:
-    """What a file is that is not one of bytes: `a directory`, `a FIFO`; by its `st_mode`."""
+    """Name the kind of a file by its `st_mode`: `a directory`, `a FIFO`, `a file`."""
     kinds = {
         stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
         stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFLNK: "a symbolic link",
@@ -51,18 +51,18 @@ def kind_of(mode: int) -> str:
 
 
 def open_file(path: Path, most: int = LARGEST) -> BufferedReader:
-    """A regular file to read from; links are followed. Never waits, as opening a FIFO would.
+    """Open a regular file for reading, following links. Never blocks, as opening a FIFO would.
 
-    Raises OSError: what is no file of bytes, or larger than `most` bytes, too.
+    Raises OSError, also if the path is not a regular file, or if it is larger than `most` bytes.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise _no_file(mode)
+        raise _not_a_file(mode)
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):  # put there a moment ago
-            raise _no_file(found.st_mode)
+        if not stat.S_ISREG(found.st_mode):  # replaced since the check above
+            raise _not_a_file(found.st_mode)
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"is larger than {most // 2**20} MiB")
         return os.fdopen(handle, "rb")
@@ -71,20 +71,22 @@ def open_file(path: Path, most: int = LARGEST) -> BufferedReader:
         raise
 
 
-def _no_file(mode: int) -> OSError:
+def _not_a_file(mode: int) -> OSError:
     kind = IsADirectoryError if stat.S_ISDIR(mode) else OSError
     return kind(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"is {kind_of(mode)}, not a file")
 
 
 def read_file(path: Path, most: int = LARGEST) -> bytes:
-    """The content of a regular file. Raises OSError like `open_file`, FileNotFoundError if it is not there."""
+    """Return the content of a regular file. Raises OSError like `open_file`; FileNotFoundError if it is missing."""
     with open_file(path, most) as handle:
         return handle.read()
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON text, UTF-8 if it is bytes. Raises ValueError for all that is none, for NaN and infinities, which JSON has
-    not, and for what is nested so deeply that nothing can be done with it."""
+    """Parse JSON from a string or from UTF-8 bytes.
+
+    Raises ValueError if it is invalid, contains NaN or infinities, or is nested more than `DEEPEST` levels.
+    """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
@@ -97,37 +99,41 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not allowed in JSON")
 
 
 def is_deeper(data: Any, levels: int = DEEPEST) -> bool:
-    """Whether lists and objects lie within each other to more levels than these: what looks at them later does so
-    recursively. Found level by level, without recursion."""
-    here = [data] if isinstance(data, dict | list) else []
+    """Return whether lists and dicts are nested more than `levels` deep, which recursive functions could not handle.
+
+    Checks level by level, without recursion.
+    """
+    level = [data] if isinstance(data, dict | list) else []
     for _ in range(levels):
-        inner = [value for one in here for value in (one.values() if isinstance(one, dict) else one)]
-        here = [value for value in inner if isinstance(value, dict | list)]
-    return bool(here)
+        inner = [value for item in level for value in (item.values() if isinstance(item, dict) else item)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return bool(level)
 
 
 def read_json(path: Path, most: int = LARGEST) -> Any:
-    """What a JSON file says. Raises OSError like `read_file`, ValueError like `parse_json`."""
+    """Read a JSON file. Raises OSError like `read_file`, and ValueError like `parse_json`."""
     return parse_json(read_file(path, most))
 
 
 def split_lines(
     raw: bytes, needed: Mapping[str, tuple[type, ...]]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[int]]:
-    """(lines with what they say, numbers of lines that say nothing) of a log's content whose records are numbered by
-    `iteration`. A last line that a crash cut off is of neither. needed: what else a record must have, and its types."""
+    """Split a log into (valid lines with their records, numbers of damaged lines), omitting an incomplete last line.
+
+    needed: keys that a record must have besides `iteration`, with their types.
+    """
     sound, broken = [], []
-    wanted = {"iteration": (int,), **needed}
-    for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # a whole line ends with \n, so the last part is no line
+    required = {"iteration": (int,), **needed}
+    for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # what follows the last \n is not a complete line
         try:
             record = parse_json(line)
         except ValueError:
             record = None
-        if isinstance(record, dict) and all(_is(record.get(key), types) for key, types in wanted.items()):
+        if isinstance(record, dict) and all(_is(record.get(key), types) for key, types in required.items()):
             sound.append((line.decode(), record))
         else:
             broken.append(number)
@@ -135,7 +141,7 @@ def split_lines(
 
 
 def _is(value: Any, types: tuple[type, ...]) -> bool:
-    """Of one of the types; true and false are no numbers, neither is what no float or index can hold."""
+    """Return whether a value has one of the types. Booleans, non-finite floats and 64-bit overflows are not numbers."""
     if isinstance(value, bool) or not isinstance(value, types):
         return bool in types and isinstance(value, bool)
     return not isinstance(value, int | float) or (

@@ -21,10 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def certificates(environment: bool) -> ssl.SSLContext:
-    """What https trusts: SSL_CERT_FILE or SSL_CERT_DIR where they are set, else certifi's list. Without `environment`:
-    nothing, for connections that need none. Raises UserError for a variable that leads nowhere."""
+    """Return an SSL context that trusts SSL_CERT_FILE or SSL_CERT_DIR if set, else the certificates of certifi.
+
+    Without `environment`, it trusts none, for connections without TLS. Raises UserError if a variable names no
+    readable file.
+    """
     if not environment:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the lists take a while to read
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading certificates takes a while
     try:
         return httpx.create_ssl_context()
     except (OSError, ValueError) as error:
@@ -36,8 +39,10 @@ def certificates(environment: bool) -> ssl.SSLContext:
 
 
 class Routed:
-    """A transport for a client of httpx, or of a library with its interface, that asks `proxies.route` for each
-    request. May be used from any thread."""
+    """A transport for httpx, or a library with its interface, that calls `proxies.route` for each request.
+
+    Thread-safe.
+    """
 
     def __init__(
         self, library: ModuleType, *, limits: Any = None, network: Any = None, on_message: bool = False
@@ -53,8 +58,11 @@ class Routed:
         self._making = threading.Lock()
 
     def handle_request(self, request: Any) -> Any:
-        """Send a request. Raises the library's ConnectError, which names the proxy, where it is the proxy that cannot
-        be used or reached; libraries are prepared for that error, and for those of proxies they are not."""
+        """Send a request.
+
+        Raises the library's ConnectError, naming the proxy, if the proxy cannot be used or reached: libraries handle
+        that error, but not errors specific to proxies.
+        """
         url = request.url
         try:
             proxy = route(f"{url.scheme}://{url.netloc.decode('ascii')}")

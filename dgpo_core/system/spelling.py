@@ -1,4 +1,4 @@
-"""How the caller writes an argument: messages name an option on the command line and a keyword in Python."""
+"""Format arguments in messages: as options on the command line, as keyword arguments in Python."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextvars import ContextVar
 __all__ = ["arguments", "in_python", "option", "override", "setting"]
 
 FLAGS: Mapping[str, str] = {"directory": "--output", "overrides": "--set"}
-"""Options that have another name than the keyword."""
+"""Options whose names differ from the keyword."""
 _PYTHON: ContextVar[bool] = ContextVar("dgpo is called from Python", default=False)
 
 
 @contextmanager
 def in_python() -> Iterator[None]:
-    """Messages inside name keywords of Python; elsewhere they name options of `dgpo`."""
+    """Make messages within the context name keyword arguments of Python instead of options of `dgpo`."""
     token = _PYTHON.set(True)
     try:
         yield
@@ -24,9 +24,9 @@ def in_python() -> Iterator[None]:
 
 
 def option(name: str, value: object = None) -> str:
-    """An argument, with its value if there is one: `--micro-batch 4`, or `micro_batch=4`.
+    """Format an argument with an optional value: `--micro-batch 4`, or `micro_batch=4`.
 
-    True stands for an option without a value: `--resume`, or `resume=True`. Paths are shown as text.
+    True formats a flag: `--resume`, or `resume=True`. Paths are formatted as strings.
     """
     if _PYTHON.get():
         return name if value is None else f"{name}={value if isinstance(value, int | float) else repr(str(value))}"
@@ -35,15 +35,15 @@ def option(name: str, value: object = None) -> str:
 
 
 def arguments(**values: object) -> str:
-    """Several arguments of one call: `--resume --accept logs`, or `resume=True, accept='logs'`."""
+    """Format several arguments of a call: `--resume --accept logs`, or `resume=True, accept='logs'`."""
     return (", " if _PYTHON.get() else " ").join(option(name, value) for name, value in values.items())
 
 
 def setting(key: str, value: str) -> str:
-    """A changed setting: `--set KEY=VALUE`, or `overrides={'KEY': VALUE}`."""
+    """Format an override: `--set KEY=VALUE`, or `overrides={'KEY': VALUE}`."""
     return f"overrides={{{key!r}: {value}}}" if _PYTHON.get() else f"--set {key}={value}"
 
 
 def override() -> str:
-    """What stands before a setting that was overridden, where a message gives its place: `--set` or `override`."""
+    """Return the prefix of an overridden setting in the location of a message: `--set` or `override`."""
     return "override" if _PYTHON.get() else "--set"

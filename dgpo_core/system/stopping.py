@@ -1,5 +1,4 @@
-"""Stopping a run: SIGTERM, a terminal that is closed (SIGHUP) and Ctrl-C ask for it, a second Ctrl-C insists; the run
-file's `stop` sets limits."""
+"""Stop a run on SIGTERM, SIGHUP or Ctrl-C, at once on a second Ctrl-C, or at a limit of the section `stop`."""
 
 from __future__ import annotations
 
@@ -17,31 +16,34 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "Limit", "StopRequest", "check_signals", "limit_reached", "stops_a_run"]
 
 Limit = Literal["seconds", "samples", "target"]
-_heeded: list[StopRequest] = []
-"""Requests that signals make now."""
+_active: list[StopRequest] = []
+"""Requests that signals currently set."""
 
 
 def check_signals() -> None:
-    """For whoever waits on the main thread while nothing of a run is at stake yet, such as for a server when the run
-    starts. Raises KeyboardInterrupt if a signal has asked for a stop."""
-    if threading.current_thread() is threading.main_thread() and any(one.requested for one in _heeded):
+    """Raise KeyboardInterrupt if a signal has requested a stop.
+
+    For loops on the main thread that wait while there is no state to save, such as for a server at the start of a run.
+    """
+    if threading.current_thread() is threading.main_thread() and any(request.requested for request in _active):
         raise KeyboardInterrupt
 
 
 def limit_reached(
     stop: StopSection, *, seconds: float, samples: int, evaluations: Iterable[Mapping[str, Any]]
 ) -> Limit | None:
-    """The limit of `stop` that a run has reached, if any.
+    """Return the limit of `stop` that a run has reached, or None.
 
     seconds, samples: trained so far. evaluations: records of evaluations.jsonl so far, in order; the first of each
-    iteration is the first reward. A target reached once stays reached, whatever later evaluations say.
+    iteration is of the first reward. A target that was reached once counts as reached, whatever later evaluations
+    measure.
     """
     if stop.target is not None:
         iteration = -1
         for record in evaluations:
             first, iteration = record["iteration"] != iteration, record["iteration"]
-            meant = first if stop.reward is None else record["reward"] == stop.reward
-            if meant and record["value"] >= stop.target:
+            selected = first if stop.reward is None else record["reward"] == stop.reward
+            if selected and record["value"] >= stop.target:
                 return "target"
     if stop.samples is not None and samples >= stop.samples:
         return "samples"
@@ -49,31 +51,34 @@ def limit_reached(
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and is at a point where nothing of its state is half done."""
+    """A stop was requested, and the state of the run is consistent."""
 
 
 class StopRequest:
-    """Whether a stop was asked for. The trainer checks it where the weights are those of a finished iteration, so an
-    abandoned iteration is simply computed again after the resume, bit for bit."""
+    """Whether a stop was requested.
+
+    The trainer checks it where the weights are those of a finished iteration, so a resumed run repeats an interrupted
+    iteration bit for bit.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def request(self) -> None:
-        """Ask for a stop."""
+        """Request a stop."""
         self.requested = True
 
     def check(self) -> None:
-        """Raise Interrupted if a stop was asked for."""
+        """Raise Interrupted if a stop was requested."""
         if self.requested:
             raise Interrupted
 
     @contextmanager
     def on_signals(self, announce: Callable[[str], None]) -> Iterator[None]:
-        """Handle SIGINT, SIGTERM and SIGHUP while the context lasts; a second SIGINT raises KeyboardInterrupt at once.
+        """Handle SIGINT, SIGTERM and SIGHUP within the context; a second SIGINT raises KeyboardInterrupt at once.
 
-        SIGHUP stays ignored where it was, as under nohup. A stop that cannot be announced, because the terminal is
-        gone, is one all the same.
+        SIGHUP stays ignored if it was ignored before, as under nohup. Errors of `announce`, such as those of a closed
+        terminal, are ignored.
         """
 
         def handle(number: int, frame: FrameType | None) -> None:
@@ -86,16 +91,16 @@ class StopRequest:
                     announce("stopping: saving the state; press Ctrl-C again to stop at once without saving")
 
         previous = {number: signal.signal(number, handle) for number in stops_a_run()}
-        _heeded.append(self)
+        _active.append(self)
         try:
             yield
         finally:
-            _heeded.remove(self)
+            _active.remove(self)
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
 def stops_a_run() -> list[signal.Signals]:
-    """The signals that ask for a stop: not SIGHUP where the process was told to ignore it."""
-    hangs_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hangs_up]
+    """Return the signals that request a stop: SIGINT, SIGTERM, and SIGHUP unless the process ignores it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]

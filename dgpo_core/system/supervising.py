@@ -1,10 +1,10 @@
-"""Child processes: started in a process group of their own, watched together, and ended, whatever state they are in.
+"""Start child processes in process groups of their own, wait for them together, and terminate them reliably.
 
     child = Child(command, environment=variables, output=log.debug)
-    child.terminate()  # SIGTERM to it alone
-    child.kill()  # SIGKILL to its whole group
+    child.terminate()  # SIGTERM to the process alone
+    child.kill()  # SIGKILL to its process group
 
-The child's side is `end_with_parent`. Needs POSIX when a child is started, not when this module is imported.
+A child calls `end_with_parent`. Starting a child requires POSIX; importing this module does not.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ LAUNCHER_VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT",
     "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
-"""Variables with which a launcher makes a process one of many; another child that had them would wait for the rest."""
+"""Variables by which a launcher sets the rank of a process; another child with them would wait for the other ranks."""
 POLL = 0.05
-"""Seconds between two looks at processes that are waited for together."""
+"""Polling interval in seconds of `wait_for_all`."""
 GRACE = 5.0
-"""Seconds that the reader of a child's output is given to end."""
+"""Timeout in seconds for the thread that reads a child's output."""
 LONGEST_LINE = 65536
-"""Bytes of a line that has no end yet which are kept."""
+"""Maximum bytes kept of an incomplete line."""
 
 
 class Child:
-    """A process in a process group of its own, so that what a terminal sends reaches it through its parent alone, and
-    what it starts can be ended with it. Its standard input is empty. May be used from any thread."""
+    """A process in a process group of its own, with empty standard input. Thread-safe.
+
+    Signals of a terminal reach it only through its parent, and processes that it starts can be killed with it.
+    """
 
     def __init__(
         self,
@@ -54,12 +56,12 @@ class Child:
         output: IO[bytes] | Callable[[str], object] | None = None,
         kept: int = 50,
     ) -> None:
-        """Start it. Raises OSError or ValueError if that cannot be.
+        """Start the process. Raises OSError or ValueError if it cannot be started.
 
         environment: all of its variables (None: those of this process).
-        output: where its standard output and standard error go, both: to a file, which stays open in the caller's
-        hands; line by line to a function, which is called on a thread and may raise nothing; or (None) to those of this
-        process. kept: so many last lines are remembered of what goes to a function.
+        output: the destination of both standard output and standard error: a file, which the caller closes; a function,
+        called with each line on a thread, which must not raise; or None for the streams of this process.
+        kept: number of last lines to keep of output that goes to a function.
         """
         self._process = subprocess.Popen(
             list(command),
@@ -78,7 +80,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its number, and that of its group."""
+        """The process id, which is also that of its group."""
         return self._process.pid
 
     @property
@@ -87,26 +89,26 @@ class Child:
         return self._killed
 
     def poll(self) -> int | None:
-        """Its exit code, that of the signal that ended it as a negative number; None while it runs."""
+        """Return the exit code, the negative signal number if a signal ended it, or None while it runs."""
         return self._process.poll()
 
     def wait(self, timeout: float | None = None) -> int:
-        """The same once it has ended. Raises TimeoutError after so many seconds."""
+        """Wait until the process ends and return its exit code. Raises TimeoutError after `timeout` seconds."""
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"process {self.pid} runs on after {timeout:g} s") from error
+            raise TimeoutError(f"process {self.pid} is still running after {timeout:g} s") from error
 
     def signal(self, number: int) -> None:
-        """Send a signal to it, not to what it has started; nothing if it has ended."""
+        """Send a signal to the process, not to its children; does nothing if it has ended."""
         self._process.send_signal(number)
 
     def terminate(self) -> None:
-        """Ask it to end, as SIGTERM does."""
+        """Send SIGTERM to the process."""
         self.signal(signal.SIGTERM)
 
     def kill(self) -> int:
-        """End it and everything that it has started, at once; its exit code. May be called again."""
+        """Send SIGKILL to the process group and return the exit code. May be called more than once."""
         with self._ending:
             if not self._killed:
                 self._killed = True
@@ -118,7 +120,7 @@ class Child:
         return self._process.wait()
 
     def last_lines(self, count: int) -> list[str]:
-        """The last lines of its output that are not empty, at most so many; none of what went to this process's."""
+        """Return at most `count` last non-empty lines of the output; none if it went to the streams of this process."""
         if self._reader is not None:
             lines = self._reader.lines()
         elif self._file is not None:
@@ -131,16 +133,19 @@ class Child:
 
 
 def fate(code: int) -> str:
-    """How a process ended, in words: "exited with status 1", "was ended by SIGSEGV"."""
+    """Describe how a process ended: "exited with status 1", "was terminated by SIGSEGV"."""
     if code >= 0:
         return f"exited with status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"was ended by {name}" + (": perhaps by the system, for want of memory" if name == "SIGKILL" else "")
+    return f"was terminated by {name}" + (", possibly because the system ran out of memory" * (name == "SIGKILL"))
 
 
 def culprit(codes: Sequence[int | None], consequences: Collection[int] = ()) -> int | None:
-    """Which of several processes has failed; not, while there is a choice, one whose exit code says that it failed
-    because another one did (`consequences`). None if none has."""
+    """Return the index of the process that failed, or None if none has.
+
+    If several failed, the first whose exit code is not in `consequences`, the codes of failures caused by another
+    process.
+    """
     failed = [i for i, code in enumerate(codes) if code]
     return next((i for i in failed if codes[i] not in consequences), failed[0] if failed else None)
 
@@ -148,30 +153,32 @@ def culprit(codes: Sequence[int | None], consequences: Collection[int] = ()) -> 
 def wait_for_all(
     children: Sequence[Child], *, patience: float, grace: float, consequences: Collection[int] = ()
 ) -> int | None:
-    """Wait until all children have ended; the number of the first that failed (`culprit`), None if all went well.
+    """Wait until all children have ended; return the index of the one that failed (`culprit`), None if none failed.
 
-    When one has failed the others have `patience` seconds to end by themselves; then they are asked to, and killed
-    after `grace` seconds more.
+    After a failure the others have `patience` seconds to end by themselves. Then they are sent SIGTERM, and killed
+    `grace` seconds later.
     """
-    first, deadline, asked = None, float("inf"), False
+    first, deadline, terminated = None, float("inf"), False
     while any(child.poll() is None for child in children):
-        if not asked:  # how one ends that was asked to says nothing
+        if not terminated:  # the exit code of a terminated child does not tell what failed
             first = culprit([child.poll() for child in children], consequences)
         if first is not None and deadline == float("inf"):
             deadline = time.monotonic() + patience
         elif time.monotonic() > deadline:
             for child in children:
                 if child.poll() is None:
-                    (child.kill if asked else child.terminate)()
-            deadline, asked = time.monotonic() + grace, True
+                    (child.kill if terminated else child.terminate)()
+            deadline, terminated = time.monotonic() + grace, True
         time.sleep(POLL)
-    return first if asked else culprit([child.poll() for child in children], consequences)
+    return first if terminated else culprit([child.poll() for child in children], consequences)
 
 
 @contextmanager
 def forwarding_signals(children: Sequence[Child]) -> Iterator[None]:
-    """Send to all children what asks this process to stop, to pause (Ctrl-Z) and to go on, while the context lasts.
-    For the main thread; `children` may grow meanwhile."""
+    """Forward signals that stop, suspend (Ctrl-Z) and continue this process to all children within the context.
+
+    Use it on the main thread. `children` may grow within the context.
+    """
 
     def to_all(number: int, frame: FrameType | None) -> None:
         for child in children:
@@ -188,8 +195,10 @@ def forwarding_signals(children: Sequence[Child]) -> Iterator[None]:
 
 
 def end_with_parent(parent: int, end: Callable[[], object], every: float = 0.5) -> None:
-    """To be called in a child: `end` is called, on a thread, when the process `parent` is gone, which is looked for
-    every so many seconds. Without this a killed parent would leave children behind that go on unseen."""
+    """Call `end` on a thread once the process `parent` has ended; checks every `every` seconds.
+
+    To be called in a child: without it, children of a killed parent would keep running unnoticed.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -200,7 +209,7 @@ def end_with_parent(parent: int, end: Callable[[], object], every: float = 0.5) 
 
 
 class _Reader:
-    """Gives what a process prints to a function, line by line on a thread, and remembers the last lines."""
+    """Passes the output of a process to a function, line by line on a thread, and keeps the last lines."""
 
     def __init__(self, stream: IO[bytes] | None, on_message: Callable[[str], object], kept: int) -> None:
         assert stream is not None
@@ -219,7 +228,7 @@ class _Reader:
         poll.register(self._stream, select.POLLIN)
         rest = b""
         while True:
-            # Somebody that the process started may keep the pipe open for ever.
+            # A process started by the child may keep the pipe open forever.
             if not poll.poll(0 if self._closed.is_set() else 200):
                 if self._closed.is_set():
                     break
@@ -227,8 +236,8 @@ class _Reader:
             data = os.read(self._stream.fileno(), LONGEST_LINE)
             if not data:
                 break
-            *whole, rest = (rest + data).split(b"\n")
-            for line in whole:
+            *complete, rest = (rest + data).split(b"\n")
+            for line in complete:
                 self._keep(line)
             rest = rest[-LONGEST_LINE:]
         if rest:
@@ -240,7 +249,7 @@ class _Reader:
         self._report(text)
 
     def close(self) -> None:
-        """What was printed so far is kept."""
+        """Stop reading. Output printed so far is kept."""
         self._closed.set()
         self._thread.join(GRACE)
         if not self._thread.is_alive():

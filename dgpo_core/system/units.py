@@ -1,4 +1,4 @@
-"""Numbers and times as people read them."""
+"""Format numbers and durations for people."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ __all__ = ["number", "seconds"]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where there is none."""
+    """Format a number with `digits` decimals, or None as a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def seconds(value: float) -> str:
-    """Seconds as 4.1s, 3m05s or 2h10m."""
+    """Format seconds as 4.1s, 3m05s or 2h10m."""
     if value < 60:
         return f"{value:.1f}s"
     minutes, rest = divmod(round(value), 60)

@@ -1,4 +1,4 @@
-"""The version of dgpo, as pyproject.toml has it."""
+"""The version of dgpo, equal to that in pyproject.toml."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def test_exports_are_those_of_the_command(trained: Run, dgpo: Dgpo) -> None:
         (lambda run: load_run("run.yaml", ["rollout.steps=0"]), "override rollout.steps=0: must be"),
         (lambda run: load_run("run.yaml", {"run.seed": {1}}), "override run.seed: a run file cannot hold {1}"),
         (lambda run: load_run("run.yaml", "run.seed=1"), "overrides: must be a dict of settings, or a list of KEY=VAL"),
-        (lambda run: load_run("run.yaml", preset="24gb"), "preset: '24gb' is no preset of backbone toy"),
+        (lambda run: load_run("run.yaml", preset="24gb"), "preset: '24gb' is not a preset of backbone toy"),
         (lambda run: load_run("run.yaml", {"run.name": "new"}).resume(), "start the run without resume=True"),
     ],
 )  # fmt: skip

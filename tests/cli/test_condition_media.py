@@ -66,7 +66,7 @@ def editing(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
 def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits: Path, editing: list[Prompt]) -> None:
     found = dgpo("validate", edits)
     assert "2 of " in found.out
-    assert "(1 with media, 1 with a negative text) to train on" in found.out
+    assert "(1 with media, 1 with a negative prompt) to train on" in found.out
     assert dgpo("train", edits).code == 0
     first = next(prompt for prompt in editing if prompt.media and prompt.text == "x")
     assert (first.negative, first.size) == ("<b>no</b>", (8, 8))
@@ -82,11 +82,11 @@ def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits
     assert '<img class="medium tiny" src="data:image/png;base64,' in page
     assert "negative prompt: &lt;b&gt;no&lt;/b&gt;" in page
     assert "<b>no</b>" not in page
-    assert "2, 1 with media, 1 with a negative text, SHA-256 " in page
+    assert "2, 1 with media, 1 with a negative prompt, SHA-256 " in page
     image("a.png", 11)
     refused = dgpo("train", edits, "--resume", "--set", "run.iterations=2")
     assert refused.code == 2
-    assert "prompts.train has another content than when it started (SHA-256 in run.json), or the media" in refused.err
+    assert "prompts.train has changed since the run started (SHA-256 in run.json), or its media" in refused.err
 
 
 def test_a_medium_that_changes_in_the_middle_costs_no_iteration(
@@ -135,7 +135,7 @@ def test_samples_are_drawn_from_media(dgpo: Run, edits: Path, editing: list[Prom
     assert asked.negative == "bad"
     assert json.loads(Path("out/conditions.json").read_text())[1]["negative_prompt"] == "bad"
     noted = dgpo(*arguments, "--output", "flat", "--guidance", 1)
-    assert "note: 1 of 1 prompts have a negative text (the first is --prompt), which is not read" in noted.err
+    assert "note: 1 of 1 prompts have a negative prompt (the first is --prompt), which has no effect" in noted.err
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_what_cannot_be_exported(dgpo: Run, trained: Any, arguments: list[str], 
 def test_a_run_without_checkpoints(dgpo: Run, trained: Any) -> None:
     shutil.rmtree(trained.path / "checkpoints")
     done = dgpo("export", trained.path)
-    assert (done.code, done.out, done.err) == (2, "", "runs/toy/checkpoints: there is no checkpoint\n")
+    assert (done.code, done.out, done.err) == (2, "", "runs/toy/checkpoints: contains no checkpoint\n")
     assert not Path("adapter").exists()
 
 
@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_run_is_reported(dgpo: Run, trained: Any) -> Non
     log.write_text(log.read_text().replace('"iteration": 1,', '"iteration": 1, "other": 1,', 1))
     done = dgpo("export", trained.path)
     assert done.code == 0
-    assert "is not what had been logged by iteration 4" in done.err or "are not what had been logged" in done.err
+    assert "from what was logged by iteration 4" in done.err
     assert done.err.endswith("runs/toy/checkpoints/000004 is a checkpoint of another run\n")
 
 
@@ -311,5 +311,5 @@ def test_a_best_checkpoint_that_is_gone(dgpo: Run, trained: Any) -> None:
     shutil.rmtree(trained.path / f"checkpoints/{best:06d}")
     done = dgpo("export", trained.path, "--checkpoint", "best")
     assert (done.code, done.err) == (
-        2, f"runs/toy/checkpoints: the best checkpoint, of iteration {best}, is gone; take newest\n"
+        2, f"runs/toy/checkpoints: the best checkpoint, of iteration {best}, is missing; use newest\n"
     )  # fmt: skip

@@ -149,12 +149,12 @@ def test_a_resume_goes_on_or_says_why_not(name: str, kind: str, trained: Any, re
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("checkpoints", "empty", "checkpoints: is a file, and a run has a directory there; move it away"),
-        ("scores", "FIFO", "scores: is a FIFO, and a run has a directory there; move it away"),
-        ("metrics.jsonl", "directory", "metrics.jsonl: is a directory, and a run has a file there; move it away"),
-        ("outcome.json", "directory", "outcome.json: is a directory, and a run has a file there; move it away"),
-        ("evaluations.jsonl", "device", "evaluations.jsonl: is a device, and a run has a file there; move it away"),
-        ("timings.jsonl", "dangling link", "timings.jsonl: is a symbolic link that leads nowhere; remove it"),
+        ("checkpoints", "empty", "checkpoints: is a file, not the directory of a run; move it away"),
+        ("scores", "FIFO", "scores: is a FIFO, not the directory of a run; move it away"),
+        ("metrics.jsonl", "directory", "metrics.jsonl: is a directory, not the file of a run; move it away"),
+        ("outcome.json", "directory", "outcome.json: is a directory, not the file of a run; move it away"),
+        ("evaluations.jsonl", "device", "evaluations.jsonl: is a device, not the file of a run; move it away"),
+        ("timings.jsonl", "dangling link", "timings.jsonl: is a broken symbolic link; remove it"),
         ("images", "loop", "images: cannot be used: Too many levels of symbolic links"),
         (".lock", "directory", "cannot write to .*: Is a directory"),
     ],
@@ -212,7 +212,7 @@ def test_only_odd_names(trained: Any, dgpo: Run) -> None:
         path.rename(path.with_name(f"{path.name} copy"))
     done = dgpo("evaluate", trained.path)
     assert done.code == 2
-    assert "there is no checkpoint (only 000000 copy, 000001 copy" in done.err
+    assert "contains no checkpoint (only 000000 copy, 000001 copy" in done.err
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_a_run(
@@ -227,7 +227,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_a_run(
     monkeypatch.setattr(module, "remove_directory", busy)
     config = make_config(checkpoints={"every": 1, "keep": 1})
     assert Trainer(config, registry).train() == "finished"
-    assert "an old checkpoint stays: cannot remove" in caplog.text
+    assert "cannot delete an old checkpoint: cannot remove" in caplog.text
 
 
 # -- ablations ------------------------------------------------------------------------------------------------------

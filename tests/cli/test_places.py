@@ -104,7 +104,7 @@ def test_a_base_that_is_gone_was_a_directory(begun: Path, dgpo: Run, monkeypatch
     write(home / "moved", 2.0)
     done = dgpo("export", begun, "-o", "other", "--set", "backbone.checkpoint=../moved")
     assert done.code == 2
-    assert f"the base weights in {home}/moved (then {home}/base) are not those" in done.err
+    assert f"the base weights in {home}/moved (formerly {home}/base) differ from those" in done.err
 
 
 def test_another_base_is_refused_by_every_command_unless_it_is_accepted(begun: Path, dgpo: Run) -> None:
@@ -113,7 +113,7 @@ def test_another_base_is_refused_by_every_command_unless_it_is_accepted(begun: P
                       ["train", "run.yaml", "--resume", "--quiet"]):  # fmt: skip
         done = dgpo(*arguments)
         assert (done.code, done.out) == (2, "")
-        assert "model.safetensors is another; put them back, or take them as they are with --accept base" in done.err
+        assert "model.safetensors has changed; put them back, or accept them with --accept base" in done.err
         assert dgpo(*arguments, "--accept", "base").code == 0
 
 
@@ -175,7 +175,7 @@ def test_a_whole_project_may_be_renamed(begun: Path, dgpo: Run, monkeypatch: pyt
     saved = yaml.safe_load(Path("renamed/runs/toy/config.yaml").read_text())
     assert saved["backbone"]["checkpoint"] == str(home.parent / "renamed/base")
     write(Path("renamed/base"), 2.0)
-    assert "are not those that the run" in dgpo("export", "renamed/runs/toy", "-o", "other").err
+    assert "differ from those at the start of the run" in dgpo("export", "renamed/runs/toy", "-o", "other").err
 
 
 def test_a_run_of_an_older_version_is_found_from_anywhere(
@@ -222,7 +222,7 @@ def test_other_prompts_than_the_runs_are_refused_unless_they_are_named(begun: Pa
     done = dgpo(command, begun, "-n", 1)
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"{begun}: other prompts than those of the run: prompts.heldout has another content than when it started "
+        f"{begun}: the prompts differ from those of the run: prompts.heldout has changed since the run started "
         "(SHA-256 in run.json); put them back, or name another file with --prompts\n"
     )
     assert dgpo(command, begun, "-n", 1, "--prompts", "h.txt").code == 0

@@ -19,7 +19,9 @@ from dgpo_schemas.sealing import sealed_text
 Run = Callable[..., Any]
 Write = Callable[..., Path]
 TOY = Path("runs/toy")
-BEFORE = "the run before was killed before its first checkpoint; its logs are in runs/toy/before-1, and it starts over"
+BEFORE = (
+    "the previous run was killed before its first checkpoint; its logs are in runs/toy/before-1, and it starts over"
+)
 
 
 def iterations() -> list[int]:
@@ -105,7 +107,7 @@ def test_logs_without_a_checkpoint_are_set_aside(dgpo: Run, write_run: Write) ->
     for arguments in ([], ["--resume"]):
         done = dgpo("train", file, *arguments)
         assert (done.code, done.out) == (2, "")
-        assert "--resume auto, which sets the logs aside" in done.err
+        assert "--resume auto, which moves the logs aside" in done.err
         assert (TOY / "metrics.jsonl").read_bytes() == before
     done = dgpo("train", file, "--resume", "auto")
     assert (done.code, iterations()) == (0, [1, 2, 3, 4])
@@ -244,7 +246,7 @@ def test_a_run_that_was_accepted_has_a_way_on_when_bounds_came_later(dgpo: Run, 
         done = dgpo(*words)
         assert (done.code, done.out) == (2, "")
         assert re.search(rf"^{own}:\d+: rewards.0.weight: must be at most 1e\+09", done.err)
-        assert "delete the file's first line (its SHA-256)" in done.err
+        assert "delete its first line (its SHA-256)" in done.err
     refused = dgpo("train", own, "--resume", "--set", "rewards.0.weight=1", "--set", "run.iterations=0")
     assert "first line" not in refused.err  # the mistake is on the command line
     own.write_text(text)

@@ -109,7 +109,7 @@ def test_mistakes_are_printed_one_a_line(dgpo: Run, file: Path) -> None:
 def test_files_of_other_commands(command: str, text: str, what: str, dgpo: Run, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(text)
     done = dgpo(command, tmp_path / "other.yaml")
-    assert (done.code, done.err) == (2, f"{tmp_path}/other.yaml: this is {what}; here a run file is expected\n")
+    assert (done.code, done.err) == (2, f"{tmp_path}/other.yaml: this is {what}; expected a run file\n")
 
 
 def test_a_missing_file(dgpo: Run, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_prompt_files_are_read(dgpo: Run, file: Path, tmp_path: Path) -> None:
     assert done.err == f"prompts.train: {tmp_path}/p.jsonl:2: `prompt` must be a non-empty string, not 3\n"
 
 
-SHARED = "warning: prompts.heldout: 2 of 3 held-out prompts (67 %) are training prompts too, the first is 'b'"
+SHARED = "warning: prompts.heldout: 2 of 3 held-out prompts (67 %) are also training prompts, the first is 'b'"
 
 
 def test_heldout_prompts_that_are_trained_on_are_reported_of_everywhere(dgpo: Run, file: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_heldout_prompts_that_are_trained_on_are_reported_of_everywhere(dgpo: Ru
 def test_heldout_prompts_of_a_source_are_compared_too(dgpo: Run, file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("A heldout picture 1\nheldout picture  2\n")
     done = dgpo("validate", file, "--set", f"prompts.train={tmp_path}/p.txt", "--set", "evaluation.prompts=6")
-    assert "1 of 6 held-out prompts (17 %) are training prompts too, 1 of them but for case or spaces" in done.out
+    assert "1 of 6 held-out prompts (17 %) are also training prompts, 1 of them except for case or spaces" in done.out
     assert "warning" not in dgpo("validate", file).out
 
 

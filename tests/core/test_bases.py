@@ -114,15 +114,15 @@ def _scaled(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 )
 def test_another_model_is_seen(change: Callable[[dict[str, Tensor]], dict[str, Tensor]], tmp_path: Path) -> None:
     (difference,) = found(write(tmp_path / "a"), write(tmp_path / "b", change(tensors())))
-    assert difference.startswith(f"{WEIGHTS} is another")
+    assert difference.startswith(f"{WEIGHTS} has changed")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("transformer/config.json", '{"layers": 3}', ["transformer/config.json is another"]),
-        ("tokenizer/merges.txt", "a c\nd e\n", ["tokenizer/merges.txt is another (4 bytes, now 8)"]),
-        ("tokenizer/merges.txt", None, ["tokenizer/merges.txt is gone"]),
+        ("transformer/config.json", '{"layers": 3}', ["transformer/config.json has changed"]),
+        ("tokenizer/merges.txt", "a c\nd e\n", ["tokenizer/merges.txt has changed (4 bytes, now 8)"]),
+        ("tokenizer/merges.txt", None, ["tokenizer/merges.txt is missing"]),
         ("tokenizer/tokenizer.json", "{}", ["tokenizer/tokenizer.json is new"]),
         ("README.md", "other words", []),
         ("all_in_one.safetensors", "other weights", []),

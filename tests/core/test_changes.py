@@ -257,7 +257,7 @@ def test_auto_sets_the_logs_of_a_run_aside_that_saved_nothing(make_config: Make,
         watcher.on_warning = notes.append  # type: ignore[method-assign]
         Trainer(config, registry, callbacks=[watcher]).train(resume="auto", max_iterations=1)
         assert [note for note in notes if "before-" in note] == [
-            "the run before was killed before its first checkpoint; its logs are in "
+            "the previous run was killed before its first checkpoint; its logs are in "
             f"{path / f'before-{number}'}, and it starts over"
         ]
         assert (path / f"before-{number}/metrics.jsonl").read_bytes() == before
@@ -291,7 +291,7 @@ def test_auto_does_not_begin_anew_where_all_checkpoints_are_damaged(make_config:
     Trainer(config, registry).train(max_iterations=1)
     for file in run_path(config).glob("checkpoints/*/weights.safetensors"):
         file.write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="all checkpoints are damaged"):
         Trainer(config, registry).train(resume="auto")
 
 

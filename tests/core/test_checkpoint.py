@@ -207,7 +207,7 @@ def test_a_flipped_bit_anywhere_in_a_manifest_or_a_clock_is_seen(checkpoints: Ch
 def test_a_renamed_checkpoint_is_found_out(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
     save(checkpoints, 1)
     renamed = save(checkpoints, 2).rename(checkpoints.directory / "000020")
-    reason = f"{renamed}: holds the state after iteration 2, not 20: it was renamed; its name is 000002"
+    reason = f"{renamed}: contains the state after iteration 2, not 20: it was renamed; rename it to 000002"
     with pytest.raises(UserError, match=reason):
         checkpoints.find("20")
     assert checkpoints.newest().manifest.iteration == 1

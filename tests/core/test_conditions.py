@@ -166,7 +166,7 @@ def test_notes() -> None:
     (note,) = notes(prompts)
     assert note.startswith("2 of 3 prompts have the key `image` (the first is f:1), which is metadata")
     assert unheard(prompts, True) is unheard(prompts[:2], False) is None
-    assert unheard(prompts, False) == "1 of 3 prompts have a negative text, which is not read where guidance is 1"
+    assert unheard(prompts, False) == "1 of 3 prompts have a negative prompt, which has no effect if guidance is 1"
 
 
 def test_transparency_is_reported(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_what_a_source_yields_is_checked(fields: dict[str, Any], expected: str) 
         def prompts(self, split: Any) -> list[Prompt]:
             return [Prompt("good"), replace(Prompt("p"), **fields)]
 
-    with pytest.raises(UserError, match="here: its prompt 1") as caught:
+    with pytest.raises(UserError, match="here: prompt 1") as caught:
         made(Source(None), "train", "here")
     assert expected in str(caught.value)
 

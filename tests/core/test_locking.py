@@ -68,7 +68,7 @@ def test_without_locks_a_run_goes_on_with_a_warning(
     [
         (f"{os.getppid()} {HERE}\n", True, ""),
         ("0 elsewhere\n", False, ""),
-        ("12 elsewhere\n", False, "the last one that held it was process 12 of elsewhere"),
+        ("12 elsewhere\n", False, "its last user was process 12 on elsewhere"),
         (f"{os.getppid()}\n", False, ""),  # of an older version, and perhaps of another machine
         (f"{'9' * 30} {HERE}", False, ""),
         ("\0\0\0\0", False, ""),
@@ -87,7 +87,7 @@ def test_without_locks_the_holder_is_asked_for(
     assert in_use(tmp_path) is refused
     run = RunDirectory(tmp_path)
     if refused:
-        with pytest.raises(UserError, match=rf"in use by another process \(number {os.getppid()}\)"):
+        with pytest.raises(UserError, match=rf"in use by another process \(pid {os.getppid()}\)"):
             run.acquire()
         assert (tmp_path / ".lock").read_text() == line
         return
@@ -138,5 +138,5 @@ def test_a_lock_that_is_none_is_refused(kind: str, tmp_path: Path) -> None:
 def test_the_words_of_a_lock_are_bounded(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("9" * 100_000)
     handle = os.open(tmp_path / ".lock", os.O_RDONLY)
-    assert len(locking._said(handle)[0]) == 200
+    assert len(locking._holder(handle)[0]) == 200
     os.close(handle)

@@ -109,8 +109,8 @@ def test_resume_refuses_another_base_unless_it_is_accepted(config: RunConfig, kn
     write(base, 1.5)
     before = {f: f.read_bytes() for f in run_path(config).rglob("*") if f.is_file() and f.name != "outcome.json"}
     expected = (
-        f"the base weights in {base} are not those that the run in {run_path(config)} began with: model.safetensors is "
-        "another; put them back, or take them as they are with --accept base"
+        f"the base weights in {base} differ from those at the start of the run in {run_path(config)}: "
+        "model.safetensors has changed; put them back, or accept them with --accept base"
     )
     with pytest.raises(UserError) as refused:
         train(config, known, resume=True)
@@ -128,7 +128,7 @@ def test_the_same_base_may_lie_elsewhere(config: RunConfig, known: Registry, bas
     other = RunConfig.model_validate(run_data_like(config) | {"backbone": run_data_like(config)["backbone"] | section})
     assert train(other, known, resume=True) == []
     write(moved, 2.0)
-    with pytest.raises(UserError, match=rf"the base weights in {moved} are not those"):
+    with pytest.raises(UserError, match=rf"the base weights in {moved} differ from those"):
         train(other, known, resume=True)
 
 
@@ -154,7 +154,7 @@ def test_another_version_of_a_plugin_is_named(config: RunConfig, known: Registry
     path.write_text(json.dumps(sealed(record | {"plugins": record["plugins"] | {"from-disk": "0.9", "gone": "3"}})))
     (note,) = train(config, known, resume=True)
     assert note == (
-        "other plugins than when the run was started: from-disk was 0.9 and is 1.0; gone was 3 and is not installed"
+        "plugins have changed since the run was started: from-disk was 0.9 and is 1.0; gone was 3 and is not installed"
     )
 
 
@@ -168,7 +168,7 @@ def test_a_changed_configuration_is_refused_until_it_is_said_to_be_meant(config:
     text = path.read_text()
     path.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.03"))
     with pytest.raises(
-        UserError, match=rf"^{path}: was changed since .*; or, if the change was meant, delete its first"
+        UserError, match=rf"^{path}: was changed since .*; or, if the change was intended, delete its first"
     ):
         read_config(run_path(config))
     with pytest.raises(UserError, match=rf"^{path}: was changed since"):
@@ -192,11 +192,11 @@ def test_a_damaged_record_is_refused_until_it_is_gone(
     train(config, known, max_iterations=1)
     path = run_path(config) / "run.json"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(UserError, match=rf"^{path}: is not as the run wrote it .*, or delete it to go on"):
+    with pytest.raises(UserError, match=rf"^{path}: was changed since the run wrote it .*, or delete it to continue"):
         train(config, known, resume=True)
     path.unlink()
     assert train(config, known, resume=True) == [
-        f"there is no {path}: prompts and base weights are not compared with those of the start"
+        f"{path} is missing: prompts and base weights are not compared with those at the start"
     ]
     assert "base" in read_record(run_path(config))
 
@@ -221,9 +221,7 @@ def test_a_flipped_digit_in_a_log_is_refused_and_located(log: str, logged: RunCo
     number = next(i for i, line in enumerate(lines, 1) if json.loads(line)["iteration"] == 3)
     lines[number - 1] = lines[number - 1].replace('"iteration": 3', '"iteration": 2')
     path.write_text("".join(lines))
-    with pytest.raises(
-        UserError, match=rf"^{path}: line.*not what had been logged by iteration 3 \(SHA-256\)\n.*--accept"
-    ):
+    with pytest.raises(UserError, match=rf"^{path}: line.*from what was logged by iteration 3 \(SHA-256\)\n.*--accept"):
         train(logged, registry, resume=True)
     notes = train(logged, registry, resume=True, accept=["logs"])
     assert any(note.startswith(f"{path}: line") and note.endswith("accepted") for note in notes)
@@ -236,7 +234,7 @@ def test_a_log_whose_last_line_is_gone(log: str, logged: RunConfig, registry: Re
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     with pytest.raises(
-        UserError, match=rf"^{path}: ends after line {len(lines) - 1}; more had been logged by iteration 3"
+        UserError, match=rf"^{path}: ends after line {len(lines) - 1}; more lines were logged by iteration 3"
     ):
         train(logged, registry, resume=True)
     path.unlink()
@@ -248,7 +246,7 @@ def test_the_line_is_found_with_the_help_of_older_checkpoints(logged: RunConfig,
     """The newest two, and the best, are kept: what the second newest vouches for is sound."""
     path = run_path(logged) / "metrics.jsonl"
     path.write_text(path.read_text().replace('"iteration": 3', '"iteration": 7'))
-    with pytest.raises(UserError, match=rf"^{path}: line 3 is not what"):
+    with pytest.raises(UserError, match=rf"^{path}: line 3 differs from what"):
         train(logged, registry, resume=True)
 
 

@@ -56,7 +56,7 @@ def test_each_fits_its_card(registry: Registry) -> None:
 
 
 def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--preset: '24gib' is no preset of backbone sd3; did you mean 24gb\?"):
+    with pytest.raises(UserError, match=r"--preset: '24gib' is not a preset of backbone sd3; did you mean 24gb\?"):
         load_run_config(EXAMPLE, [], registry, preset="24gib")
     with pytest.raises(ConfigError, match="no such file"):
         load_run_config(EXAMPLE, [], registry, preset=str(tmp_path / "mine.yaml"))
@@ -76,4 +76,4 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["validate", str(EXAMPLE), "--preset", "32gb"])
     assert ended.value.code == 2
-    assert "it brings: 16gb, 24gb, 48gb, 80gb" in " ".join(capsys.readouterr().err.split())
+    assert "presets: 16gb, 24gb, 48gb, 80gb" in " ".join(capsys.readouterr().err.split())

@@ -177,9 +177,11 @@ def texts(*found: str) -> list[Prompt]:
 def test_heldout_prompts_that_are_trained_on_are_counted() -> None:
     said = overlap(texts("a", "b", "a"), texts("b", "c", "d"), 10)
     assert said is not None
-    assert said.startswith("prompts.heldout: 1 of 3 held-out prompts (33 %) are training prompts too, the first is 'b'")
+    assert said.startswith(
+        "prompts.heldout: 1 of 3 held-out prompts (33 %) are also training prompts, the first is 'b'"
+    )
     assert "(p.txt:1)" in said
-    assert "but for case" not in said
+    assert "except for case" not in said
     assert overlap(texts("a", "b"), texts("c", "d"), 10) is None
     assert overlap(texts("a"), [], 10) is None
 
@@ -189,7 +191,7 @@ def test_case_spaces_and_forms_of_a_letter_make_no_other_prompt() -> None:
     train = texts("a  RED\tcircle ", "caf\u00c9", "\uff21", "Stra\u00dfe", "same")
     said = overlap(train, texts("A red Circle", "cafe\u0301", "a", "STRASSE", "same", "other"), 10)
     assert said is not None
-    assert "5 of 6 held-out prompts (83 %) are training prompts too, 4 of them but for case or spaces" in said
+    assert "5 of 6 held-out prompts (83 %) are also training prompts, 4 of them except for case or spaces" in said
 
 
 def test_the_overlap_is_that_of_the_prompts_evaluation_draws() -> None:
@@ -242,10 +244,14 @@ def test_prompts_whose_end_is_not_read_are_counted_together() -> None:
     assert longer_than_read([], Reads()) is None
     found = longer_than_read([short, long, longer, long, short], Reads())
     assert found is not None
-    assert found.startswith("3 of 5 prompts are longer than the text encoders read (12 tokens), the first is p.txt:2, ")
+    assert found.startswith(
+        "3 of 5 prompts are longer than the limit of the text encoders (12 tokens), the first is p.txt:2, "
+    )
     alone = longer_than_read([longer], Reads())
     assert alone is not None
-    assert alone.startswith("1 of 1 prompts is longer than the text encoders read (12 tokens), the first is 'y y")
+    assert alone.startswith(
+        "1 of 1 prompts is longer than the limit of the text encoders (12 tokens), the first is 'y y"
+    )
     assert len(alone) < 300
 
 
@@ -256,7 +262,7 @@ def test_negative_texts_whose_end_is_not_read_are_counted_too() -> None:
     found = longer_than_read(prompts, Reads())
     assert found is not None
     assert found.startswith(
-        "2 of 3 negative texts are longer than the text encoders read (12 tokens), the first is p:3, "
+        "2 of 3 negative prompts are longer than the limit of the text encoders (12 tokens), the first is p:3, "
     )
     both = longer_than_read([Prompt("y " * 13), *prompts], Reads())
     assert both is not None

@@ -33,7 +33,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     first.acquire()
     first.acquire()
     other.acquire()
-    with pytest.raises(UserError, match=rf"a is in use by another process \(number {os.getpid()}\)"):
+    with pytest.raises(UserError, match=rf"a is in use by another process \(pid {os.getpid()}\)"):
         second.acquire()
     first.release()
     first.release()

@@ -114,7 +114,7 @@ def test_what_is_not_there_and_what_takes_too_long() -> None:
     with pytest.raises(FileNotFoundError):
         Child(["/no/such/program"])
     child = shell("sleep 60")
-    with ended(child), pytest.raises(TimeoutError, match="runs on after"):
+    with ended(child), pytest.raises(TimeoutError, match="is still running after"):
         child.wait(0.01)
 
 
@@ -123,9 +123,9 @@ def test_what_is_not_there_and_what_takes_too_long() -> None:
     [
         (0, "exited with status 0"),
         (3, "exited with status 3"),
-        (-signal.SIGTERM, "was ended by SIGTERM"),
-        (-signal.SIGKILL, "was ended by SIGKILL: perhaps by the system, for want of memory"),
-        (-250, "was ended by signal 250"),
+        (-signal.SIGTERM, "was terminated by SIGTERM"),
+        (-signal.SIGKILL, "was terminated by SIGKILL, possibly because the system ran out of memory"),
+        (-250, "was terminated by signal 250"),
     ],
 )
 def test_fate(code: int, words: str) -> None:

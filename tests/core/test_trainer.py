@@ -181,7 +181,7 @@ def test_all_checkpoints_damaged(make_config: Make, registry: Registry) -> None:
     Trainer(config, registry).train()
     for path in (run_path(config) / "checkpoints").iterdir():
         (path / "optimizer.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*000004/optimizer.safetensors: missing"):
+    with pytest.raises(UserError, match=r"all checkpoints are damaged: .*000004/optimizer.safetensors: missing"):
         Trainer(config, registry).train(resume=True)
 
 
@@ -211,7 +211,7 @@ def test_a_run_is_not_overwritten(make_config: Make, registry: Registry) -> None
     config = make_config()
     Trainer(config, registry).train(max_iterations=1)
     wanted = fingerprint(run_path(config))
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         Trainer(config, registry).train()
     assert fingerprint(run_path(config)) == wanted
 
@@ -430,7 +430,7 @@ def test_logs_without_a_checkpoint_are_not_overwritten(make_config: Make, regist
     Trainer(config, registry).train()
     shutil.rmtree(run_path(config) / "checkpoints")
     before = (run_path(config) / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="holds the logs of a run but no checkpoint"):
+    with pytest.raises(UserError, match="contains the logs of a run but no checkpoint"):
         Trainer(config, registry).train()
     assert (run_path(config) / "metrics.jsonl").read_bytes() == before
 
@@ -442,7 +442,7 @@ def test_resume_on_other_prompts_is_refused(make_config: Make, registry: Registr
     Trainer(config, registry).train(max_iterations=1)
     facts = (run_path(config) / "run.json").read_bytes()
     file.write_text("one\ntwo\n")
-    with pytest.raises(UserError, match=r"prompts\.train gave 3 when it started and gives 2 now"):
+    with pytest.raises(UserError, match=r"prompts\.train had 3 prompts when the run started and has 2 now"):
         Trainer(config, registry).train(resume=True)
     assert (run_path(config) / "run.json").read_bytes() == facts
     file.write_text("one\ntwo\nthree\n")

@@ -115,10 +115,10 @@ def test_a_sampler_that_returns_something_else(
         ("sys.exit(0)", "failed with SystemExit: 0"),
         ("1 / 0", "failed with ZeroDivisionError: division by zero"),
         ("None", "failed with TypeError"),
-        ("['a']", "its prompt 0 is str, not a Prompt with a text"),
-        ("[Prompt('a'), Prompt(3)]", "its prompt 1 is Prompt, not a Prompt with a text"),
+        ("['a']", "prompt 0 is a str, not a Prompt with a text"),
+        ("[Prompt('a'), Prompt(3)]", "prompt 1 is a Prompt, not a Prompt with a text"),
         ("[Prompt('\\ud83d')]", "half of a character"),
-        ("cyclic()", "the metadata of its prompt 0: ValueError: Circular reference"),
+        ("cyclic()", "metadata of prompt 0: ValueError: Circular reference"),
         ("(Prompt('a') for _ in itertools.count())", "yields more than 3 prompts"),
     ],
 )
@@ -141,5 +141,5 @@ def test_a_reward_that_throws_at_prompts(monkeypatch: pytest.MonkeyPatch) -> Non
         raise SystemExit(0)
 
     monkeypatch.setattr(BrightnessReward, "check_prompts", leave)
-    with pytest.raises(UserError, match="BrightnessReward failed at checking the prompts: SystemExit: 0"):
+    with pytest.raises(UserError, match="BrightnessReward failed to check the prompts: SystemExit: 0"):
         check_prompts(BrightnessReward(BrightnessOptions(), device=torch.device("cpu")), [Prompt("a")])

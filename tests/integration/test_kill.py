@@ -278,7 +278,7 @@ def test_one_process_a_directory_until_it_is_killed(driver: Driver, whole: Whole
     for options in ([], ["--resume"]):
         refused = driver.train(run, *options)
         assert refused.status == 2
-        assert refused.output == f"{run.path} is in use by another process (number {number})\n"
+        assert refused.output == f"{run.path} is in use by another process (pid {number})\n"
     os.kill(number, signal.SIGKILL)
     assert driver.wait_for(number).status == KILLED
     assert_as_if_nothing_had_happened(run, whole, driver.train(run, "--resume"))

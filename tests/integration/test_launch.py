@@ -62,7 +62,7 @@ def test_any_signal_that_ends_a_process_is_reported(capfd: pytest.CaptureFixture
     last = int(signal.SIGRTMAX) - 1  # one without a name
     code = f"import os; os.kill(os.getpid(), {last})"
     assert launch(Layout(2), [], ["-c", code]) == 1
-    assert f"process 0 of 2 was ended by signal {last}\n" in capfd.readouterr().err
+    assert f"process 0 of 2 was terminated by signal {last}\n" in capfd.readouterr().err
 
 
 def test_layout() -> None:
@@ -158,7 +158,7 @@ def test_where_nothing_is_saved_a_lost_process_ends_the_others_soon() -> None:
     ended = run(sys.executable, "-c", code)
     assert (ended.returncode, ended.stderr) == (
         1,
-        "process 1 of 2 was ended by SIGKILL: perhaps by the system, for want of memory\n",
+        "process 1 of 2 was terminated by SIGKILL, possibly because the system ran out of memory\n",
     )
     assert time.monotonic() - started < 30
 
@@ -244,7 +244,7 @@ def test_a_killed_process_ends_the_run_with_the_reason(rank: str, resumed: bool,
     file = write(tmp_path)
     ended = launched(file, DGPO_TEST_END=f"{rank} 1 kill")
     assert ended.returncode == 1
-    assert f"process {rank} of 2 was ended by SIGKILL" in ended.stderr
+    assert f"process {rank} of 2 was terminated by SIGKILL" in ended.stderr
     assert "Traceback" not in ended.stderr
     if rank == "1":
         assert "the state after iteration 1 is saved; continue with --resume" in ended.stderr

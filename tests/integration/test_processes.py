@@ -455,5 +455,5 @@ def test_a_mistake_that_only_the_main_process_sees(driver: Driver, tmp_path: Pat
     assert_all_well(driver.train(run, 2))
     ended = driver.train(run, 2)
     assert [one["status"] for one in ended] == [2, 3]
-    assert "already holds a run" in ended[0]["output"]
+    assert "already contains a run" in ended[0]["output"]
     assert "Traceback" not in ended[0]["output"] + ended[1]["output"]

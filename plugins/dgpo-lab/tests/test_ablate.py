@@ -272,7 +272,7 @@ def test_one_process_an_ablation(dgpo: Run, ablation: Run, known: Registry, star
     with AblationDirectory(make_plan(file, known)).claimed("text"):
         done = dgpo("ablate", file)
     assert (done.code, started) == (2, [])
-    assert done.err == f"runs/trial is in use by another process (number {os.getpid()})\n"
+    assert done.err == f"runs/trial is in use by another process (pid {os.getpid()})\n"
 
 
 def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_again(

@@ -137,7 +137,7 @@ def test_every_mistake_names_line_axis_value_and_key(known: Registry) -> None:
         ({"key": "optimizer.learning_rate", "values": [True]}, {},
          "value true): optimizer.learning_rate: must be a number"),
         ({"key": "rewards.3.weight", "values": [1]}, {},
-         "(axis rewards.3.weight, value 1): rewards.3.weight: rewards is a list: '3' is none of its entries"),
+         "(axis rewards.3.weight, value 1): rewards.3.weight: rewards is a list; '3' is not one of its indices"),
         ({"key": "rollout..steps", "values": [1]}, {}, "must be a dotted key"),
         ({"key": "rollout.groups", "values": [4, 5]}, {"set": {"optimizer.updates": 2}},
          "optimizer.updates: 2 does not divide rollout.groups = 5"),

@@ -111,26 +111,29 @@ def test_which_variable_counts(names: dict[str, str], url: str, used: str) -> No
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("socks://u:secret@p:1080", "socks:// is not supported; where it speaks SOCKS 5, write socks5://p:1080"),
-        ("socks4a://p:1080", "socks4a:// is not supported; where"),
-        ("quic://u:secret@p:1", "quic:// is none of http, https, socks5, socks5h; an HTTP proxy is written http://p:1"),
-        ("http://u:se#cret@p:1", "it is no address; write it like http://proxy:3128, with @ :"),
-        ("http://u:secret@p:99999", "it is no address"),
-        ("http://", "it is no address"),
-        ("http://a b", "it is no address"),
-        ("http://[::1", "it is no address"),
-        ("\x1b[31m", "it is no address"),
-        ('"http://p:1"', "is none of http, https"),
+        ("socks://u:secret@p:1080", "socks:// is not supported; if the proxy supports SOCKS 5, write socks5://p:1080"),
+        ("socks4a://p:1080", "socks4a:// is not supported; if"),
+        (
+            "quic://u:secret@p:1",
+            "quic:// is not one of http, https, socks5, socks5h; for an HTTP proxy, write http://p:1",
+        ),
+        ("http://u:se#cret@p:1", "invalid address; write it like http://proxy:3128, with @ :"),
+        ("http://u:secret@p:99999", "invalid address"),
+        ("http://", "invalid address"),
+        ("http://a b", "invalid address"),
+        ("http://[::1", "invalid address"),
+        ("\x1b[31m", "invalid address"),
+        ('"http://p:1"', "is not one of http, https"),
     ],
 )
 def test_proxies_that_cannot_be_used(value: str, message: str) -> None:
     with pytest.raises(UnusableProxy) as caught:
         route("http://u:secret@gpu:8500/x", {"all_proxy": value})
     found = str(caught.value)
-    assert found.startswith("http://gpu:8500/x would be asked through the proxy ")
-    assert "(all_proxy), which cannot be used: " in found
+    assert found.startswith("http://gpu:8500/x: cannot connect through the proxy ")
+    assert "(all_proxy): " in found
     assert message in found
-    assert found.endswith("to do without a proxy there, add gpu to NO_PROXY")
+    assert found.endswith("to connect without a proxy, add gpu to NO_PROXY")
     assert "secret" not in found
     assert "cret" not in found
     assert found.isprintable()
@@ -138,7 +141,7 @@ def test_proxies_that_cannot_be_used(value: str, message: str) -> None:
 
 def test_socks_wants_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnusableProxy, match=r"SOCKS needs the package socksio: pip install 'httpx\[socks\]'"):
+    with pytest.raises(UnusableProxy, match=r"SOCKS requires the package socksio: pip install 'httpx\[socks\]'"):
         route("http://gpu", {"ALL_PROXY": "socks5://p:1080"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert str(route("http://gpu", {"ALL_PROXY": "socks5h://p"})) == "the proxy socks5h://p (ALL_PROXY)"
@@ -230,7 +233,7 @@ def test_an_unusable_proxy_is_an_error_only_if_it_applies(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks://p:1080")
     client("http://127.0.0.1:1").close()
-    with pytest.raises(UserError, match=r"^rewards.0.service.urls: http://gpu:8500 would be asked through the proxy "):
+    with pytest.raises(UserError, match=r"^rewards.0.service.urls: http://gpu:8500: cannot connect through the proxy "):
         client("http://gpu:8500")
     monkeypatch.setenv("NO_PROXY", "gpu")
     client("http://gpu:8500").close()

@@ -58,7 +58,8 @@ def test_a_run_that_is_there_already(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml"],
-        "runs/toy already holds a run (saved after iteration 1): continue it with --resume, or choose another run.name",
+        "runs/toy already contains a run (saved after iteration 1): continue it with --resume, or choose another "
+        "run.name",
     )
 
 
@@ -89,7 +90,7 @@ def test_a_directory_that_another_process_uses(world: World, occupied: int) -> N
         refused(
             world,
             ["train", "run.yaml", *options],
-            f"runs/toy is in use by another process (number {occupied})",
+            f"runs/toy is in use by another process (pid {occupied})",
         )
     # Looking is allowed.
     assert world.dgpo("evaluate", "runs/toy").code == 0
@@ -103,7 +104,7 @@ def test_resume_where_nothing_is(world: World) -> None:
     refused(
         world, ["train", "run.yaml", "--resume"],
         f"runs/toy: nothing to resume here (run.output is relative to the working directory, {Path.cwd()}; to resume a "
-        "run that lies elsewhere, give its own config.yaml); start the run without --resume",
+        "run elsewhere, pass its own config.yaml); start the run without --resume",
     )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def test_resume_without_a_checkpoint(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml", "--resume"],
-        "runs/toy: no checkpoint to resume from; start over with --resume auto, which sets the logs aside",
+        "runs/toy: no checkpoint to resume from; start over with --resume auto, which moves the logs aside",
     )
 
 
@@ -130,8 +131,8 @@ def test_resume_with_another_configuration(world: World) -> None:
         "  rollout.groups: 4 when it started, 2 now\n"
         "  rewards.0.options.scale: 1.0 when it started, 2.0 now\n"
         "  objective.clip: 0.01 when it started, null now\n"
-        "put back what the run began with (it is in runs/toy/config.yaml), or give another run.name for a new run. "
-        f"What a resume may change: {summary()} (docs/resume.md)",
+        "restore the original values (they are in runs/toy/config.yaml), or choose another run.name for a new run. "
+        f"Settings that a resume may change: {summary()} (docs/resume.md)",
     )
 
 
@@ -162,7 +163,7 @@ def test_resume_where_every_checkpoint_is_damaged(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml", "--resume"],
-        f"no checkpoint is whole: runs/toy/checkpoints/000001/{what}; runs/toy/checkpoints/000000/{what}",
+        f"all checkpoints are damaged: runs/toy/checkpoints/000001/{what}; runs/toy/checkpoints/000000/{what}",
     )
 
 

@@ -281,7 +281,7 @@ def test_a_card_that_is_not_there(world: World, arguments: list[str]) -> None:
     refused(
         world,
         arguments,
-        "run.device: cuda was asked for, but torch sees no CUDA device (torch "
+        "run.device: cuda is not available: torch finds no CUDA device (torch "
         f"{torch.__version__}, built for CUDA {torch.version.cuda or 'no version'}); use auto or cpu",
     )
 

@@ -196,8 +196,8 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(world: World
         ("rollout.steps", "must be KEY=VALUE, such as optimizer.learning_rate=1e-4"),
         ("rollout.stpes=4", "unknown key; did you mean steps?"),
         ("rollout.steps=0", "must be at least 1, not 0"),
-        ("rewards.3.weight=1", "rewards is a list: '3' is none of its entries (0 to 0; 1 appends)"),
-        ("run.name.first=x", "run.name is 'toy', it has no 'first' inside"),
+        ("rewards.3.weight=1", "rewards is a list; '3' is not one of its indices (0 to 0; 1 appends)"),
+        ("run.name.first=x", "run.name is 'toy'; it has no key 'first'"),
         ("rewards.0.use=nope", "unknown reward 'nope' (installed: {reward})"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_missing_cuda_device_is_reported(dgpo: Run, monkeypatch: pytest.Monkey
     done = dgpo("score", "stub", image("a.png"), "--device", "cuda")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"--device: cuda was asked for, but torch sees no CUDA device (torch {torch.__version__}, built for CUDA "
+        f"--device: cuda is not available: torch finds no CUDA device (torch {torch.__version__}, built for CUDA "
         f"{torch.version.cuda or 'no version'}); use auto or cpu\n"
     )
 
