@@ -31,7 +31,7 @@ def lines(path: str, *records: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def edits(write_run: WriteRun) -> Path:
-    """A run file whose prompts carry media and negative texts."""
+    """A run file whose prompts carry media and negative prompts."""
     file = write_run(
         prompts={"train": "train.jsonl", "heldout": "heldout.jsonl"},
         rollout={"guidance": 2.0},
@@ -70,7 +70,7 @@ def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits
     assert dgpo("train", edits).code == 0
     first = next(prompt for prompt in editing if prompt.media and prompt.text == "x")
     assert (first.negative, first.size) == ("<b>no</b>", (8, 8))
-    assert {p.text for p in editing if p.media} == {"x", "h", "<b>no</b>"}  # the negative text is shown the media too
+    assert {p.text for p in editing if p.media} == {"x", "h", "<b>no</b>"}  # the negative prompt is shown the media too
     record = json.loads(Path("runs/toy/run.json").read_text())["prompts"]
     assert {key: record["train"][key] for key in ("count", "media", "negative_texts")} == {
         "count": 2, "media": 1, "negative_texts": 1,

@@ -74,6 +74,6 @@ def test_each_prompt_is_encoded_once_and_each_negative_once() -> None:
     assert cache([a, b, a]).tensors["c"].flatten().tolist() == [1, 2, 1]
     assert cache.unconditional([a, b, none]).tensors["c"].flatten().tolist() == [3, 3, 3]
     assert cache([empty]).tensors["c"].item() == 4, "a prompt without text is no unconditional row"
-    assert cache.unconditional([said]).tensors["c"].item() == 5, "an empty negative text is not the model's own"
+    assert cache.unconditional([said]).tensors["c"].item() == 5, "an empty negative prompt is not the model's own"
     assert cache([Prompt("a", size=(8, 8))]).tensors["c"].item() == 6, "another size may be another row"
     assert [kind for kind, _ in model.asked] == ["prompt", "prompt", "negative", "prompt", "negative", "prompt"]

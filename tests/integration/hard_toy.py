@@ -1,4 +1,4 @@
-"""A toy model with everything at once that makes batches hard: rows of different lengths, prompts with negative texts
+"""A toy model with everything at once that makes batches hard: rows of different lengths, prompts with negative prompts
 and sizes of their own, noise prediction with a start below 1, times that depend on the size, weights of errors."""
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class HardToy(ToyBackbone):
 
 
 class HardPrompts(SizedPrompts):
-    """Prompts with sizes, of which every third has a negative text."""
+    """Prompts with sizes, of which every third has a negative prompt."""
 
     def prompts(self, split: Literal["train", "heldout"]) -> Sequence[Prompt]:
-        """Some share a negative text, some have none."""
+        """Some share a negative prompt, some have none."""
         found = super().prompts(split)
         return [replace(p, negative=f"dark {i % 2}") if i % 3 == 0 else p for i, p in enumerate(found)]
 

@@ -161,12 +161,12 @@ def encode(s: Subject) -> None:
 
 
 def unconditional(s: Subject) -> None:
-    """`unconditional` returns one row per prompt, which depends on the negative text but not on the text."""
+    """`unconditional` returns one row per prompt, which depends on the negative prompt but not on the text."""
     if not s.backbone.supports_guidance:
         raise unittest.SkipTest("the model has no unconditional prediction")
     _rows(s, s.backbone.unconditional, "unconditional prompt")
     negative = [replace(prompt, negative="a blurred photograph") for prompt in s.prompts]
-    for prompts, what in ((s.prompts, "without a negative text"), (negative, "with a negative text")):
+    for prompts, what in ((s.prompts, "without a negative prompt"), (negative, "with a negative prompt")):
         first, *others = [s.backbone.unconditional([prompt]) for prompt in prompts]
         for other in others:
             for name, tensor in first.tensors.items():

@@ -35,7 +35,7 @@ def prompts_checks(make: Make) -> Iterator[Check]:
 
 
 def _texts(make: Make, order: tuple[Literal["train", "heldout"], ...] = SPLITS) -> dict[str, list[tuple[Any, ...]]]:
-    """Return (text, digests of media, metadata, negative text, size) of each prompt by split."""
+    """Return (text, digests of media, metadata, negative prompt, size) of each prompt by split."""
     source = make()
     return {
         split: [(p.text, p.key[1], dict(p.metadata), p.negative, p.size) for p in source.prompts(split)]
