@@ -55,7 +55,7 @@ class SDXLBackbone(DiffusersBackbone):
     )
 
     def settings(self, index: Index) -> Mapping[str, Any]:
-        """Whether no negative prompt is zeros; and no watermark, which diffusers adds where its package is installed."""
+        """Whether no negative prompt is zeros; and no watermark, which diffusers adds if its package is installed."""
         zeros = index.flag("force_zeros_for_empty_prompt", default=True)
         return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
 
