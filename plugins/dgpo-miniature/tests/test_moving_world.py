@@ -68,9 +68,9 @@ def test_what_is_not_one_moving_shape() -> None:
     assert find_motion(video.transpose(0, 1, 3, 2)).direction == "down"
     still = find_motion(np.repeat(video[2:3], FRAMES, axis=0))
     assert (still.shape, still.color, still.direction) == ("square", "red", None)
-    assert still.reason == "it moves 0.0 pixels only"
+    assert still.reason == "it moves by only 0.0 pixels"
     aslant = np.stack([np.roll(frame, 3 * i - 6, axis=1) for i, frame in enumerate(video)])
-    assert find_motion(aslant).reason == "it moves aslant"
+    assert find_motion(aslant).reason == "it moves diagonally"
     empty = find_motion(np.full_like(video, 0.9))
     assert (empty.shape, empty.color, empty.direction) == (None, None, None)
     assert empty.reason == "no shape in 5 frames, several in 0 of 5"
