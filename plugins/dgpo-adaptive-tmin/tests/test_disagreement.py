@@ -1,5 +1,5 @@
-"""`disagreement-t-min`: its rule against the divergence of two Gaussians, its measurement against flows whose error in
-few steps is known."""
+"""`disagreement-t-min`: the rule against the divergence of two Gaussians, the measurement against flows with a known
+error in few steps."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ CONTEXT = TimestepContext(torch.linspace(1, 0, 9, dtype=torch.float64), 0.0, 1.0
 
 @pytest.mark.parametrize("tolerance", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("scale", [1e-4, 0.03, 0.5, 4.0])
-def test_at_this_noise_the_two_samples_are_so_far_apart(scale: float, tolerance: float) -> None:
-    """The Kullback-Leibler divergence per dimension is tolerance^2 / 2; below the sigma it is more, above it less."""
+def test_divergence_at_the_chosen_sigma(scale: float, tolerance: float) -> None:
+    """The Kullback-Leibler divergence per dimension is tolerance^2 / 2; it is larger below sigma, smaller above."""
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn(64, dtype=torch.float64, generator=generator)
     artifact = scale * torch.randn(64, dtype=torch.float64, generator=generator)
     rms = float(artifact.square().mean().sqrt())
 
     def divergence(sigma: float) -> float:
-        clean, nonfinite = (torch.distributions.Normal((1 - sigma) * one, sigma) for one in (x0, x0 + artifact))
-        return float(torch.distributions.kl_divergence(clean, nonfinite).mean())
+        clean, perturbed = (torch.distributions.Normal((1 - sigma) * x, sigma) for x in (x0, x0 + artifact))
+        return float(torch.distributions.kl_divergence(clean, perturbed).mean())
 
     sigma = hidden_from(rms, tolerance)
     assert 0 < sigma < 1
@@ -50,7 +50,7 @@ def test_at_this_noise_the_two_samples_are_so_far_apart(scale: float, tolerance:
     assert divergence(0.99 * sigma) > tolerance**2 / 2 > divergence(sigma + 0.01 * (1 - sigma))
 
 
-def test_without_an_artifact_nothing_is_hidden() -> None:
+def test_sigma_is_zero_without_an_artifact() -> None:
     assert hidden_from(0.0, 0.1) == 0.0
 
 
@@ -58,7 +58,7 @@ def test_without_an_artifact_nothing_is_hidden() -> None:
 
 
 class Given(Probe):
-    """Samples in many steps are 0, those in few steps differ by so much each."""
+    """Many-step samples are 0; few-step samples differ from them by the given amounts."""
 
     def __init__(self, *artifacts: float) -> None:
         self.artifacts = torch.tensor(artifacts)
@@ -85,21 +85,21 @@ def measured(artifacts: Sequence[float], **options: Any) -> tuple[float, Disagre
 
 
 @pytest.mark.parametrize("artifacts", [[0.2, 0.2, 0.2], [0.1, 0.4, 0.2], [0.1, 0.2, 0.3, 0.8], [0.3, 0.1]])
-def test_the_middle_sample_decides(artifacts: list[float]) -> None:
+def test_median_of_samples_is_used(artifacts: list[float]) -> None:
     found, chosen = measured(artifacts, tolerance=0.05)
     middle = statistics.median(artifacts)
     assert chosen.metrics() == {"disagreement": pytest.approx(middle)}
     assert found == pytest.approx(middle / (middle + 0.05))
 
 
-def test_samples_that_show_something_else_do_not_count() -> None:
-    """One of five solves parted early; the others keep their t_min."""
+def test_outliers_are_ignored() -> None:
+    """One of five solves diverges early; t_min does not change."""
     alike, _ = measured([0.1, 0.1, 0.1, 0.1, 0.1])
     outlier, _ = measured([0.1, 0.1, 0.1, 0.1, 50.0])
     assert alike == outlier == pytest.approx(0.5)
 
 
-def test_it_asks_for_the_samples_and_steps_of_its_options() -> None:
+def test_samples_and_steps_are_those_of_the_options() -> None:
     probe = Given(*[0.1] * 7)
     policy(samples=7, refine=3).measure(probe, CONTEXT)
     assert probe.asked == [(7, 1), (7, 3)]
@@ -111,14 +111,14 @@ SLOPE = 1.5
 
 
 class Linear(ToyBackbone):
-    """v = SLOPE x: so many Euler steps multiply the noise by so many factors."""
+    """v = SLOPE x: each Euler step multiplies the state by a known factor."""
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         return SLOPE * x_sigma
 
 
 class Straight(ToyBackbone):
-    """v depends on the prompt alone: paths are straight lines, which one step solves as well as many."""
+    """v depends only on the prompt: paths are straight lines, which one step solves exactly."""
 
     def velocity(self, x_sigma: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         return conditioning.tensors["c"].mean(1).view(-1, 1, 1, 1).expand_as(x_sigma)
@@ -136,7 +136,7 @@ class _Plugin:
 def on_flow(
     backbone: str, registry: Registry, directory: Path, t_min: float = 0.0, **options: Any
 ) -> tuple[float, TrainingRun]:
-    """t_min that the policy chooses for the engine's own probe."""
+    """Return the t_min that the policy chooses with the engine's probe."""
     registry.register(_Plugin(), distribution="flows")
     timesteps = {"use": "disagreement-t-min", "t_min": t_min, "options": {"highest": 0.999999, **options}}
     data = run_data(directory, backbone={"use": backbone}, timesteps=timesteps, rollout={"steps": 5, "shift": 3.0})
@@ -148,9 +148,7 @@ def on_flow(
 
 
 @pytest.mark.parametrize(("refine", "tolerance"), [(2, 0.1), (4, 0.1), (4, 0.02)])
-def test_on_a_linear_flow_it_is_the_closed_form(
-    refine: int, tolerance: float, registry: Registry, tmp_path: Path
-) -> None:
+def test_linear_flow_matches_the_closed_form(refine: int, tolerance: float, registry: Registry, tmp_path: Path) -> None:
     found, engine = on_flow("linear", registry, tmp_path, refine=refine, tolerance=tolerance, samples=9)
 
     def factor(steps: int) -> float:
@@ -169,7 +167,7 @@ def test_on_a_linear_flow_it_is_the_closed_form(
 
 
 @pytest.mark.parametrize("t_min", [0.0, 0.2])
-def test_on_a_straight_flow_t_min_is_the_runs(t_min: float, registry: Registry, tmp_path: Path) -> None:
+def test_straight_flow_gives_the_t_min_of_the_run(t_min: float, registry: Registry, tmp_path: Path) -> None:
     found, _ = on_flow("straight", registry, tmp_path, t_min=t_min)
     assert found == pytest.approx(t_min, abs=1e-5)
     assert found >= t_min

@@ -1,4 +1,4 @@
-"""`dsm-gap-t-min` on made-up errors: where the work of the preference begins, and a policy that has not moved."""
+"""`dsm-gap-t-min` on synthetic errors: where the work of the preference begins, and a policy without training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Gain = Callable[[float], float]
 
 
 class Errors(Probe):
-    """The base model's error at a time is `scale(sigma)` on average; the policy's is less by `gain(sigma)` of it."""
+    """The mean error of the base model is `scale(sigma)`; that of the policy is (1 - gain(sigma)) times as large."""
 
     def __init__(self, gain: Gain, scale: Gain = lambda sigma: 1.0) -> None:
         self.gain, self.scale = gain, scale
@@ -48,7 +48,7 @@ def policy(**options: Any) -> DsmGapTmin:
 
 
 def chosen(probe: Probe, **options: Any) -> float:
-    """t_min after one measurement."""
+    """Return t_min after one measurement."""
     made = policy(**options)
     made.measure(probe, context())
     return made.bounds(context())[0]
@@ -56,8 +56,8 @@ def chosen(probe: Probe, **options: Any) -> float:
 
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_quantile_against_numpys_of_a_sample(share: float, seed: int) -> None:
-    """Points spread evenly over the bins in proportion to their work; some bins have none."""
+def test_quantile_matches_numpy(share: float, seed: int) -> None:
+    """Points are uniform within each bin, in proportion to its work; some bins are empty."""
     random = np.random.default_rng(seed)
     counts = random.integers(0, 4000, 12) * random.integers(0, 2, 12)
     counts[random.integers(12)] += 2000
@@ -67,23 +67,23 @@ def test_the_quantile_against_numpys_of_a_sample(share: float, seed: int) -> Non
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
-def test_work_that_grows_evenly_from_a_root(share: float) -> None:
-    """max(-gap, 0) = s - root has the integral (s - root)^2 / 2; a share lies below root + sqrt(share) (1 - root)."""
+def test_linear_work_has_a_known_quantile(share: float) -> None:
+    """max(-gap, 0) = s - root has the integral (s - root)^2 / 2, so the quantile is root + sqrt(share) (1 - root)."""
     for root in (0.0, 0.4, 0.6):
         expected = root + share**0.5 * (1 - root)
         found = chosen(Errors(lambda s, root=root: root - s), bins=100, below=share, highest=1.0)  # type: ignore[misc]
         assert found == pytest.approx(expected, abs=5e-4)
 
 
-def test_no_work_is_seen_where_the_policy_is_better() -> None:
-    """Work of 1 at 0.3 and of 3 at 0.7, in four bins of a tenth each; the rest, far better, does not matter."""
+def test_positive_gaps_are_not_work() -> None:
+    """Work of 1 at 0.3 and of 3 at 0.7, in four bins of width 0.1; all other bins have large positive gaps."""
     gaps = [0.9, 0.9, -0.1, 0.5, 0.9, 0.9, -0.3, 0.2, 0.9, 0.9]
     assert chosen(Errors(lambda s: gaps[int(s * 10)]), bins=10, below=0.125) == pytest.approx(0.25)
     assert chosen(Errors(lambda s: gaps[int(s * 10)]), bins=10, below=0.5) == pytest.approx(0.6 + 0.1 / 3)
 
 
-def test_the_gap_is_a_share_of_the_bases_error() -> None:
-    """Errors are large at both ends of time; what counts is the share."""
+def test_gap_is_relative_to_the_error_of_the_base() -> None:
+    """Errors are large at both ends of [0, 1]; the gap is relative."""
     made = policy(bins=8)
     probe = Errors(lambda s: 0.3 - s, scale=lambda s: 0.2 + (s - 0.5) ** 2)
     made.measure(probe, context())
@@ -95,18 +95,18 @@ def test_the_gap_is_a_share_of_the_bases_error() -> None:
     )
 
 
-def test_only_samples_in_the_rollouts_steps_are_drawn() -> None:
+def test_samples_use_the_steps_of_the_rollouts() -> None:
     probe = Errors(lambda s: 0.3 - s)
     chosen(probe)
     assert probe.asked == [(COUNT, 1)]
 
 
 def step(at: float) -> Gain:
-    """All the work lies in the tenth that begins at `at`, evenly: half of it below its middle."""
+    """All work is uniform in [at, at + 0.1], so half of it lies below the center."""
     return lambda s: -0.2 if at < s < at + 0.1 else 0.3
 
 
-def test_while_no_preference_is_at_work_the_start_is_kept() -> None:
+def test_start_is_kept_without_work() -> None:
     made = policy(start="shift(0.5)", every=1, smoothing=0.5, threshold=0.05, bins=10, below=0.5)
     assert made.bounds(context(shift=3.0)) == (pytest.approx(0.75), 1.0)
     still = Errors(lambda s: 0.2 if s < 0.5 else -0.02)
@@ -121,7 +121,7 @@ def test_while_no_preference_is_at_work_the_start_is_kept() -> None:
     assert made.bounds(context())[0] == pytest.approx(0.25), "what was found stays"
 
 
-def test_it_rises_and_falls_with_the_work() -> None:
+def test_t_min_follows_the_work() -> None:
     made = policy(every=1, smoothing=0.5, bins=10, below=0.5)
     found = []
     for iteration, at in enumerate((0.2, 0.6, 0.6, 0.0)):
@@ -130,7 +130,7 @@ def test_it_rises_and_falls_with_the_work() -> None:
     assert found == pytest.approx([0.25, 0.45, 0.55, 0.3])
 
 
-def test_errors_that_are_no_numbers_change_nothing() -> None:
+def test_nonfinite_errors_are_ignored() -> None:
     made = policy(every=5, bins=10, below=0.5)
     made.measure(Errors(step(0.2)), context())
     made.measure(Errors(lambda s: float("nan")), context(iteration=5))
@@ -139,5 +139,5 @@ def test_errors_that_are_no_numbers_change_nothing() -> None:
     assert made.bounds(context())[0] == pytest.approx(0.45), "made again in the next iteration"
 
 
-def test_any_sampler_will_do() -> None:
+def test_random_sampler_is_accepted() -> None:
     policy().check(context(deterministic=False), 4)

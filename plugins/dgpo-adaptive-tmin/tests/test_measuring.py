@@ -1,4 +1,4 @@
-"""What the measuring policies share: when they measure, how t_min follows, and what they refuse."""
+"""Base class of the measuring policies: when it measures, how t_min follows, and its errors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dgpo_core.errors import UserError
 NAN, INF = float("nan"), float("inf")
 NO_PROBE: Any = None
 EVEN = torch.linspace(1, 0, 11, dtype=torch.float64)
-"""A sampler's times: 1, 0.9, ... 0."""
+"""Times of a sampler: 1, 0.9, ... 0."""
 
 
 class Reported(MeasuringPolicy):
-    """Finds what it is told."""
+    """Returns the given measurements."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(DisagreementOptions(**({"highest": 0.9} | options)))
@@ -39,7 +39,7 @@ def context(iteration: int = 0, t_min: float = 0.0, t_max: float = 1.0, **change
 
 
 def follow(policy: Reported, answers: list[float | None], iterations: int, **changes: Any) -> list[float]:
-    """t_min of each iteration."""
+    """Return t_min of each iteration."""
     policy.answers = list(answers)
     found = []
     for i in range(iterations):
@@ -48,22 +48,22 @@ def follow(policy: Reported, answers: list[float | None], iterations: int, **cha
     return found
 
 
-def test_the_first_measurement_counts_in_full_and_later_ones_move_it() -> None:
+def test_first_measurement_is_not_smoothed() -> None:
     found = follow(Reported(every=1, smoothing=0.75), [0.4, 0.8, 0.0], 3)
     assert found == pytest.approx([0.4, 0.75 * 0.4 + 0.25 * 0.8, 0.75 * 0.5])
 
 
-def test_without_smoothing_it_follows() -> None:
+def test_without_smoothing_t_min_is_the_measurement() -> None:
     assert follow(Reported(every=1, smoothing=0.0), [0.4, 0.8, 0.1], 3) == [0.4, 0.8, 0.1]
 
 
-def test_it_measures_every_so_often() -> None:
+def test_interval_of_measurements() -> None:
     policy = Reported(every=3, smoothing=0.0)
     assert follow(policy, [0.1, 0.2, 0.3], 8) == [0.1] * 3 + [0.2] * 3 + [0.3] * 2
     assert policy.answers == []
 
 
-def test_before_the_first_measurement_it_is_the_largest() -> None:
+def test_largest_t_min_before_the_first_measurement() -> None:
     policy = Reported(highest=0.7)
     assert policy.bounds(context()) == (0.7, 1.0)
     assert policy.metrics() == {}
@@ -71,26 +71,26 @@ def test_before_the_first_measurement_it_is_the_largest() -> None:
     assert 0.7 <= float(drawn.min()) < float(drawn.max()) <= 0.9
 
 
-def test_it_stays_between_the_runs_t_min_and_the_highest() -> None:
-    """The measurement is clamped, not only what comes of it: one that is far off has no longer effect."""
+def test_t_min_is_clamped() -> None:
+    """The measurement is clamped before smoothing, so an outlier has no lasting effect."""
     policy = Reported(every=1, smoothing=0.5, highest=0.6)
     assert follow(policy, [1.0, 1.0, 0.0, 0.0], 4, t_min=0.2) == pytest.approx([0.6, 0.6, 0.4, 0.3])
     assert policy.bounds(context(t_max=0.25)) == (0.25, 0.25)
 
 
-def test_highest_is_read_with_the_runs_shift() -> None:
+def test_highest_uses_the_shift_of_the_run() -> None:
     assert Reported(highest="shift(0.5)").bounds(context(shift=3.0)) == (pytest.approx(0.75), 1.0)
 
 
 @pytest.mark.parametrize("wrong", [NAN, INF, -INF])
-def test_a_measurement_that_is_not_finite_is_left_out_and_made_again(wrong: float) -> None:
+def test_nonfinite_measurement_is_discarded_and_repeated(wrong: float) -> None:
     policy = Reported(every=4, smoothing=0.0)
     assert follow(policy, [wrong, 0.3, wrong, 0.5], 8) == [0.9, 0.3, 0.3, 0.3, 0.3, 0.5, 0.5, 0.5]
     assert policy.answers == []
     assert policy.metrics() == {"found": 0.5}
 
 
-def test_the_state_holds_what_was_found_and_what_is_overdue() -> None:
+def test_state_contains_measurement_and_whether_one_is_due() -> None:
     for answers in ([0.4, 0.2, 0.6], [0.4, NAN, 0.2, 0.5], [NAN, 0.2, 0.3, 0.1]):
         whole = Reported(every=2)
         wanted = follow(whole, answers, 6)
@@ -108,10 +108,10 @@ def test_the_state_holds_what_was_found_and_what_is_overdue() -> None:
 
 
 def test_too_few_steps_are_refused_with_the_largest_t_min() -> None:
-    """0.6, 0.7, ... 1 are five; above 0.65 there are four."""
+    """There are five times from 0.6 to 1, and four above 0.65."""
     policy = Reported(highest=0.65, within="sampler-steps")
     policy.check(context(), 4)
-    with pytest.raises(UserError, match=r"highest move, come to \[0\.6500, 1\.0000\], where only 4 of .*count to 4"):
+    with pytest.raises(UserError, match=r"reach \[0\.6500, 1\.0000\] \(.*highest\), where only 4 of .*count to 4"):
         policy.check(context(), 5)
     for low in (0.0, 0.3, 0.65):
         follow(policy, [low], 1)
@@ -119,18 +119,20 @@ def test_too_few_steps_are_refused_with_the_largest_t_min() -> None:
 
 
 def test_a_largest_t_min_that_leaves_a_single_time_is_refused() -> None:
-    with pytest.raises(UserError, match=r"options\.highest move, come to \[0\.8000, 0\.8000\], a single time"):
+    with pytest.raises(
+        UserError, match=r"reach \[0\.8000, 0\.8000\] \(set by timesteps\.options\.highest\), a single time"
+    ):
         Reported(highest=0.9).check(context(t_max=0.8), 1)
     Reported(highest=0.79).check(context(t_max=0.8), 1)
 
 
-def test_random_samplers_are_refused_where_solves_are_compared() -> None:
+def test_disagreement_refuses_random_samplers() -> None:
     policy = DisagreementTmin(DisagreementOptions())
     policy.check(context(), 4)
     with pytest.raises(UserError, match=r"rollout\.sampler is random; use dsm-gap-t-min or scheduled-t-min, or a det"):
         policy.check(context(deterministic=False), 4)
 
 
-def test_a_model_that_asks_for_nothing_changes_nothing() -> None:
+def test_estimate_of_none_keeps_t_min() -> None:
     policy = Reported(every=1, smoothing=0.5, highest=0.9)
     assert follow(policy, [None, None, 0.4, None, 0.2], 5) == pytest.approx([0.9, 0.9, 0.4, 0.4, 0.3])

@@ -1,4 +1,4 @@
-"""The declarations: light, complete, and true to the classes they name; every component keeps its contract."""
+"""The declarations import nothing heavy and match their classes; every component passes its contract checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_nothing_heavy_is_imported(module: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_promises(name: str, registry: Registry) -> None:
+def test_contract(name: str, registry: Registry) -> None:
     check_declaration(registry, "timesteps", name)
     for check in component_checks(registry, "timesteps", name):
         with contextlib.suppress(unittest.SkipTest):
@@ -36,6 +36,6 @@ def test_promises(name: str, registry: Registry) -> None:
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("within", ["uniform", "sampler-steps"])
-def test_promises_with_other_options(name: str, options: dict[str, Any], within: str, registry: Registry) -> None:
+def test_contract_with_other_options(name: str, options: dict[str, Any], within: str, registry: Registry) -> None:
     block = UseBlock(use=name, options=options | {"within": within})
     check_timesteps(lambda: registry.create("timesteps", block))

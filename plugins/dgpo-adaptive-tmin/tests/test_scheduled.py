@@ -1,4 +1,4 @@
-"""`scheduled-t-min` against closed forms, and what it refuses."""
+"""`scheduled-t-min` against closed forms, and its errors."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def policy(**options: Any) -> ScheduledTmin:
 
 
 def bounds(policy: ScheduledTmin, **changes: Any) -> list[tuple[float, float]]:
-    """Of every iteration."""
+    """Return the bounds of every iteration."""
     return [policy.bounds(context(i, **changes)) for i in range(20)]
 
 
-def test_linear_goes_in_even_steps() -> None:
+def test_linear_schedule() -> None:
     """From shift(0.6) to shift(0.2), which are 9/11 and 3/7 at shift 3."""
     found = bounds(policy())
     assert [low for low, _ in found] == pytest.approx([9 / 11 + i / 20 * (3 / 7 - 9 / 11) for i in range(20)])
     assert {high for _, high in found} == {1.0}
 
 
-def test_cosine_is_slow_at_both_ends() -> None:
-    """sin^2(pi p / 2) of the way; half-way it is where the linear one is."""
+def test_cosine_schedule() -> None:
+    """The fraction is sin^2(pi p / 2), which equals that of the linear schedule at p = 1/2."""
     found = bounds(policy(start=0.9, end=0.1, shape="cosine"))
     assert [low for low, _ in found] == pytest.approx([0.9 - 0.8 * math.sin(math.pi * i / 40) ** 2 for i in range(20)])
     assert found[10][0] == pytest.approx(0.5)
@@ -55,13 +55,13 @@ def test_the_end_is_reached_at_until_and_kept(shape: str) -> None:
     assert found[4] == pytest.approx(0.8 - 0.6 * (0.8 if shape == "linear" else math.sin(0.4 * math.pi) ** 2))
 
 
-def test_it_may_rise_and_the_upper_end_may_move_too() -> None:
+def test_t_min_may_increase_and_t_max_may_move() -> None:
     found = bounds(policy(start=0.2, end=0.5, t_max_start=0.6, t_max_end=1.0))
     assert [low for low, _ in found] == pytest.approx([0.2 + 0.3 * i / 20 for i in range(20)])
     assert [high for _, high in found] == pytest.approx([0.6 + 0.4 * i / 20 for i in range(20)])
 
 
-def test_both_ends_stay_in_the_runs_range() -> None:
+def test_bounds_are_clamped_to_the_range_of_the_run() -> None:
     found = bounds(policy(start=0.9, end=0.1, t_max_start=0.95, t_max_end=1.0), t_min=0.3, t_max=0.97)
     for i, (low, high) in enumerate(found):
         assert low == pytest.approx(max(0.3, 0.9 - 0.8 * i / 20))
@@ -69,7 +69,7 @@ def test_both_ends_stay_in_the_runs_range() -> None:
     assert found[-1][0] == 0.3, "the run's own t_min, to the last bit"
 
 
-def test_draws_lie_where_the_iteration_says() -> None:
+def test_draws_are_within_the_bounds_of_the_iteration() -> None:
     chosen = policy(start=0.8, end=0.2, t_max_start=0.9, t_max_end=0.5)
     for i in (0, 7, 19):
         low, high = chosen.bounds(context(i))
@@ -78,7 +78,7 @@ def test_draws_lie_where_the_iteration_says() -> None:
         assert high - 0.01 * (high - low) < float(drawn.max()) <= high
 
 
-def test_steps_are_the_samplers_own() -> None:
+def test_sampler_steps_are_times_of_the_sampler() -> None:
     chosen = policy(start=0.8, end=0.2, within="sampler-steps")
     for i in (0, 19):
         low, _ = chosen.bounds(context(i))
@@ -91,7 +91,7 @@ def test_steps_are_the_samplers_own() -> None:
 
 
 def test_too_few_steps_are_refused_before_the_run() -> None:
-    """Of the ten sigmas 0.9997, 0.9639, 0.9227, 0.8747, 0.8181 ... four lie above 0.85 and five above 0.8."""
+    """Of the ten sigmas 0.9997, 0.9639, 0.9227, 0.8747, 0.8181 ... four are above 0.85 and five above 0.8."""
     for start, fits in ((0.85, 4), (0.8, 5)):
         chosen = policy(start=start, end=0.0, within="sampler-steps")
         chosen.check(context(), fits)
@@ -99,21 +99,21 @@ def test_too_few_steps_are_refused_before_the_run() -> None:
             chosen.check(context(), fits + 1)
         for part in (
             f"count: {fits + 1} times cannot",
-            f"start, end, t_max_start and t_max_end move, come to [{start:.4f}, 1.0000]",
+            f"the bounds reach [{start:.4f}, 1.0000] (set by timesteps.options.start, end, t_max_start and t_max_end)",
             f"only {fits} of the sampler's 10 lie; lower timesteps.count to {fits}, move them less",
-            "leave out `within: sampler-steps`",
+            "remove `within: sampler-steps`",
         ):
             assert part in str(caught.value)
 
 
-def test_no_step_at_all_has_no_count_to_lower() -> None:
-    with pytest.raises(UserError, match=r"only 0 of the sampler's 10 lie; move them less, or leave out"):
+def test_message_without_any_step_does_not_suggest_a_count() -> None:
+    with pytest.raises(UserError, match=r"only 0 of the sampler's 10 lie; move them less, or remove"):
         policy(start=0.97, end=0.0, t_max_start=0.98, within="sampler-steps").check(context(), 1)
 
 
-def test_the_range_with_the_fewest_steps_may_be_a_wide_one_in_the_middle() -> None:
-    """Steps at both ends only. The range is 0.3 wide at the start, 0.4 at the end and over 0.3 in between, where
-    it leaves the lower steps before it reaches the upper ones."""
+def test_every_iteration_is_checked_for_too_few_steps() -> None:
+    """The steps are near both ends of [0, 1]. The range is 0.3 wide at the start and 0.4 at the end; in between it
+    is wider than 0.3 but contains the fewest steps."""
     sigmas = torch.tensor([0.95, 0.9, 0.85, 0.15, 0.1, 0.05, 0.0], dtype=torch.float64)
     chosen = policy(start=0.05, end=0.6, t_max_start=0.35, t_max_end=1.0, within="sampler-steps")
     steps = [sum(low <= s <= high for s in sigmas.tolist()) for low, high in bounds(chosen)]
@@ -125,8 +125,8 @@ def test_the_range_with_the_fewest_steps_may_be_a_wide_one_in_the_middle() -> No
 
 
 @pytest.mark.parametrize("within", ["uniform", "sampler-steps"])
-def test_what_passes_the_check_can_be_drawn_in_every_iteration(within: str) -> None:
-    """And what does not pass fails in one at least, if it is steps."""
+def test_check_agrees_with_drawing_in_every_iteration(within: str) -> None:
+    """With sampler steps, a failed check also means that drawing fails in some iteration."""
     passed = 0
     for start in (0.1, 0.5, 0.84, 0.9):
         for high in (0.35, 0.93, 1.0):
@@ -149,7 +149,7 @@ def draw_all(policy: ScheduledTmin, count: int) -> None:
         assert policy.draw(count, context(i), Draws(0)).shape == (count,)
 
 
-def test_ends_that_cross_are_refused() -> None:
+def test_crossing_bounds_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"t_min must stay below t_max, but in iteration 1 they are 0\.8182 and 0\.5000"
     ):
@@ -159,8 +159,8 @@ def test_ends_that_cross_are_refused() -> None:
         crossing.check(context(), 1)
 
 
-def test_a_single_time_is_refused_where_the_run_has_a_range() -> None:
-    """t_min would begin above the run's t_max: every draw would be t_max."""
-    with pytest.raises(UserError, match=r"come to \[0\.7000, 0\.7000\], a single time; keep them apart .*0\.7000\]"):
+def test_single_time_is_refused() -> None:
+    """t_min starts above the t_max of the run, so every draw would be t_max."""
+    with pytest.raises(UserError, match=r"reach \[0\.7000, 0\.7000\] .*, a single time; separate them .*0\.7000\]"):
         policy().check(context(t_max=0.7), 1)
     policy(start=0.6).check(context(t_max=0.7), 1)

@@ -1,4 +1,4 @@
-"""Whole runs on the toy model: t_min moves, is logged, and is part of the checkpoint; mistakes are told before."""
+"""Whole runs on the toy model: t_min moves, is logged and saved; mistakes are reported before the run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def logs(config: RunConfig, name: str = "metrics.jsonl") -> list[dict[str, Any]]
 
 
 def manifest(config: RunConfig) -> dict[str, Any]:
-    """Of the newest checkpoint."""
+    """Return the state of the newest checkpoint."""
     found: dict[str, Any] = json.loads(
         (sorted((run_path(config) / "checkpoints").iterdir())[-1] / "manifest.json").read_text()
     )
@@ -96,13 +96,13 @@ def test_t_min_moves_with_the_model_and_is_saved(name: str, make: Make, registry
     assert all("measure" in timing["phases"] for timing in logs(config, "timings.jsonl"))
 
 
-def test_a_model_that_has_not_moved_has_no_gap(make: Make, registry: Registry) -> None:
+def test_untrained_policy_has_no_gap(make: Make, registry: Registry) -> None:
     config = make("dsm-gap-t-min", run={"iterations": 1})
     Trainer(config, registry).train()
     assert logs(config)[0]["timesteps"] == {"t_min": 0.6, "t_max": 1.0, "gap_low": 0.0, "gap_high": 0.0}
 
 
-def test_more_steps_ask_for_a_smaller_t_min(make: Make, registry: Registry) -> None:
+def test_more_steps_give_a_smaller_t_min(make: Make, registry: Registry) -> None:
     lows = []
     for steps in (2, 4, 8, 16):
         config = make("disagreement-t-min", run={"name": f"s{steps}", "iterations": 1}, rollout={"steps": steps},
@@ -116,7 +116,7 @@ def test_more_steps_ask_for_a_smaller_t_min(make: Make, registry: Registry) -> N
     assert lows[0] > 2 * lows[-1]
 
 
-def test_the_schedule_is_followed_and_leaves_no_state(make: Make, registry: Registry) -> None:
+def test_schedule_is_followed_and_has_no_state(make: Make, registry: Registry) -> None:
     config = make("scheduled-t-min")
     Trainer(config, registry).train()
     lows = [record["timesteps"]["t_min"] for record in logs(config)]
@@ -129,7 +129,7 @@ def test_the_schedule_is_followed_and_leaves_no_state(make: Make, registry: Regi
 
 
 @pytest.mark.parametrize("name", TIMESTEPS)
-def test_steps_that_will_not_do_are_refused(name: str, make: Make, registry: Registry) -> None:
+def test_too_few_steps_are_refused(name: str, make: Make, registry: Registry) -> None:
     config = make(name, {"within": "sampler-steps"}, timesteps={"count": 3})
     with pytest.raises(UserError, match=r"timesteps\.count: 3 times cannot be drawn .* of the sampler's 3 lie; lower"):
         Trainer(config, registry).train()
@@ -158,7 +158,7 @@ def test_a_random_sampler_is_refused_in_one_line(
     assert not (tmp_path / "toy").exists()
 
 
-def test_a_schedule_goes_with_a_random_sampler(make: Make, registry: Registry) -> None:
+def test_schedule_with_a_random_sampler(make: Make, registry: Registry) -> None:
     from dgpo_baselines import plugin as baselines
 
     registry.register(baselines, distribution="dgpo-baselines")

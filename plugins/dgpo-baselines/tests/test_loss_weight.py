@@ -1,4 +1,4 @@
-"""A model's weight of velocity errors: the loss is that of predictions whose distances are larger by its root."""
+"""A model's loss weight w equals a loss whose predictions are farther from the target by the factor sqrt(w)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def predictions() -> Predictions:
 
 
 def stretched(p: Predictions) -> Predictions:
-    """Without a weight, every prediction further from the target by its root."""
+    """Return the equivalent predictions without a weight: distances to the target are scaled by its square root."""
     root = WEIGHT.sqrt().view(-1, 1, 1, 1)
 
     def away(v: Tensor | None) -> Tensor:
@@ -49,7 +49,7 @@ def stretched(p: Predictions) -> Predictions:
         {"use": "awm", "kl": 0.1, "clip": None},
     ],
 )
-def test_every_error_is_weighed(section: dict[str, Any], registry: Registry) -> None:
+def test_every_error_is_weighted(section: dict[str, Any], registry: Registry) -> None:
     objective = registry.create("objective", ObjectiveSection.model_validate(section))
     p = predictions()
     same = stretched(p)
@@ -66,14 +66,14 @@ def test_every_error_is_weighed(section: dict[str, Any], registry: Registry) -> 
         torch.testing.assert_close(found.metrics[name], values, rtol=1e-12, atol=1e-12)
 
 
-def test_nfts_adaptive_error_is_weighed(registry: Registry) -> None:
+def test_adaptive_error_of_nft_is_weighted(registry: Registry) -> None:
     objective = registry.create("objective", ObjectiveSection(use="diffusion-nft", kl=0.0))
     p = replace(predictions(), base=None)
     found, plain = objective.loss(p, None), objective.loss(replace(p, loss_weight=None), None)
     torch.testing.assert_close(found.loss, WEIGHT * plain.loss)
 
 
-def test_log_densities_of_a_path_are_not(registry: Registry) -> None:
+def test_log_densities_of_a_path_are_not_weighted(registry: Registry) -> None:
     objective = registry.create("objective", ObjectiveSection(use="flow-grpo", kl=0.1))
     p = predictions()
     x, next_x = p.target, p.target + 0.1

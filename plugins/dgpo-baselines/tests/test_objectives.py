@@ -36,7 +36,7 @@ each_micro_batch = pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
 
 @dataclass
 class Setting:
-    """An optimizer on a float64 toy whose policy, old and base weights all differ, and what it is given."""
+    """An optimizer on a float64 toy whose policy, old and base weights all differ, with its inputs."""
 
     optimizer: Optimizer
     batch: TrainingBatch
@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def averages(self) -> dict[str, float | None]:
-        """Of the metrics of the last gradient."""
+        """Return metrics of the last gradient."""
         assert self.added is not None
         return metric_means([self.added], self.optimizer.processes)
 
@@ -55,13 +55,13 @@ class Setting:
         return self.optimizer.policy
 
     def gradient(self) -> dict[str, Tensor]:
-        """The engine's."""
+        """Return the engine's gradient."""
         o = self.optimizer
         self.added = o.accumulation.add(o.prepare(self.batch, range(GROUPS), self.sigmas, DRAWS))
         return {name: p.grad.clone() for name, p in self.policy.parameters.items() if p.grad is not None}
 
     def velocity(self, model: str, x: Tensor, sigma: float, group: int, guidance: float = 1.0) -> Tensor:
-        """Of one state, by the backbone itself; with gradient if it is the policy's."""
+        """Return the backbone's velocity of one state, with gradient for the policy."""
         backbone, time = self.policy.backbone, torch.tensor([sigma], dtype=torch.float64)
         with self.policy.activate(model), torch.set_grad_enabled(model == "policy"):  # type: ignore[arg-type]
             v = backbone.velocity(x[None], time, backbone.encode(prompts_of([PROMPTS[group].text])))
@@ -71,7 +71,7 @@ class Setting:
         return v[0]
 
     def noised(self) -> Iterator[tuple[int, int, int, float, Tensor, Tensor]]:
-        """(t, g, i, sigma, x_sigma, target) of every scored sample at every time; a group shares its noise."""
+        """Yield (t, g, i, sigma, x_sigma, target) of every scored sample at every time; a group shares its noise."""
         for t, sigma in enumerate(self.sigmas):
             for g in range(GROUPS):
                 eps = normal_rows([DRAWS.at("noise", t).at(g)], SHAPE, "cpu")[0].double()
@@ -80,7 +80,7 @@ class Setting:
                     yield t, g, i, sigma, (1 - sigma) * x0 + sigma * eps, eps - x0
 
     def differentiate(self, member_losses: list[tuple[int, Tensor]]) -> dict[str, Tensor]:
-        """Gradient of the mean over groups and times of the mean over a group's scored members."""
+        """Return the gradient of the mean over groups and times of the mean over the scored members of a group."""
         size = self.batch.scored.sum(1).tolist()
         total = torch.stack([loss / size[g] for g, loss in member_losses]).sum() / (GROUPS * len(self.sigmas))
         names = list(self.policy.parameters)
@@ -113,7 +113,7 @@ def make(registry: Registry) -> Make:
         generator = torch.Generator().manual_seed(1)
         shake(policy, "ema_fast", 0.05, generator)
         shake(policy, "policy", 0.05, generator)
-        # The EMA, moved long ago, remembers the weights that draw the path.
+        # The EMA keeps the weights that generate the path.
         state = policy.state()
         remembered = {name: state[name.replace("ema/", "policy/")] for name in state if name.startswith("ema/")}
         policy.load_state(remembered, updates=100)
@@ -179,7 +179,7 @@ def gaussian(x: Tensor, mean: Tensor, std: float) -> Tensor:
 
 
 def step_of(sampler: dict[str, Any], x: Tensor, v: Tensor, sigma: float, after: float) -> tuple[Tensor, float]:
-    """Mean and std of a random step, from the papers."""
+    """Return mean and std of a random step, from the papers."""
     options = sampler.get("options", {})
     if sampler["use"] == "flow-cps":
         angle = options["eta"] * math.pi / 2
@@ -192,13 +192,13 @@ def step_of(sampler: dict[str, Any], x: Tensor, v: Tensor, sigma: float, after: 
 
 
 def drawn_mean(s: Setting, sampler: dict[str, Any], path: SamplerPath, k: int, row: int, group: int) -> Tensor:
-    """Mean of a step under the weights that drew the path, which are kept as the EMA."""
+    """Return the mean of a step under the weights that generated the path, which are kept as the EMA."""
     x, (sigma, after) = path.states[k, row], path.sigmas[k : k + 2].tolist()
     return step_of(sampler, x, s.velocity("ema", x, sigma, group), sigma, after)[0]
 
 
 def flow_grpo(s: Setting, clip: float, *, distance: bool = False) -> dict[str, Tensor]:
-    """Flow-GRPO's loss, step by step and sample by sample, from the path and the papers' mean and std."""
+    """Return Flow-GRPO's loss, step by step and sample by sample, from the path and the papers' mean and std."""
     config, paths = s.optimizer.config, s.batch.paths
     kl, guidance = config.objective.kl, config.rollout.guidance
     sampler = {"use": "flow-sde"} | config.rollout.sampler.model_dump()
@@ -246,8 +246,8 @@ def test_flow_grpo(make: Make, micro_batch: int | None, setting: str) -> None:
     assert 0 < fraction < 1
 
 
-def test_flow_grpo_with_distances_for_probabilities(make: Make) -> None:
-    """-(x' - mean)^2 in the place of the log-density, as Flow-CPS's code has it."""
+def test_flow_grpo_with_distances(make: Make) -> None:
+    """-(x' - mean)^2 replaces the log-density, as in the code of Flow-CPS."""
     s = make(
         {"use": "flow-grpo", "options": {"clip": 1e-3, "log_prob": "distance"}, "kl": 0.03}, rollout=SETTINGS["cps"]
     )
@@ -257,14 +257,14 @@ def test_flow_grpo_with_distances_for_probabilities(make: Make) -> None:
         torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-4)  # the rollout's times are float32
 
 
-def test_flow_grpo_at_the_edge_of_noise(make: Make) -> None:
+def test_flow_grpo_at_sigma_one(make: Make) -> None:
     s = make({"use": "flow-grpo", "kl": 0.0}, missing=True)
     s.sigmas = [1.0]
     assert_same(s.gradient(), flow_grpo(s, 1e-4))
 
 
 def test_flow_grpo_starts_at_ratio_one(make: Make) -> None:
-    """Before the first update the policy is the one that drew the path; its gradient is then REINFORCE's."""
+    """Before the first update, the policy generated the path, so the gradient is that of REINFORCE."""
     s = make({"use": "flow-grpo", "kl": 0.0}, move=0.0, micro_batch=4)
     s.sigmas = s.batch.paths[0].sigmas[1:4].tolist()
     found = s.gradient()
@@ -286,7 +286,7 @@ def test_flow_grpo_starts_at_ratio_one(make: Make) -> None:
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)  # the rollout's times are float32
 
 
-def test_flow_grpo_skips_what_has_no_advantage(make: Make) -> None:
+def test_flow_grpo_skips_members_without_advantage(make: Make) -> None:
     s = make({"use": "flow-grpo", "kl": 0.0})
     s.batch.signed_weights[1] = 0.0
     s.batch.advantages[1] = 0.0
@@ -300,7 +300,7 @@ def test_flow_grpo_skips_what_has_no_advantage(make: Make) -> None:
 
 
 def diffusion_dpo(s: Setting) -> dict[str, Tensor]:
-    """-log sigmoid of the pair's margin, as it stands."""
+    """Return -log sigmoid of the margin of the pair."""
     beta, kl = s.optimizer.config.objective.beta, s.optimizer.config.objective.kl
     margins: dict[tuple[int, int], Tensor] = {}
     losses = []
@@ -315,7 +315,7 @@ def diffusion_dpo(s: Setting) -> dict[str, Tensor]:
         margins[t, g] = margins.get((t, g), torch.zeros(())) + sign * gap
         losses.append((g, kl * ((v - reference) ** 2).mean()))
     size = s.batch.scored.sum(1).tolist()
-    for (_, g), margin in margins.items():  # one pair a group and time: `differentiate` divides by the members
+    for (_, g), margin in margins.items():  # one pair per group and time: `differentiate` divides by the members
         losses.append((g, -size[g] * torch.nn.functional.logsigmoid(-beta / 2 * margin)))
     return s.differentiate(losses)
 
@@ -331,7 +331,7 @@ def test_diffusion_dpo(make: Make, micro_batch: int | None, kl: float, missing: 
 
 @pytest.mark.parametrize("micro_batch", [1, None])
 def test_diffusion_dpo_is_dgpo_on_pairs(make: Make, micro_batch: int | None) -> None:
-    """With beta_dgpo = beta * G / 2 both have one sigmoid; the gradients differ by the factor beta_dgpo."""
+    """With beta_dgpo = beta * G / 2, the sigmoids are equal and the gradients differ by the factor beta_dgpo."""
     beta = 30.0
     beta_dgpo = beta * MEMBERS / 2
     dpo = make({"use": "diffusion-dpo", "beta": beta, "kl": 0.0}, micro_batch=micro_batch, weighting="best-vs-worst")
@@ -346,7 +346,7 @@ def test_diffusion_dpo_is_dgpo_on_pairs(make: Make, micro_batch: int | None) -> 
 
 
 def diffusion_nft(s: Setting, beta: float, c: float, adaptive: bool) -> dict[str, Tensor]:
-    """The contrast of the implicit policies, in terms of x0 where it is adaptive, as the authors' code has it."""
+    """Return the contrast of the implicit policies; the adaptive one in terms of x0, as in the authors' code."""
     kl = s.optimizer.config.objective.kl
     losses = []
     for _, g, i, sigma, x, target in s.noised():
@@ -380,7 +380,7 @@ def test_diffusion_nft(make: Make, micro_batch: int | None, beta: float, c: floa
 
 
 def awm(s: Setting, power: int) -> dict[str, Tensor]:
-    """PPO on exp of the difference of weighted matching errors; without a clip, the weighted error itself."""
+    """Return PPO on exp of the difference of weighted matching errors; without a clip, the weighted error."""
     section = s.optimizer.config.objective
     losses = []
     for _, g, i, sigma, x, target in s.noised():

@@ -1,4 +1,4 @@
-"""The declarations: light, complete, and true to the classes they name; every component keeps its contract."""
+"""The declarations import nothing heavy and match their classes; every component passes its contract checks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_nothing_heavy_is_imported(module: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("sampler", n) for n in SAMPLERS] + [("objective", n) for n in OBJECTIVES])
-def test_promises(kind: str, name: str, registry: Registry) -> None:
+def test_contract(kind: str, name: str, registry: Registry) -> None:
     check_declaration(registry, kind, name)
     for check in component_checks(registry, kind, name):
         with contextlib.suppress(unittest.SkipTest):

@@ -1,4 +1,4 @@
-"""Random samplers against float64 Gaussians and against a flow that is known in closed form."""
+"""Random samplers against float64 Gaussians and against a flow with a closed-form solution."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_log_probabilities_are_those_of_a_gaussian(sampler: RandomSampler) -> No
 
 
 def by_the_paper(sampler: RandomSampler, x: Tensor, v: Tensor, sigma: float, after: float) -> tuple[Tensor, float]:
-    """Mean and std of a step; v is d x / d sigma."""
+    """Return mean and std of a step; v is dx / dsigma."""
     if not sampler.options.random_to <= sigma <= sampler.options.random_from:
         return x + v * (after - sigma), 0.0
     if isinstance(sampler, FlowSde):
@@ -89,8 +89,8 @@ def by_the_paper(sampler: RandomSampler, x: Tensor, v: Tensor, sigma: float, aft
 
 
 @each
-def test_steps_are_drawn_from_the_distribution_that_they_state(sampler: RandomSampler) -> None:
-    """(x' - mean) / std is standard normal and the same at no two steps and in no two samples."""
+def test_steps_follow_their_stated_distribution(sampler: RandomSampler) -> None:
+    """(x' - mean) / std is standard normal and differs between steps and between samples."""
     count = 400
     result = sampler.sample(bent, noise(count), steps=6, schedule=Schedule(1.0), draws=keys(count), keep_path=True)
     assert result.path is not None
@@ -107,8 +107,8 @@ def test_steps_are_drawn_from_the_distribution_that_they_state(sampler: RandomSa
 
 
 @each
-def test_a_sample_is_its_keys(sampler: RandomSampler) -> None:
-    """Whatever the batch and the order; another key is another sample."""
+def test_samples_depend_only_on_their_keys(sampler: RandomSampler) -> None:
+    """The batch and the order have no effect; another key gives another sample."""
     whole = sampler.sample(bent, noise(6), steps=5, schedule=Schedule(3.0), draws=keys(6), keep_path=True)
     again = sampler.sample(bent, noise(6), steps=5, schedule=Schedule(3.0), draws=keys(6))
     assert torch.equal(whole.x0, again.x0)
@@ -124,14 +124,14 @@ def test_a_sample_is_its_keys(sampler: RandomSampler) -> None:
 
 
 @each
-def test_every_sample_needs_a_key(sampler: RandomSampler) -> None:
+def test_number_of_keys_is_checked(sampler: RandomSampler) -> None:
     with pytest.raises(ValueError, match="3 samples and 1 keys"):
         sampler.sample(bent, noise(3), steps=5, schedule=Schedule(3.0), draws=keys(1))
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 3.0), (10, 3.0), (40, 1.0)])
 def test_the_first_step_is_finite(steps: int, shift: float) -> None:
-    """At sigma = 1 the diffusion is infinite; the next sigma stands in its denominator."""
+    """At sigma = 1 the diffusion is infinite, so its denominator uses the next sigma."""
     result = sde().sample(bent, noise(2), steps=steps, schedule=Schedule(shift), draws=keys(2), keep_path=True)
     assert result.path is not None
     assert result.path.states.isfinite().all()
@@ -141,7 +141,7 @@ def test_the_first_step_is_finite(steps: int, shift: float) -> None:
 
 
 @pytest.mark.parametrize("window", [sde(random_from=0.0), cps(random_from=0.0)])
-def test_outside_of_the_window_it_is_euler(window: RandomSampler) -> None:
+def test_steps_outside_the_window_are_euler_steps(window: RandomSampler) -> None:
     found = window.sample(bent, noise(3), steps=6, schedule=Schedule(3.0), draws=keys(3)).x0
     torch.testing.assert_close(found, FlowEuler(None).sample(bent, noise(3), steps=6, schedule=Schedule(3.0)).x0)
 
@@ -154,7 +154,7 @@ UNIT = torch.eye(2, dtype=torch.float64)
 
 
 def field(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """E[noise - x0 | x_sigma = x], x [B, 2]: what a perfect model predicts."""
+    """Return E[noise - x0 | x_sigma = x], x [B, 2]: the prediction of a perfect model."""
     sigma = float(sigma)
     marginal = (1 - sigma) ** 2 * COVARIANCE + sigma**2 * UNIT
     gain = sigma * UNIT - (1 - sigma) * COVARIANCE  # Cov(noise - x0, x_sigma)
@@ -162,7 +162,7 @@ def field(x: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def moments(sampler: RandomSampler, steps: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the samples, exactly: every step is affine in x, as the field is."""
+    """Return the exact mean and covariance of the samples; every step is affine in x because the field is."""
     mean, covariance = torch.zeros(2, dtype=torch.float64), UNIT.clone()
     for sigma, after in pairwise(sampler.sigmas(steps, Schedule(1.0)).tolist()):
         points = torch.cat([mean[None], mean + UNIT])
@@ -174,7 +174,7 @@ def moments(sampler: RandomSampler, steps: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("level", [0.3, 0.7, 1.0])
 def test_sde_and_ode_have_the_same_marginals(level: float) -> None:
-    """With many small steps both give the data's mean and covariance."""
+    """With many small steps, both have the mean and covariance of the data."""
     steps = 4000
     for sampler in (sde(noise=level), sde(random_from=0.0)):
         mean, covariance = moments(sampler, steps)
@@ -198,7 +198,7 @@ def test_samples_of_sde_and_ode_agree_within_monte_carlo_error() -> None:
 @pytest.mark.parametrize("eta", [0.2, 0.7, 1.0])
 @pytest.mark.parametrize("steps", [3, 10, 40])
 def test_cps_preserves_the_coefficients(steps: int, eta: float) -> None:
-    """Data in one point: at every sigma the state is exactly (1 - sigma) x0 + sigma * a standard normal."""
+    """For data in one point, the state at every sigma is exactly (1 - sigma) x0 + sigma * standard normal."""
     sampler, point, variance = cps(eta=eta), 1.3, 1.0
     for sigma, after in pairwise(sampler.sigmas(steps, Schedule(3.0)).tolist()):
         x = torch.tensor([[(1 - sigma) * point], [(1 - sigma) * point + 1]], dtype=torch.float64)
@@ -208,8 +208,8 @@ def test_cps_preserves_the_coefficients(steps: int, eta: float) -> None:
         assert variance == pytest.approx(after**2, abs=1e-12)
 
 
-def test_sde_leaves_surplus_noise_where_cps_leaves_none() -> None:
-    """What coefficients-preserving sampling was made for: data in one point, ten steps, the state before the last."""
+def test_sde_leaves_excess_noise_and_cps_does_not() -> None:
+    """Data in one point, ten steps, the state before the last: the purpose of coefficients-preserving sampling."""
     start = torch.randn(4000, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     surplus = []
     for sampler in (sde(noise=0.9), cps(eta=0.9)):

@@ -1,4 +1,4 @@
-"""Whole runs on the toy model: each objective learns, and keeps the engine's promises; mistakes are told before."""
+"""Whole runs on the toy model: each objective learns, resumes exactly, and reports mistakes before the run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def logs(config: RunConfig, name: str = "metrics.jsonl") -> list[dict[str, Any]]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_it_learns(name: str, make: Make, registry: Registry) -> None:
+def test_objective_increases_the_reward(name: str, make: Make, registry: Registry) -> None:
     config = make(
         name,
         run={"iterations": 40},
@@ -115,8 +115,8 @@ def fingerprint(config: RunConfig) -> list[bytes]:
     return [f.read_bytes() for f in (path / "metrics.jsonl", path / "evaluations.jsonl", *weights)]
 
 
-def test_the_times_trained_are_those_of_random_steps(make: Make, registry: Registry) -> None:
-    """Within [t_min, t_max], and never the last step of CPS, which has no density."""
+def test_only_random_steps_are_trained(make: Make, registry: Registry) -> None:
+    """Times are in [t_min, t_max], without the last step of CPS, which has no density."""
     for name, low in (("flow-grpo", 0.1), ("flow-grpo, cps", 0.1), ("flow-grpo, two random steps", 0.7)):
         config = make(name, run={"name": f"n{low}"})
         engine = Trainer(config, registry).build()
@@ -167,7 +167,7 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
         (
             "diffusion-nft",
             {"objective": {"ema_rollouts_after": 200}},
-            "objective.ema_rollouts_after: 200: diffusion-nft takes the samples of the old policy",
+            "objective.ema_rollouts_after: 200: diffusion-nft requires rollouts from the old policy",
         ),
         (
             "diffusion-nft",
@@ -186,37 +186,38 @@ def test_mistakes_are_reported_before_anything_runs(
     assert not run_path(config).exists()
 
 
-def test_pairs_need_their_weighting(tmp_path: Path, registry: Registry) -> None:
+def test_diffusion_dpo_requires_weighting_of_pairs(tmp_path: Path, registry: Registry) -> None:
     config = RunConfig.model_validate(run_data(tmp_path, objective={"use": "diffusion-dpo"}))
-    with pytest.raises(UserError, match="weighting: abs-advantage: diffusion-dpo learns from the best and the worst"):
+    with pytest.raises(UserError, match="weighting: abs-advantage: diffusion-dpo requires the best and the worst"):
         Trainer(config, registry).train()
 
 
-def test_a_random_sampler_by_accident_is_reported(make: Make, registry: Registry) -> None:
-    class Hears(Callback):
+def test_unneeded_random_sampler_is_reported(make: Make, registry: Registry) -> None:
+    class Recorder(Callback):
         def __init__(self) -> None:
             self.notes: list[str] = []
 
         def on_message(self, text: str) -> None:
             self.notes.append(text)
 
-    for name, sampler, wanted in (("awm", "flow-sde", 1), ("awm", "flow-euler", 0), ("flow-grpo", "flow-sde", 0)):
-        hears = Hears()
+    for name, sampler, expected in (("awm", "flow-sde", 1), ("awm", "flow-euler", 0), ("flow-grpo", "flow-sde", 0)):
+        recorder = Recorder()
         config = make(
             name,
             run={"name": sampler + name, "iterations": 1},
             rollout={"sampler": sampler},
             evaluation={"model": "policy"},
         )
-        Trainer(config, registry, callbacks=[hears]).train()
-        assert len(hears.notes) == wanted
+        Trainer(config, registry, callbacks=[recorder]).train()
+        assert len(recorder.notes) == expected
         assert all(
-            "flow-sde is random, but objective: awm does not require a random sampler" in note for note in hears.notes
+            "flow-sde is random, but objective: awm does not require a random sampler" in note
+            for note in recorder.notes
         )
 
 
-def test_evaluation_may_have_a_sampler_of_its_own(make: Make, registry: Registry) -> None:
-    """Deterministic, it draws the base model's samples whatever the rollouts are drawn with."""
+def test_evaluation_with_another_sampler(make: Make, registry: Registry) -> None:
+    """A deterministic evaluation sampler gives the same samples of the base model for any rollout sampler."""
     scores = []
     for name, rollout in (("flow-grpo", "flow-sde"), ("flow-grpo, cps", "flow-cps"), ("awm", "flow-euler")):
         config = make(name, run={"name": rollout, "iterations": 1}, rollout={"sampler": rollout, "steps": 5},
@@ -227,7 +228,7 @@ def test_evaluation_may_have_a_sampler_of_its_own(make: Make, registry: Registry
 
 
 def test_the_second_update_of_an_iteration_is_off_policy(make: Make, registry: Registry) -> None:
-    """The first one starts at ratio 1, whatever it is computed with; the second has moved away from the path's."""
+    """The first update starts at ratio 1; at the second, the policy differs from the one that generated the path."""
     for updates in (1, 2):
         config = make("flow-grpo", run={"name": f"u{updates}", "iterations": 2}, optimizer={"updates": updates})
         Trainer(config, registry).train()

@@ -1,4 +1,4 @@
-"""The shipped checkpoint loads offline, is small, and scores where a base model should; training runs."""
+"""The bundled checkpoint: loading offline, size, score of the base model, and training."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def test_the_checkpoint_is_small_and_safe() -> None:
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
 
 
-def test_base_scores_in_the_tolerance(pipeline: StableDiffusion3Pipeline) -> None:
+def test_score_of_the_base_model(pipeline: StableDiffusion3Pipeline) -> None:
     means = score(pipeline, prompts("heldout", 240))
     assert 0.32 <= means["overall"] <= 0.68
 
 
 def test_own_sampler_agrees_with_the_pipeline(pipeline: StableDiffusion3Pipeline) -> None:
-    """diffusers' own call, from the same noise with the same steps, gives the same images."""
+    """diffusers' pipeline call with the same noise and steps returns the same images."""
     texts = [entry["prompt"] for entry in prompts("heldout", 4)]
     ours = sample(pipeline, texts, steps=8, seed=3, guidance=3.0)
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     pipeline.set_progress_bar_config(disable=True)
     k = pipeline.scheduler.config.shift
     times = torch.linspace(1.0, 0.0, 9)[:-1]
-    # The scheduler applies the shift itself to the sigmas it is given.
+    # The scheduler applies its shift to the given sigmas.
     theirs = pipeline(
         texts,
         height=64,
@@ -89,7 +89,7 @@ def test_every_word_is_one_token() -> None:
     assert len(set(words())) == len(words())
 
 
-def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--out", str(tmp_path), "--tiny", "--threads", "1"])
     means = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(means) == {*TASKS, "overall"}

@@ -1,4 +1,4 @@
-"""The detector keeps its contract, and rewards with it tell its examples apart."""
+"""The detector passes its contract checks, and rewards with it distinguish its examples."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def test_contract(detector: ShapeDetector) -> None:
     check_detector(detector, torch.stack([example.media for example in detector.examples()]))
 
 
-def test_it_names_the_colors_it_says(detector: ShapeDetector) -> None:
+def test_detected_colors_are_declared(detector: ShapeDetector) -> None:
     assert set(detector.colors) < set(GENEVAL_COLORS)
     media = torch.stack([example.media for example in detector.examples()])
     found = {detection.color for one in detector.detect(media) for detection in one}
     assert found == set(detector.colors)
 
 
-def test_there_is_a_good_and_a_bad_example_of_every_task(detector: ShapeDetector) -> None:
+def test_good_and_bad_examples_of_every_task(detector: ShapeDetector) -> None:
     examples = detector.examples()
     assert [(e.prompt.metadata["tag"], e.good) for e in examples] == [(t, g) for t in TASKS for g in (True, False)]
     assert len({example.name for example in examples}) == len(examples)
 
 
 @pytest.mark.parametrize("kind", [GenEvalReward, GenEvalOfficialReward, GenEvalFlowGRPOReward])
-def test_rewards_report_them_apart_and_say_why(detector: ShapeDetector, kind: type[GenEvalReward]) -> None:
-    """Every variant gives the good ones all it has, and the bad ones less; clauses and marks agree with it."""
+def test_rewards_distinguish_the_examples(detector: ShapeDetector, kind: type[GenEvalReward]) -> None:
+    """Good examples get the maximum in every variant, bad ones less; clauses and marks agree with the value."""
     reward = kind(GenEvalOptions(), device=CPU, detector=detector)
     examples = reward.examples()
     media, prompts = torch.stack([e.media for e in examples]), [e.prompt for e in examples]

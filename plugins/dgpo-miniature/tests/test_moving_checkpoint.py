@@ -1,4 +1,4 @@
-"""The shipped checkpoint loads offline, is small, and scores where a base model should; training runs."""
+"""The bundled checkpoint: loading offline, size, score of the base model, and training."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_the_checkpoint_is_small_and_safe() -> None:
 
 
 @pytest.mark.slow
-def test_base_scores_in_the_tolerance(pipeline: Any) -> None:
+def test_score_of_the_base_model(pipeline: Any) -> None:
     assert 0.25 <= score(pipeline, prompts("heldout", 240))["strict"] <= 0.55
 
 
-def test_reconstructions_are_read_as_they_were_drawn(pipeline: Any) -> None:
+def test_detector_on_reconstructions(pipeline: Any) -> None:
     videos = random_videos(192, np.random.default_rng(11))
     with torch.no_grad():
         latents = pipeline.vae.encode(videos).latent_dist.mean
@@ -62,7 +62,7 @@ def test_reconstructions_are_read_as_they_were_drawn(pipeline: Any) -> None:
     assert torch.allclose(scaled.std(1), torch.ones(len(scaled)), atol=0.15)
 
 
-def test_the_backbone_reads_it() -> None:
+def test_backbone_loads_the_checkpoint() -> None:
     def make() -> WanBackbone:
         section = BackboneSection(
             use="wan",
@@ -93,7 +93,7 @@ def test_every_word_is_one_token() -> None:
 
 
 @pytest.mark.slow
-def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--world", "moving", "--out", str(tmp_path), "--tiny", "--threads", "1"])
     split_samples = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(split_samples) == {"shape", "color", "direction", "strict"}

@@ -1,4 +1,4 @@
-"""The splits share neither words nor contents, and the source keeps its contract."""
+"""The splits share neither texts nor contents, and the source passes its contract checks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_splits() -> None:
     assert set(Counter(c.shape for c in held).values()) == {4}
 
 
-def test_every_text_comes_once_before_one_comes_again() -> None:
+def test_every_text_occurs_once_before_one_repeats() -> None:
     for split, texts in (("train", 72), ("heldout", 24)):
         found = [prompt.text for prompt in prompts(split, 3 * texts)]
         assert set(Counter(found[:texts]).values()) == {1}
@@ -31,7 +31,7 @@ def test_every_text_comes_once_before_one_comes_again() -> None:
         assert [prompt.text for prompt in prompts(split, 10, seed=1)] != found[:10]
 
 
-def test_metadata_is_what_the_text_says() -> None:
+def test_metadata_matches_the_text() -> None:
     for prompt in [*prompts("train", 72), *prompts("heldout", 24)]:
         assert all(word in prompt.text.split() for word in prompt.metadata.values())
         assert prompt.metadata.keys() == {"shape", "color", "direction"}

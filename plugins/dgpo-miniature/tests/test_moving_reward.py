@@ -1,4 +1,4 @@
-"""The reward `miniature-motion` keeps its contract and gives the values that its definition says."""
+"""The reward `miniature-motion`: contract checks, and values against its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The world is drawn as it says, and the detector reads it."""
+"""Rendered clips against their parameters, and the detector."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dgpo_miniature.moving.world import FRAMES, RGB, SIZE, STEPS, Clips, random_
 
 
 def every_content(seed: int = 0, times: int = 1) -> Clips:
-    """Each of the 48 contents, `times` times."""
+    """Return each of the 48 contents, `times` times."""
     contents = [(SHAPES.index(c.shape), COLORS.index(c.color), DIRECTIONS.index(c.direction)) for c in all_captions()]
     return random_clips(*np.array(contents * times).T, np.random.default_rng(seed))
 
 
-def test_clips_are_what_they_say() -> None:
+def test_clips_match_their_parameters() -> None:
     clips = every_content()
     videos = render(clips)
     assert videos.shape == (48, FRAMES, 3, SIZE, SIZE)
@@ -29,7 +29,7 @@ def test_clips_are_what_they_say() -> None:
     ground = clips.ground[:, None, :, None, None]
     cover = np.abs(videos - ground).sum(2)
     centers = np.stack([(cover * x).sum((2, 3)), (cover * y).sum((2, 3))], -1) / cover.sum((2, 3))[..., None]
-    # The center of mass moves straight, at the clip's speed, in its direction; nothing is cut off at the edge.
+    # The center of mass moves in a straight line, with the clip's speed and direction; nothing is cropped at the edge.
     step = STEPS[clips.direction] * clips.speed[:, None]
     assert np.allclose(np.diff(centers, axis=1), step[:, None], atol=0.1)
     row, column = np.rint(centers[:, 2, ::-1].T - 0.5).astype(int)
@@ -55,22 +55,22 @@ def test_the_detector_reads_every_content() -> None:
 
 
 def clip() -> np.ndarray:
-    """A red square that moves right."""
+    """Return a red square that moves right."""
     fixed = (np.array([[16.0, 16.0]], dtype=np.float32), np.array([5.0], dtype=np.float32))
     speed, ground = np.array([3.0], dtype=np.float32), np.full((1, 3), 0.95, dtype=np.float32)
     return render(Clips(np.array([1]), np.array([0]), np.array([1]), *fixed, speed, ground))[0]
 
 
-def test_what_is_not_one_moving_shape() -> None:
+def test_clips_without_exactly_one_moving_shape() -> None:
     video = clip()
     assert find_motion(video).direction == "right"
     assert find_motion(video[::-1]).direction == "left"
     assert find_motion(video.transpose(0, 1, 3, 2)).direction == "down"
     still = find_motion(np.repeat(video[2:3], FRAMES, axis=0))
     assert (still.shape, still.color, still.direction) == ("square", "red", None)
-    assert still.reason == "it moves 0.0 pixels only"
+    assert still.reason == "it moves by only 0.0 pixels"
     aslant = np.stack([np.roll(frame, 3 * i - 6, axis=1) for i, frame in enumerate(video)])
-    assert find_motion(aslant).reason == "it moves aslant"
+    assert find_motion(aslant).reason == "it moves diagonally"
     empty = find_motion(np.full_like(video, 0.9))
     assert (empty.shape, empty.color, empty.direction) == (None, None, None)
     assert empty.reason == "no shape in 5 frames, several in 0 of 5"
@@ -80,7 +80,7 @@ def test_what_is_not_one_moving_shape() -> None:
     assert "several in 5 of 5" in find_motion(two).reason
 
 
-def test_one_bad_frame_is_forgiven_two_are_not() -> None:
+def test_one_bad_frame_is_accepted_two_are_not() -> None:
     video = clip()
     video[0] = 0.9
     assert find_motion(video).direction == "right"

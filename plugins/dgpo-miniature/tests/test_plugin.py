@@ -1,4 +1,4 @@
-"""The declarations are true to the classes they name, and those do what their contracts say."""
+"""The declarations match their classes, which pass their contract checks."""
 
 from __future__ import annotations
 

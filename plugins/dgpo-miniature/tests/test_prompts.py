@@ -1,4 +1,4 @@
-"""The prompt source: valid, deterministic, evenly shared, splits apart."""
+"""The prompt source: valid metadata, determinism, equal shares of tasks, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_splits_share_no_content(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_both_splits_know_every_class_and_color(task: str) -> None:
+def test_both_splits_contain_every_class_and_color(task: str) -> None:
     for split in ("train", "heldout"):
         every = {part for caption in all_captions(task) for pair in caption.objects for part in pair}
         assert {part for caption in captions(split, task) for pair in caption.objects for part in pair} == every

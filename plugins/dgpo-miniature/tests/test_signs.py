@@ -1,4 +1,4 @@
-"""The world of signs: its images, captions and prompts, against geometry and counting by hand."""
+"""The world of signs: images, captions and prompts against geometry and counting."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dgpo_miniature.training.autoencoder import build_autoencoder
 
 
 def plain(word: str, offset: tuple[float, float] = (0.0, 0.0), size: float = 22.0) -> Signs:
-    """A black word on white."""
+    """Return a black word on white."""
     return Signs((word,), np.array([size]), np.array([offset]), np.zeros(1), np.ones(1))
 
 
 def ink_box(image: np.ndarray) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 of what is darker than half of black on white."""
+    """Return the box (x0, y0, x1, y1) of the pixels darker than mid-gray."""
     rows, columns = np.nonzero(image.mean(axis=0) < 0.5)
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
@@ -39,12 +39,12 @@ def test_images_are_dark_ink_on_light_ground() -> None:
     assert np.allclose(images.min(axis=(2, 3)), signs.ink[:, None], atol=0.02)
 
 
-def test_a_word_stands_where_it_should_be() -> None:
+def test_position_of_a_word() -> None:
     (middle,), (moved,) = render(plain("HEN")), render(plain("HEN", (2.0, -2.0)))
     x0, y0, x1, y1 = ink_box(middle)
     assert (x0 + x1) / 2 == pytest.approx(WIDTH / 2, abs=1.0)
     assert (y0 + y1) / 2 == pytest.approx(HEIGHT / 2, abs=1.0)
-    # A capital of Aileron is 0.7 em high; the stroke adds to it above and below.
+    # A capital letter of Aileron is 0.7 em high; the stroke adds height above and below.
     assert y1 - y0 == pytest.approx(0.7 * 22 + 2 * 0.6, abs=1.5)
     assert ink_box(moved) == pytest.approx((x0 + 2, y0 - 2, x1 + 2, y1 - 2), abs=1.0)
 
@@ -63,14 +63,14 @@ def test_letters_look_different() -> None:
     assert apart[~np.eye(len(LETTERS), dtype=bool)].min() > 0.015
 
 
-def test_a_image_does_not_depend_on_the_others_in_its_batch() -> None:
+def test_images_do_not_depend_on_their_batch() -> None:
     signs = random_signs(["CAB", "PEN", "SUN"], np.random.default_rng(1))
     last = Signs(signs.words[2:], signs.size[2:], signs.offset[2:], signs.ink[2:], signs.ground[2:])
     assert np.array_equal(render(signs)[2:], render(last))
 
 
 def test_every_letter_is_one_token() -> None:
-    """So held-out words can be written, and no word of a template leaks into the quotes."""
+    """So the model can write held-out words, and no token of a template occurs inside the quotes."""
     tokenizer = sign_tokenizer()
     for template in (*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES):
         before = template.split('"')[0].split()
@@ -81,7 +81,7 @@ def test_every_letter_is_one_token() -> None:
             assert len(pieces) + 2 <= TOKENS
 
 
-def test_misspelling_is_as_frequent_as_asked() -> None:
+def test_rates_of_misspelling() -> None:
     rng = Random(0)
     pairs = [(word, misspell(word, rng, replaced=0.3, swapped=0.0)) for word in all_words() for _ in range(3)]
     wrong = [a != b for said, written in pairs for a, b in zip(said, written, strict=True)]
@@ -105,7 +105,7 @@ def test_splits_share_neither_words_nor_texts() -> None:
     assert not {"".join(sorted(word)) for word in train} & {"".join(sorted(word)) for word in heldout}
 
 
-def test_prompts_quote_their_target_and_repeat_late() -> None:
+def test_prompts_quote_their_target_and_do_not_repeat_early() -> None:
     found = SignPrompts(SignPromptsOptions()).prompts("train")
     assert [prompt.text.split('"')[1] for prompt in found] == [prompt.metadata["target"] for prompt in found]
     assert len({prompt.metadata["target"] for prompt in found}) == len(found) == 1440
@@ -119,7 +119,7 @@ def test_unknown_split_is_refused() -> None:
         prompts("test", 6)  # type: ignore[arg-type]
 
 
-def test_a_bank_is_made_again_from_its_seed() -> None:
+def test_bank_is_deterministic() -> None:
     autoencoder = build_autoencoder().eval()
     autoencoder.register_to_config(shift_factor=0.0, scaling_factor=1.0)
     one, same, other = (build_bank(20, Faults(0.3, 0.1), autoencoder, sign_tokenizer(), seed) for seed in (1, 1, 2))

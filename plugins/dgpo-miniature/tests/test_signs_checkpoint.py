@@ -1,4 +1,4 @@
-"""The shipped checkpoint of signs: loads as any SD3, writes what a real OCR engine reads, and can be made again."""
+"""The bundled checkpoint of signs: loading, OCR of its images, and training."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_latents_have_unit_variance(pipeline: StableDiffusion3Pipeline) -> None:
 
 
 @pytest.mark.slow
-def test_base_scores_in_the_tolerance(pipeline: StableDiffusion3Pipeline) -> None:
-    """Room to rise, and the model knows how: what is written depends on the prompt, and with guidance it is right."""
+def test_score_of_the_base_model(pipeline: StableDiffusion3Pipeline) -> None:
+    """The score can increase, and the text depends on the prompt; with guidance it is correct."""
     images = sample_signs(pipeline, HELDOUT)
     plain, strangers = read(torch.cat([images, images]), [*HELDOUT, *HELDOUT[1:], *HELDOUT[:1]]).chunk(2)
     assert 0.35 <= float(plain.mean()) <= 0.7
@@ -70,8 +70,8 @@ def test_base_scores_in_the_tolerance(pipeline: StableDiffusion3Pipeline) -> Non
     assert score(pipeline, HELDOUT, guidance=3.0)["ocr"] >= 0.85
 
 
-def test_the_sd3_backbone_loads_it_and_writes() -> None:
-    """Through the contract that a run uses, not through our own sampler."""
+def test_sd3_backbone_loads_it_and_samples() -> None:
+    """Uses the backbone contract, like a run, not the sampler of this package."""
     section = BackboneSection(
         use="sd3", checkpoint="package:dgpo_miniature/checkpoint_signs", options={"text_length": 0, "decode_chunk": 64}
     )
@@ -87,7 +87,7 @@ def test_the_sd3_backbone_loads_it_and_writes() -> None:
     assert float(read(images, HELDOUT).mean()) >= 0.35
 
 
-def test_training_runs_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--out", str(tmp_path), "--world", "signs", "--tiny", "--threads", "1"])
     means = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(means) == {"ocr", "exact"}

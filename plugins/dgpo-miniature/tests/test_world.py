@@ -47,7 +47,7 @@ def some(task: str, count: int) -> list[Caption]:
     return [rng.choice(all_captions(task)) for _ in range(count)]
 
 
-def test_detector_reads_classes_colors_and_boxes_back() -> None:
+def test_detector_recovers_classes_colors_and_boxes() -> None:
     rng = np.random.default_rng(7)
     kind = rng.integers(EMPTY, len(CLASSES), size=(300, 4))
     color = rng.integers(len(COLORS), size=(300, 4))
@@ -78,13 +78,13 @@ def test_corrupted_captions_are_judged_wrong(task: str) -> None:
     assert np.mean(verdicts(captions, images_of(wrong))) <= 0.02
 
 
-def test_a_image_does_not_depend_on_the_others_in_its_batch() -> None:
+def test_images_do_not_depend_on_their_batch() -> None:
     images = images_of(some("color_attr", 5))
     alone = [find_shapes(image[None])[0] for image in images]
     assert find_shapes(images) == alone
 
 
-def test_a_square_is_drawn_where_it_should_be() -> None:
+def test_position_of_a_square() -> None:
     kind = np.array([[CLASSES.index("square"), EMPTY, EMPTY, EMPTY]])
     scenes = random_scenes(kind, np.zeros((1, 4), dtype=int), np.random.default_rng(0))
     scenes.center[0, 0], scenes.radius[0, 0] = (16.0, 14.0), 10.0
@@ -105,7 +105,7 @@ def test_masks_cover_the_blob() -> None:
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
-def test_nothing_is_seen_on_an_empty_image(fill: float) -> None:
+def test_no_detection_on_an_empty_image(fill: float) -> None:
     assert find_shapes(np.full((2, 3, SIZE, SIZE), fill, dtype=np.float32)) == [[], []]
 
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, made once, and how tests build backbones and reference pipelines from them."""
+"""Fixtures: tiny random checkpoints, written once, and backbones and reference pipelines built from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checkpoint_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """A backbone: `build(checkpoint, options={...}, **section)`."""
+    """`build(checkpoint, options={...}, **section)` returns a backbone."""
 
     def make(directory: Path | str, options: dict[str, Any] | None = None, **section: Any) -> SD3Backbone:
         section.setdefault("lora", {"rank": 4, "alpha": 12})
@@ -48,7 +48,7 @@ def build() -> Build:
 
 @pytest.fixture(scope="session")
 def reference() -> Reference:
-    """diffusers' own pipeline, float32: the independent judge."""
+    """Return diffusers' own pipeline in float32, as the reference."""
 
     def load(directory: Path, *, t5: bool = False) -> Any:
         without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}

@@ -75,7 +75,7 @@ def same(found: Weights, expected: Weights, tolerance: float = 1e-6) -> None:
 def test_diffusers(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, lora: str, metadata: bool
 ) -> None:
-    """Without: as a version that does not know the metadata reads it, from the tensors alone."""
+    """Without metadata: as read by a version that does not support it, from the tensors alone."""
     backbone, pipeline = randomized(build, checkpoint, lora), reference(checkpoint)
     backbone.adapter.save(tmp_path / "ad", "diffusers")
     before = copy.deepcopy(pipeline.transformer.state_dict())
@@ -95,7 +95,7 @@ def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None
     same(changed_weights(before, merged.merge_and_unload().state_dict()), added_weights(backbone))
 
 
-def test_the_metadata_has_what_every_version_of_peft_knows(build: Build, checkpoint: Path, tmp_path: Path) -> None:
+def test_metadata_is_compatible_with_every_version_of_peft(build: Build, checkpoint: Path, tmp_path: Path) -> None:
     backbone = randomized(build, checkpoint, "three-times")
     for format in ("diffusers", "peft"):
         backbone.adapter.save(tmp_path, format)
@@ -107,10 +107,10 @@ def test_the_metadata_has_what_every_version_of_peft_knows(build: Build, checkpo
     assert config["base_model_name_or_path"] == str(checkpoint)
 
 
-def test_a_fresh_pipeline_gives_the_policys_velocity(
+def test_velocity_of_a_fresh_pipeline_with_the_adapter(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Of each format, read as above: so that not only weights are compared."""
+    """For each format, read as above: compares predictions, not only weights."""
     backbone = randomized(build, checkpoint, "every-linear")
     noise = torch.Generator().manual_seed(0)
     x_sigma, sigma = torch.randn(2, *backbone.latent_shape(32, 32), generator=noise), torch.tensor([1.0, 0.4])
@@ -130,7 +130,7 @@ def test_a_fresh_pipeline_gives_the_policys_velocity(
                 state = pipeline.transformer.state_dict()
                 pipeline.transformer.load_state_dict(state | {n: state[n] + d.float() for n, d in found.items()})
             velocity = pipeline.transformer(x_sigma, *conditioning.tensors.values(), 1000 * sigma).sample
-            # Weights as large as these let rounding grow: relative to the largest.
+            # Rounding errors grow with these large weights, so the tolerance is relative to the largest value.
             assert float((velocity - expected).abs().max() / expected.abs().max()) < 1e-5, format
 
 
@@ -138,7 +138,7 @@ def test_a_fresh_pipeline_gives_the_policys_velocity(
 
 
 def original_layers(transformer: Any) -> dict[str, tuple[int, int]]:
-    """The linear layers of the original MMDiT of this size, with outputs and inputs: its code, not diffusers'."""
+    """Return the linear layers of the original MMDiT of this size with their outputs and inputs."""
     config = transformer.config
     width, dual = config.num_attention_heads * config.attention_head_dim, config.dual_attention_layers
     text, pooled = config.joint_attention_dim, config.pooled_projection_dim
@@ -161,7 +161,7 @@ def original_layers(transformer: Any) -> dict[str, tuple[int, int]]:
 
 
 def in_diffusers_names(transformer: Any, change: Weights) -> Weights:
-    """Changes of the original layers as changes of diffusers' weights, by diffusers' own converter."""
+    """Convert changes of the original layers to changes of diffusers' weights, with diffusers' own converter."""
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     whole = {f"{name}.weight": change.get(name, torch.zeros(s)) for name, s in original_layers(transformer).items()}
     whole |= {f"{name}.bias": torch.zeros(s[0]) for name, s in original_layers(transformer).items()}
@@ -178,7 +178,7 @@ def in_diffusers_names(transformer: Any, change: Weights) -> Weights:
 
 
 def scaled(file: Weights, key: str, seen: set[str], *, down: str = "lora_down", up: str = "lora_up") -> Tensor | None:
-    """alpha / rank * up @ down of one layer; without an alpha, up @ down: the rule of both programs."""
+    """Return alpha / rank * up @ down of one layer; without an alpha, up @ down. Both programs use this rule."""
     names = [f"{key}.{down}.weight", f"{key}.{up}.weight"]
     if names[1] not in file:
         return None
@@ -265,9 +265,7 @@ def test_comfyui_reads_every_format(build: Build, checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("format", ["kohya", "comfyui"])
-def test_a_program_that_leaves_alphas_out_applies_the_same(
-    build: Build, checkpoint: Path, tmp_path: Path, format: str
-) -> None:
+def test_files_do_not_depend_on_alphas(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
     backbone = randomized(build, checkpoint, "every-linear")
     backbone.adapter.save(tmp_path, format)
     file = load_file(tmp_path / FILE)
@@ -278,14 +276,14 @@ def test_a_program_that_leaves_alphas_out_applies_the_same(
 
 
 @pytest.mark.parametrize("format", DiffusersAdapter.formats)
-def test_files_are_float32_whatever_the_base_is(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
+def test_files_are_float32(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
     build(checkpoint, dtype="bfloat16").adapter.save(tmp_path, format)
     (file,) = tmp_path.glob("*.safetensors")
     assert {t.dtype for t in load_file(file).values()} == {torch.float32}
 
 
-def test_every_linear_layer_has_a_place_in_each_format(build: Build, checkpoint: Path) -> None:
-    """So that no target that is accepted fails when the run is exported."""
+def test_every_linear_layer_can_be_exported(build: Build, checkpoint: Path) -> None:
+    """Every accepted LoRA target can be exported."""
     linear = {n for n, m in base(checkpoint).named_modules() if isinstance(m, nn.Linear)}
     bound = {n.split(".lora_")[0] for n in build(checkpoint, lora=LORAS["every-linear"]).trainable()}
     assert bound == linear

@@ -32,7 +32,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def batch(backbone: SD3Backbone, size: int = 3) -> tuple[Tensor, Tensor, Conditioning]:
-    """x_sigma, sigma, conditioning."""
+    """Return x_sigma, sigma and conditioning."""
     x_sigma = normal(size, *backbone.latent_shape(32, 32))
     return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(prompts_of(PROMPTS[:size]))
 
@@ -45,7 +45,7 @@ def randomize(backbone: SD3Backbone, scale: float = 0.3) -> None:
 
 @torch.no_grad()
 def draw(backbone: SD3Backbone, noise: Tensor, texts: list[str], steps: int, guidance: float) -> Tensor:
-    """Images by Euler steps on diffusers' schedule, with the backbone's three phases alone."""
+    """Return images from Euler steps on diffusers' schedule, using only encode, velocity and decode."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
     conditioning, unconditional, x = backbone.encode(prompts_of(texts)), backbone.encode(prompts_of([""])), noise
@@ -56,7 +56,7 @@ def draw(backbone: SD3Backbone, noise: Tensor, texts: list[str], steps: int, gui
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 @pytest.mark.parametrize("t5", [False, True])
-def test_a_sampling_loop_gives_the_pipelines_images(
+def test_sampling_loop_matches_the_pipeline(
     request: pytest.FixtureRequest, build: Build, reference: Reference, t5: bool, guidance: float
 ) -> None:
     directory = request.getfixturevalue("checkpoint_t5" if t5 else "checkpoint")
@@ -87,7 +87,7 @@ def expected_embeddings(pipeline: Any, length: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("options, t5", [({"text_length": 40}, True), ({"drop_t5": True}, False)])
-def test_encode_is_the_pipelines(
+def test_encode_matches_the_pipeline(
     checkpoint_t5: Path, build: Build, reference: Reference, options: dict[str, Any], t5: bool
 ) -> None:
     encoded = build(checkpoint_t5, options).encode(prompts_of(PROMPTS))
@@ -98,7 +98,7 @@ def test_encode_is_the_pipelines(
 
 
 @pytest.mark.parametrize("fixture", ["checkpoint", "checkpoint_t5"])
-def test_a_text_length_of_zero_leaves_t5_out(
+def test_text_length_zero_disables_t5(
     request: pytest.FixtureRequest, build: Build, reference: Reference, fixture: str
 ) -> None:
     directory = request.getfixturevalue(fixture)
@@ -147,7 +147,7 @@ def test_the_adapter_starts_the_same_and_leaves_the_random_state_alone(checkpoin
 
 
 def test_names_and_weights_are_those_of_diffusers_own_add_adapter(checkpoint: Path, build: Build) -> None:
-    """So that an adapter of either is an adapter of the other."""
+    """Adapters are therefore interchangeable."""
     made, base = build(checkpoint), SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
     config = LoraConfig(
         r=4, lora_alpha=12, init_lora_weights="gaussian", target_modules=list(SD3Backbone.layout.lora_targets)
@@ -304,7 +304,7 @@ def test_velocity_under_autocast_is_float32_and_trains(checkpoint: Path, build: 
     assert loss.item() != exact, "autocast did nothing"
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.trainable().values())
-    # What is decoded and cached is the same with and without autocast.
+    # Decoding and cached embeddings do not depend on autocast.
     assert torch.equal(images, backbone.decode(x0))
     assert torch.equal(embeds, backbone.encode(prompts_of(PROMPTS)).tensors["prompt_embeds"])
 
@@ -332,8 +332,8 @@ def test_gradient_checkpointing_gives_the_same_gradient(checkpoint: Path, build:
 def test_compiled_velocity_is_the_same_in_every_model(
     checkpoint: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Traced by the compiler's front end, which is where adapters and views could go wrong; code generation would take
-    # most of a minute here.
+    # Only traced by the compiler's front end, where adapters and models could go wrong; code generation would take most
+    # of a minute.
     compile_in_place = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend="eager"))
     eager, backbone = build(checkpoint), build(checkpoint, compile=True)
@@ -354,7 +354,7 @@ def test_compiled_velocity_is_the_same_in_every_model(
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8])
-def test_decode_is_the_pipelines(checkpoint: Path, build: Build, reference: Reference, chunk: int) -> None:
+def test_decode_matches_the_pipeline(checkpoint: Path, build: Build, reference: Reference, chunk: int) -> None:
     backbone, pipeline = build(checkpoint, {"decode_chunk": chunk}, dtype="bfloat16"), reference(checkpoint)
     x0 = 4 * normal(3, *backbone.latent_shape(32, 32))
     with torch.no_grad():
@@ -371,7 +371,7 @@ def test_decode_is_the_pipelines(checkpoint: Path, build: Build, reference: Refe
     assert_close(images, expected, atol=1e-5, rtol=0)
 
 
-def test_latent_shape_is_what_the_pipeline_draws(checkpoint: Path, build: Build, reference: Reference) -> None:
+def test_latent_shape_matches_the_pipeline(checkpoint: Path, build: Build, reference: Reference) -> None:
     pipeline = reference(checkpoint)
     drawn = pipeline.prepare_latents(1, 4, 64, 24, torch.float32, "cpu", torch.Generator().manual_seed(0))
     assert build(checkpoint).latent_shape(64, 24) == drawn.shape[1:] == (4, 16, 6)
@@ -387,10 +387,10 @@ def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tupl
 
 
 @pytest.mark.parametrize(("t5", "length"), [(False, 0), (True, 16), (True, 48)])
-def test_what_is_too_long_is_counted_and_not_reported_of_one_by_one(
+def test_truncated_prompts_are_counted_without_warnings(
     request: pytest.FixtureRequest, build: Build, t5: bool, length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A text is read to its end if another last letter makes another encoding."""
+    """A text is not truncated if changing its last letter changes the encoding."""
     backbone = build(request.getfixturevalue("checkpoint_t5" if t5 else "checkpoint"), {"text_length": length})
     lengths = [1, 14, 15, 16, 29, 30, 31, 32, 46, 47, 48, 200]
     encoded = [[backbone.encode(prompts_of(["a" * (n - 1) + last])).tensors for last in "bc"] for n in lengths]

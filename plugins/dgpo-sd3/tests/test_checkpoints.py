@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: indices of other programs, variants, quantized components, broken downloads."""
+"""Checkpoints found in practice: indices of other programs, variants, quantized components, broken downloads."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ways_to_leave_a_component_out(build: Build, copy: Path, value: Any) -> 
 @pytest.mark.parametrize(
     "value", ["T5EncoderModel", 3, {}, {"a": 1}, ["transformers", 3], ["a", "b", "c"], True, ["", ""]]
 )
-def test_a_component_that_is_none_of_these(build: Build, copy: Path, value: Any) -> None:
+def test_invalid_component_entry(build: Build, copy: Path, value: Any) -> None:
     edit(copy / "model_index.json", text_encoder_3=value)
     text = message(build, copy, {"text_length": 4})
     assert f"{copy}/model_index.json: text_encoder_3 is " in text
@@ -110,7 +110,7 @@ def test_an_index_that_names_no_pipeline(build: Build, copy: Path, found: Any) -
 
 
 @pytest.mark.parametrize("length", [..., 1e30, 10**40, 0, -1, 2, 10_000, None])
-def test_a_tokenizer_of_no_length_reads_as_much_as_its_encoder(build: Build, copy: Path, length: Any) -> None:
+def test_tokenizer_without_length_uses_that_of_its_encoder(build: Build, copy: Path, length: Any) -> None:
     expected = embedded(build(copy))
     for name in ("tokenizer", "tokenizer_2"):
         path = copy / name / "tokenizer_config.json"
@@ -127,7 +127,7 @@ def test_a_shorter_length_stays(build: Build, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("length", ["77", True, [77]])
-def test_a_length_that_is_no_number(build: Build, copy: Path, length: Any) -> None:
+def test_length_must_be_a_number(build: Build, copy: Path, length: Any) -> None:
     edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=length)
     assert "tokenizer/tokenizer_config.json: model_max_length is " in message(build, copy)
 
@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_model(build: Build, copy: Path) -> None:
     "variants", [{"transformer": "fp16"}, {"transformer": "bf16", "vae": "non_ema", "text_encoder": "fp16"}]
 )
 def test_the_only_variant_of_a_component(build: Build, copy: Path, variants: dict[str, str]) -> None:
-    """Nothing else changes, whatever the others have."""
+    """The variants of the other components have no effect."""
     before = {name: p.clone() for name, p in build(copy).module.state_dict().items() if "lora" not in name}
     for component, variant in variants.items():
         stem = "model" if "text" in component else PLAIN.partition(".")[0]
@@ -190,7 +190,7 @@ def test_a_chosen_variant(build: Build, copy: Path, tmp_path: Path) -> None:
     assert "several variants" in message(build, copy, {"variant": "bf16"})
 
 
-def test_a_variant_that_nothing_has(build: Build, copy: Path) -> None:
+def test_unknown_variant_is_reported(build: Build, copy: Path) -> None:
     assert "backbone.options.variant: no model in " in message(build, copy, {"variant": "fp16"})
 
 
@@ -212,7 +212,7 @@ def test_a_model_of_another_class(build: Build, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000, ""])
-def test_a_configuration_that_is_none(build: Build, copy: Path, content: str) -> None:
+def test_invalid_configuration(build: Build, copy: Path, content: str) -> None:
     (copy / "transformer" / "config.json").write_text(content)
     assert f"backbone.checkpoint: transformer: {copy}/transformer/config.json " in message(build, copy)
 
@@ -227,7 +227,7 @@ def test_a_configuration_that_is_none(build: Build, copy: Path, content: str) ->
         ("text_encoder_2", "eos_token_id", None),
     ],
 )
-def test_a_value_that_no_image_can_be_made_with(build: Build, copy: Path, component: str, key: str, value: Any) -> None:
+def test_invalid_configuration_value(build: Build, copy: Path, component: str, key: str, value: Any) -> None:
     edit(copy / component / "config.json", **{key: value})
     assert f"{copy}/{component}/config.json: {key} is " in message(build, copy)
 
@@ -260,8 +260,8 @@ def test_t5_that_was_not_downloaded(build: Build, copy_t5: Path, damage: str) ->
     build(copy_t5, {"drop_t5": True, "text_length": 4})
 
 
-def test_nothing_is_read_before_all_is_looked_at(build: Build, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong with the last component is said before 10 GB of the first are loaded."""
+def test_all_components_are_checked_before_loading(build: Build, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the last component is reported before the first one is loaded."""
     from diffusers import SD3Transformer2DModel
 
     monkeypatch.setattr(SD3Transformer2DModel, "from_pretrained", lambda *_, **__: pytest.fail("read"))
@@ -317,7 +317,7 @@ def test_sizes_that_the_weights_do_not_have(
     ("name", "value"),
     [("latents_std", "q"), ("latents_std", [0.0] * 4), ("latents_mean", [None]), ("latents_mean", [])],
 )
-def test_scales_of_the_autoencoder_that_are_none(build: Build, copy: Path, name: str, value: Any) -> None:
+def test_invalid_scales_of_the_autoencoder(build: Build, copy: Path, name: str, value: Any) -> None:
     edit(copy / "vae" / "config.json", **{name: value})
     assert f"{copy}/vae/config.json: {name} is " in message(build, copy)
 
@@ -333,6 +333,6 @@ def test_scales_of_the_autoencoder_that_are_none(build: Build, copy: Path, name:
         ({"shift": 0}, "shift is 0; allowed is a number above 0"),
     ],
 )
-def test_times_that_are_not_known(build: Build, copy: Path, setting: dict[str, Any], said: str) -> None:
+def test_unknown_scheduler_setting(build: Build, copy: Path, setting: dict[str, Any], said: str) -> None:
     edit(copy / "scheduler" / "scheduler_config.json", **setting)
     assert f"{copy}/scheduler: {said}" in message(build, copy)

@@ -1,4 +1,4 @@
-"""The example run files hold the published settings, and a run could start from them."""
+"""The example run files have the published settings and can be loaded."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_examples(name: str, std: str, kl: float, beta: float, ema_rollouts_afte
     SamplerSteps(None).check(context, config.timesteps.count)
 
 
-def test_the_examples_adapt_what_was_published() -> None:
-    """Eight projections of SD3.5-M's 24 joint attentions, but for the last one's text output, which it lacks; the
-    default takes the second attention of 13 blocks too."""
+def test_examples_use_the_published_lora_targets() -> None:
+    """Eight projections of SD3.5-M's 24 joint attentions, except the text output that the last one lacks; by default
+    also the second attention of 13 blocks."""
     loras = [read(name).backbone.lora for name in ("sd35-geneval", "sd35-ocr", "sd35-pickscore")]
     assert loras[0] == loras[1] == loras[2]
     config = json.loads(files("dgpo_sd3").joinpath("sd3.json").read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def test_the_examples_adapt_what_was_published() -> None:
     assert len(by_default) == 191 + 13 * 4 == 243
     page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert f"| 191 | {size / 1e6:.1f} M |" in page
-    assert f"| by default | 243 | {243 * 64 * 3072 / 1e6:.1f} M |" in page
+    assert f"| default | 243 | {243 * 64 * 3072 / 1e6:.1f} M |" in page
 
 
 @pytest.mark.parametrize("name", ["sd35-geneval", "sd35-ocr", "sd35-pickscore"])

@@ -1,4 +1,4 @@
-"""Every way in which a checkpoint or a LoRA can be wrong, and the Hub without a network."""
+"""Errors of checkpoints and LoRA settings, and the Hub without a network."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_index_but_one_further_down(build: Build, copy: Path) -> None:
         ("{}", "is not a pipeline's index: _class_name is null"),
     ],
 )
-def test_an_index_that_is_none(build: Build, copy: Path, content: str, problem: str) -> None:
+def test_invalid_index(build: Build, copy: Path, content: str, problem: str) -> None:
     (copy / "model_index.json").write_text(content)
     assert f"{copy}/model_index.json {problem}" in message(build, copy)
 
@@ -207,7 +207,7 @@ def test_endings_are_of_whole_components(checkpoint: Path, build: Build) -> None
 
 
 def test_default_targets_of_a_single_block(build: Build, tmp_path: Path) -> None:
-    """It has no `to_add_out`: its text stream ends there."""
+    """It has no `to_add_out` because its text stream ends there."""
     names = build(make_tiny_checkpoint(tmp_path, layers=1)).trainable()
     assert any("add_k_proj" in name for name in names)
     assert not any("to_add_out" in name for name in names)
@@ -223,9 +223,7 @@ def test_default_targets_of_a_single_block(build: Build, tmp_path: Path) -> None
         ("", "matches no module", "to_"),
     ],
 )
-def test_lora_targets_that_bind_nothing(
-    checkpoint: Path, build: Build, target: str, problem: str, nearest: str
-) -> None:
+def test_lora_targets_without_a_match(checkpoint: Path, build: Build, target: str, problem: str, nearest: str) -> None:
     text = message(build, checkpoint, lora={"rank": 2, "alpha": 2, "targets": ["to_k", target]})
     assert text.startswith(f"backbone.lora.targets: '{target}' {problem} of the network; nearest suffixes")
     assert nearest in text

@@ -1,4 +1,4 @@
-"""The meta model against the real thing."""
+"""The meta model against the loaded model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def section(checkpoint: object) -> BackboneSection:
 
 
 @pytest.mark.parametrize("t5", [False, True])
-def test_it_has_the_shapes_of_the_real_thing(t5: bool, tmp_path: Path) -> None:
+def test_shapes_match_the_loaded_model(t5: bool, tmp_path: Path) -> None:
     checkpoint = make_tiny_checkpoint(tmp_path / "tiny", t5=t5)
     options = SD3Options(text_length=8 if t5 else 0)
     real = SD3Backbone(section(checkpoint), options, device=torch.device("cpu"))
@@ -39,7 +39,7 @@ def test_it_has_the_shapes_of_the_real_thing(t5: bool, tmp_path: Path) -> None:
     assert {n: (t.shape, t.dtype) for n, t in one.items()} == {n: (t.shape, t.dtype) for n, t in two.items()}
 
 
-def test_offloaded_text_encoders_are_no_component_of_what_stays(tmp_path: Path) -> None:
+def test_offloaded_text_encoders_are_not_counted_as_resident(tmp_path: Path) -> None:
     checkpoint = make_tiny_checkpoint(tmp_path / "tiny")
     here, away = (
         SD3Backbone(section(checkpoint), SD3Options(text_length=0, offload_text=offload), device=torch.device("cpu"))

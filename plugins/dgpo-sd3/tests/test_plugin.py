@@ -1,4 +1,4 @@
-"""What the distribution declares, and that declaring it is cheap."""
+"""The declarations of the distribution, which import nothing heavy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
         SD3Options.model_validate(wrong)
 
 
-def test_the_tiny_checkpoint_is_small_and_repeats_itself(tmp_path: Path) -> None:
+def test_tiny_checkpoint_is_small_and_deterministic(tmp_path: Path) -> None:
     first, second, other = (
         make_tiny_checkpoint(tmp_path / name, t5=True, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     )

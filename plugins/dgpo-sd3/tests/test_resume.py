@@ -1,4 +1,4 @@
-"""What a resume may change of the options: what is about memory alone."""
+"""A resumed run may change only the options that affect memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def config(directory: Path, **options: Any) -> RunConfig:
     ("key", "value", "effect"),
     [("decode_chunk", 3, "any time"), ("offload_text", True, "any time"), ("text_length", 0, "fixed")],
 )
-def test_options_say_what_becomes_of_a_change(key: str, value: Any, effect: str, tmp_path: Path) -> None:
+def test_effect_of_changed_options(key: str, value: Any, effect: str, tmp_path: Path) -> None:
     before, after = config(tmp_path), config(tmp_path, **{key: value})
     (found,) = changes(before, after, get_registry())
     assert (found.key, found.now, found.effect) == (f"backbone.options.{key}", value, effect)

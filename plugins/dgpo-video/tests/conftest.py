@@ -1,4 +1,4 @@
-"""One thread: with anything else running, two OpenMP threads can be far slower than one."""
+"""Use one thread: on a busy machine, two OpenMP threads can be much slower than one."""
 
 from __future__ import annotations
 

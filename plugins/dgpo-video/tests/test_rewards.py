@@ -1,4 +1,4 @@
-"""The rewards keep their contract and give the values that their definitions say."""
+"""The video rewards: contract checks, and values against their definitions."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Brightness(RewardModel):
         assert len(media) == len(prompts)
         values = media.flatten(1).mean(1)
         missing = (values == 0) | ~values.isfinite()
-        said = tuple(
-            {"reason": "black"} if gone else {"marks": [{"text": p.text, "box": [0, 0, 1, 1]}], "clauses": []}
-            for gone, p in zip(missing.tolist(), prompts, strict=True)
+        diagnostics = tuple(
+            {"reason": "black"} if is_missing else {"marks": [{"text": p.text, "box": [0, 0, 1, 1]}], "clauses": []}
+            for is_missing, p in zip(missing.tolist(), prompts, strict=True)
         )
-        return Scores(values.nan_to_num(0, 0, 0), missing, said)
+        return Scores(values.nan_to_num(0, 0, 0), missing, diagnostics)
 
     def examples(self) -> Sequence[Example]:
         tagged = Prompt("light", {"tag": "a"})
@@ -64,7 +64,7 @@ class OnlyVideo(Brightness):
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`build(**options)`: a `frames` reward; image rewards `brightness` and `only-video` are installed for it."""
+    """`build(**options)` returns a `frames` reward; `brightness` and `only-video` are registered for it."""
     from dgpo_core.hookspecs import Component, hookimpl
 
     class Plugin:
@@ -87,7 +87,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def ramp(*values: float) -> Tensor:
-    """One video whose frames are gray."""
+    """Return one video of uniform gray frames, [1, F, 3, 4, 4]."""
     return torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, len(values), 3, 4, 4)
 
 
@@ -110,13 +110,13 @@ def test_chosen_frames(which: str | int, count: int, frames: list[int]) -> None:
         ({}, 0.15),
     ],
 )  # fmt: skip
-def test_a_videos_value(build: Any, options: dict[str, Any], expected: float) -> None:
+def test_value_of_a_video(build: Any, options: dict[str, Any], expected: float) -> None:
     scores = build(**options).score(ramp(0.1, 0.5, 0.6, 0.6, 0.2), [PROMPT])
     assert scores.values.tolist() == pytest.approx([expected])
     assert not scores.missing.any()
 
 
-def test_a_frame_that_is_missing_makes_the_video_missing(build: Any) -> None:
+def test_missing_frame_makes_the_video_missing(build: Any) -> None:
     videos = torch.cat([ramp(0.5, 0.0), ramp(0.5, 0.7)])
     scores = build(frames="all").score(videos, [Prompt("a"), Prompt("b")])
     assert scores.missing.tolist() == [True, False]
@@ -126,7 +126,7 @@ def test_a_frame_that_is_missing_makes_the_video_missing(build: Any) -> None:
     assert [(mark["text"], mark["frame"]) for mark in second["marks"]] == [("b", 0), ("b", 1)]
 
 
-def test_frames_is_what_its_reward_is(build: Any) -> None:
+def test_frames_inherits_attributes_of_its_reward(build: Any) -> None:
     reward = build()
     assert (reward.range, reward.group_by, reward.concurrency) == ((0.0, 1.0), "tag", 2)
     assert [one.media.shape for one in reward.examples()] == [(3, 3, 8, 8)] * 2
@@ -137,8 +137,8 @@ def test_frames_keeps_the_contract(build: Any, options: dict[str, Any]) -> None:
     run_all(reward_checks(lambda: build(**options)))
 
 
-def test_a_reward_that_takes_no_images(build: Any) -> None:
-    with pytest.raises(UserError, match="the reward only-video takes no images"):
+def test_reward_without_image_support_is_refused(build: Any) -> None:
+    with pytest.raises(UserError, match="the reward only-video does not accept images"):
         build(reward="only-video")
 
 
@@ -152,7 +152,7 @@ def test_wrong_options(wrong: dict[str, Any]) -> None:
 
 
 def stripes(speed: float, contrast: float = 0.5, frames: int = 5) -> Tensor:
-    """Vertical sine stripes, 16 pixels long, that move across themselves: video [1, F, 3, 16, 64]."""
+    """Return vertical sine stripes of period 16 pixels that move horizontally, [1, F, 3, 16, 64]."""
     x = torch.arange(64) - speed * torch.arange(frames)[:, None]
     wave = 0.5 + contrast / 2 * torch.sin(2 * torch.pi * x / 16)
     return wave.view(1, frames, 1, 1, 64).expand(1, frames, 3, 16, 64)
@@ -161,12 +161,12 @@ def stripes(speed: float, contrast: float = 0.5, frames: int = 5) -> Tensor:
 @pytest.mark.parametrize("speed", [0.0, 0.25, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("contrast", [0.5, 1.0])
 def test_motion_is_speed(speed: float, contrast: float) -> None:
-    """Up to the share that the gray level and the image's edge take."""
+    """Up to the contribution of the gray-level term and of the image border."""
     assert float(motion(stripes(speed, contrast))) == pytest.approx(speed, rel=0.1)
 
 
-def test_motion_is_its_definition() -> None:
-    """Pixel by pixel, in float64."""
+def test_motion_matches_its_definition() -> None:
+    """Compares with a pixel-by-pixel computation in float64."""
     video = torch.rand(3, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     luma = 0.299 * video[:, 0] + 0.587 * video[:, 1] + 0.114 * video[:, 2]
 
@@ -200,7 +200,7 @@ def test_enough() -> None:
     assert scores.diagnostics[1]["motion"] == pytest.approx(1.0, rel=0.08)
 
 
-def test_one_frame_is_no_motion() -> None:
+def test_single_frame_is_missing() -> None:
     scores = Motion(MotionOptions(), device=CPU).score(torch.rand(2, 1, 3, 8, 8), [PROMPT] * 2)
     assert scores.missing.all()
 

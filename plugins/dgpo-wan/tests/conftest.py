@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, made once, and how tests build backbones and reference pipelines from them."""
+"""Fixtures: tiny random checkpoints, written once, and backbones and reference pipelines built from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reference = Callable[[Path], Any]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """With anything else running, two OpenMP threads can be far slower than one."""
+    """Use one thread: on a busy machine, two OpenMP threads can be much slower than one."""
     torch.set_num_threads(1)
 
 
@@ -45,7 +45,7 @@ def time_per_patch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """A backbone: `build(checkpoint, options={...}, **section)`."""
+    """`build(checkpoint, options={...}, **section)` returns a backbone."""
 
     def make(directory: Path | str, options: dict[str, Any] | None = None, **section: Any) -> WanBackbone:
         section.setdefault("lora", {"rank": 4, "alpha": 12})
@@ -60,7 +60,7 @@ def build() -> Build:
 
 @pytest.fixture(scope="session")
 def reference() -> Reference:
-    """diffusers' own pipeline, float32: the independent judge."""
+    """Return diffusers' own pipeline in float32, as the reference."""
 
     def load(directory: Path) -> Any:
         pipeline = WanPipeline.from_pretrained(directory)

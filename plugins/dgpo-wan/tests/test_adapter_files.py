@@ -59,7 +59,7 @@ def same(found: Weights, expected: Weights) -> None:
 
 
 def fused(pipeline: Any, source: Any, *, second: bool = False) -> Weights:
-    """What diffusers' pipeline adds to its transformer's weights."""
+    """Return what diffusers' pipeline adds to the weights of its transformer."""
     transformer = pipeline.transformer_2 if second else pipeline.transformer
     before = copy.deepcopy(transformer.state_dict())
     pipeline.load_lora_weights(source, **({"load_into_transformer_2": True} if second else {}))
@@ -73,7 +73,7 @@ def fused(pipeline: Any, source: Any, *, second: bool = False) -> Weights:
 def test_diffusers(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, lora: str, metadata: bool
 ) -> None:
-    """Without: as a version that does not know the metadata reads it, from the tensors alone."""
+    """Without metadata: as read by a version that does not support it, from the tensors alone."""
     backbone = randomized(build, checkpoint, lora)
     backbone.adapter.save(tmp_path / "ad", "diffusers")
     source = tmp_path / "ad" if metadata else load_file(tmp_path / "ad" / FILE)
@@ -84,7 +84,7 @@ def test_diffusers(
 def test_diffusers_reads_the_others(
     build: Build, reference: Reference, checkpoint: Path, tmp_path: Path, format: str
 ) -> None:
-    """Of musubi-tuner's files it takes those alone that adapt every layer of a block, as that program writes them."""
+    """Of musubi-tuner's files, diffusers loads only those that adapt every layer of a block."""
     backbone = randomized(build, checkpoint, "blocks")
     backbone.adapter.save(tmp_path, format)
     same(fused(reference(checkpoint), tmp_path), added_weights(backbone))
@@ -109,7 +109,7 @@ def test_peft(build: Build, checkpoint: Path, tmp_path: Path, lora: str) -> None
 
 
 def original_layers(layers: int) -> list[str]:
-    """The linear layers of Wan's own code."""
+    """Return the linear layers of Wan's original code."""
     outside = ["text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2", "time_projection.1"]
     inside = [f"{attention}_attn.{letter}" for attention in ("self", "cross") for letter in "qkvo"]
     blocks = [f"blocks.{i}.{name}" for i in range(layers) for name in (*inside, "ffn.0", "ffn.2")]
@@ -117,7 +117,7 @@ def original_layers(layers: int) -> list[str]:
 
 
 def read(file: Weights, keys: dict[str, str]) -> Weights:
-    """Keys of a program to original layers: alpha / rank * up @ down of each, and no tensor is left over."""
+    """Return alpha / rank * up @ down of each original layer; checks that no tensor is left over."""
     change, seen = {}, set()
     for key, layer in keys.items():
         names = [f"{key}.lora_down.weight", f"{key}.lora_up.weight", f"{key}.alpha"]
@@ -133,8 +133,8 @@ def read(file: Weights, keys: dict[str, str]) -> Weights:
 @pytest.mark.parametrize("format", ["kohya", "comfyui"])
 @pytest.mark.parametrize("lora", LORAS)
 def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path, lora: str, format: str) -> None:
-    """musubi-tuner's `networks/lora_wan.py` names layers with underscores; ComfyUI's `model_lora_keys_unet` knows these
-    names, and those with dots below `diffusion_model`."""
+    """musubi-tuner's `networks/lora_wan.py` names layers with underscores; ComfyUI's `model_lora_keys_unet` accepts
+    these names, and names with dots below `diffusion_model`."""
     backbone = randomized(build, checkpoint, lora)
     backbone.adapter.save(tmp_path, format)
     layers = original_layers(2)
@@ -142,20 +142,20 @@ def test_musubi_tuner_and_comfyui(build: Build, checkpoint: Path, tmp_path: Path
     keys = underscored if format == "kohya" else underscored | {f"diffusion_model.{name}": name for name in layers}
     file = load_file(tmp_path / FILE)
     same(read(file, keys), added_weights(backbone))
-    for name in [name for name in file if name.endswith(".alpha")]:  # as a program does that leaves alphas out
+    for name in [name for name in file if name.endswith(".alpha")]:  # as in a program that omits alphas
         file[name] = torch.tensor(float(len(file[name.replace("alpha", "lora_down.weight")])))
     same(read(file, keys), added_weights(backbone))
 
 
 @pytest.mark.parametrize("format", DiffusersAdapter.formats)
-def test_files_are_float32_whatever_the_base_is(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
+def test_files_are_float32(build: Build, checkpoint: Path, tmp_path: Path, format: str) -> None:
     build(checkpoint, dtype="bfloat16").adapter.save(tmp_path, format)
     (file,) = tmp_path.glob("*.safetensors")
     assert {t.dtype for t in load_file(file).values()} == {torch.float32}
 
 
-def test_every_linear_layer_has_a_place_in_each_format(build: Build, checkpoint: Path) -> None:
-    """So that no target that is accepted fails when the run is exported."""
+def test_every_linear_layer_can_be_exported(build: Build, checkpoint: Path) -> None:
+    """Every accepted LoRA target can be exported."""
     linear = {n for n, m in base(checkpoint).named_modules() if isinstance(m, nn.Linear)}
     bound = {n.split(".lora_")[0] for n in build(checkpoint, lora=LORAS["every-linear"]).trainable()}
     assert bound == linear

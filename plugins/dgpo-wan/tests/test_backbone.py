@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def batch(backbone: WanBackbone, size: int = 3) -> tuple[Tensor, Tensor, Conditioning]:
-    """x_sigma, sigma, conditioning; the times of two experts lie on both sides of their boundary."""
+    """Return x_sigma, sigma and conditioning; with two experts, sigmas lie on both sides of the boundary."""
     x_sigma = normal(size, *backbone.latent_shape(*SIZE))
     return x_sigma, torch.linspace(1, 0.3, size), backbone.encode(prompts_of(PROMPTS[:size]))
 
@@ -51,7 +51,7 @@ def randomize(backbone: WanBackbone, scale: float = 0.3) -> None:
 
 
 def sample_groups(backbone: WanBackbone, texts: list[str], steps: int, shift: float, guidance: float) -> Tensor:
-    """x0 as a run draws it: the engine's own rollout with the built-in Euler sampler."""
+    """Return x0 from the engine's rollout with the built-in Euler sampler."""
     policy = Policy(backbone, ObjectiveSection())
     rollout_sampler = RolloutSampler(
         policy, FlowEuler(None), ConditioningCache(backbone), resolution=SIZE, steps=steps, shift=shift,
@@ -62,7 +62,7 @@ def sample_groups(backbone: WanBackbone, texts: list[str], steps: int, shift: fl
 
 
 def by_pipeline(pipeline: Any, texts: list[str], shape: tuple[int, ...], **how: Any) -> Tensor:
-    """What WanPipeline makes of the same noise."""
+    """Return the latents that WanPipeline samples from the same noise."""
     noise = normal_rows([Draws(0).at(i, 0).at("noise") for i in range(len(texts))], shape, torch.device("cpu"))
     how = {"num_inference_steps": 5, "output_type": "latent", "num_frames": 9, "max_sequence_length": 24} | how
     out: Tensor = pipeline(texts, height=SIZE[0], width=SIZE[1], latents=noise, **how).frames
@@ -71,7 +71,7 @@ def by_pipeline(pipeline: Any, texts: list[str], shape: tuple[int, ...], **how: 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 @pytest.mark.parametrize("fixture", CHECKPOINTS)
-def test_a_rollout_gives_the_pipelines_latents(
+def test_rollout_matches_the_pipeline(
     request: pytest.FixtureRequest, build: Build, reference: Reference, fixture: str, guidance: float
 ) -> None:
     directory = request.getfixturevalue(fixture)
@@ -85,8 +85,8 @@ def test_a_rollout_gives_the_pipelines_latents(
     assert (videos[0] - videos[1]).abs().max() > 0.1, "the comparison means nothing if all videos are alike"
 
 
-def test_prompts_make_a_difference(checkpoint: Path, build: Build) -> None:
-    """Without which the comparison above would not test the conditioning."""
+def test_prompts_have_an_effect(checkpoint: Path, build: Build) -> None:
+    """Otherwise the comparison above would not test the conditioning."""
     backbone = build(checkpoint)
     x_sigma, sigma = normal(1, *backbone.latent_shape(*SIZE)).expand(2, -1, -1, -1, -1), torch.ones(2)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_the_contract(request: pytest.FixtureRequest, build: Build, fixture: str
     check_backbone(lambda: build(directory, train=train), SIZE, impossible=(32, 45))
 
 
-def test_encode_is_the_pipelines(checkpoint: Path, build: Build, reference: Reference) -> None:
+def test_encode_matches_the_pipeline(checkpoint: Path, build: Build, reference: Reference) -> None:
     encoded = build(checkpoint).encode(prompts_of([*PROMPTS, ""])).tensors["prompt_embeds"]
     with torch.no_grad():
         expected, _ = reference(checkpoint).encode_prompt(
@@ -113,10 +113,8 @@ def test_encode_is_the_pipelines(checkpoint: Path, build: Build, reference: Refe
     assert [int(row.any(-1).sum()) for row in encoded] == [*lengths, 1]
 
 
-def test_a_text_encoder_that_is_written_untied_is_read_like_any_other(
-    checkpoint: Path, build: Build, tmp_path: Path
-) -> None:
-    """Wan's are published so, and transformers may then leave the embedding blank."""
+def test_text_encoder_saved_untied(checkpoint: Path, build: Build, tmp_path: Path) -> None:
+    """Published checkpoints are saved like this, and transformers may then not initialize the embedding."""
     untied = make_tiny_checkpoint(tmp_path, tied=False)
     expected = build(checkpoint).encode(prompts_of(PROMPTS)).tensors["prompt_embeds"]
     assert_close(build(untied).encode(prompts_of(PROMPTS)).tensors["prompt_embeds"], expected, atol=0, rtol=0)
@@ -194,7 +192,7 @@ def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Bui
 @pytest.mark.parametrize(
     "expert, ours, bound", [("high", 0.8, "t_min: 0.8 or more"), ("low", 0.79, "t_max: less than")]
 )
-def test_times_of_the_frozen_expert_are_drawn_with_it_but_not_trained(
+def test_times_of_the_frozen_expert_are_sampled_but_not_trained(
     two_experts: Path, build: Build, expert: str, ours: float, bound: str
 ) -> None:
     backbone = build(two_experts, {"expert": expert})
@@ -283,7 +281,7 @@ def test_decode_is_chunked_and_float32(checkpoint: Path, build: Build, reference
 
 
 @pytest.mark.parametrize("frames, latent", [(1, 1), (5, 2), (33, 9), (81, 21)])
-def test_latent_shape_is_what_the_pipeline_draws(
+def test_latent_shape_matches_the_pipeline(
     checkpoint: Path, build: Build, reference: Reference, frames: int, latent: int
 ) -> None:
     drawn = reference(checkpoint).prepare_latents(1, 4, 64, 48, frames, torch.float32, "cpu", torch.Generator())
@@ -299,13 +297,13 @@ def test_impossible_sizes_are_refused(checkpoint: Path, build: Build, size: tupl
         build(checkpoint).latent_shape(*size)
 
 
-def test_more_frames_than_there_are_positions(checkpoint: Path, build: Build) -> None:
-    with pytest.raises(UserError, match=r"frames: 129 is more than .* reach; the most is 125"):
+def test_too_many_frames_are_refused(checkpoint: Path, build: Build) -> None:
+    with pytest.raises(UserError, match=r"frames: 129 exceeds the position embeddings .*; the maximum is 125"):
         build(checkpoint, {"frames": 129}).latent_shape(*SIZE)
 
 
-def test_what_is_too_long_is_counted(build: Build, checkpoint: Path) -> None:
-    """A text is read to its end if another last letter makes another encoding."""
+def test_truncated_prompts(build: Build, checkpoint: Path) -> None:
+    """A text is not truncated if changing its last letter changes the encoding."""
     backbone = build(checkpoint, {"text_length": 16})
     lengths = [1, 12, 13, 14, 15, 16, 17, 60]
     encoded = [

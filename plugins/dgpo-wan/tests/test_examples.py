@@ -1,4 +1,4 @@
-"""The example run file holds the published geometry, and a run could start from it."""
+"""The example run file has the published geometry and can be loaded."""
 
 from __future__ import annotations
 

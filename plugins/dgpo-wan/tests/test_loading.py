@@ -1,4 +1,4 @@
-"""Every way in which a checkpoint or a LoRA can be wrong, and the Hub without a network."""
+"""Errors of checkpoints and LoRA settings, and the Hub without a network."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_no_index(build: Build, copy: Path) -> None:
         ("{}", "is not a pipeline's index: _class_name is null"),
     ],
 )
-def test_an_index_that_is_none(build: Build, copy: Path, content: str, problem: str) -> None:
+def test_invalid_index(build: Build, copy: Path, content: str, problem: str) -> None:
     (copy / "model_index.json").write_text(content)
     assert f"{copy}/model_index.json {problem}" in message(build, copy)
 
@@ -123,7 +123,7 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(build: Bu
 
 
 def test_a_text_encoder_without_its_embedding(build: Build, copy: Path) -> None:
-    """That one of two names may be absent does not excuse both."""
+    """One of the two names may be absent, but not both."""
     tensors = load_file(copy / TEXT_ENCODER)
     del tensors["shared.weight"]
     save_file(tensors, copy / TEXT_ENCODER, metadata={"format": "pt"})
@@ -136,13 +136,13 @@ def test_image_to_video_weights(build: Build, copy: Path) -> None:
     config = json.loads((copy / "transformer" / "config.json").read_text())
     WanTransformer3DModel.from_config(config | {"in_channels": 9}).save_pretrained(copy / "transformer")
     text = message(build, copy)
-    assert text.endswith("transformer takes 9 channels, the autoencoder gives 4: it is not text-to-video")
+    assert text.endswith("transformer takes 9 channels, the autoencoder has 4: not a text-to-video checkpoint")
 
 
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        ({"scale_factor_temporal": 8}, "makes one latent frame of 8; the backbone wan knows 4"),
+        ({"scale_factor_temporal": 8}, "vae encodes 8 frames as one latent frame; the backbone wan supports 4"),
         ({"latents_mean": [0.0]}, "has 1 latents_mean and 4 latents_std for 4 channels"),
     ],
 )
@@ -153,11 +153,11 @@ def test_an_autoencoder_of_another_kind(build: Build, copy: Path, changes: dict[
 
 def test_a_boundary_without_a_second_transformer(build: Build, copy: Path) -> None:
     edit_json(copy / "model_index.json", boundary_ratio=0.875)
-    assert message(build, copy).endswith("has a boundary_ratio, but no transformer_2 to change to")
+    assert message(build, copy).endswith("has a boundary_ratio but no transformer_2")
 
 
 @pytest.mark.parametrize("value", ["0.875", True, 2, [0.5], -0.1])
-def test_a_boundary_that_is_no_number(build: Build, copy: Path, value: Any) -> None:
+def test_boundary_must_be_a_number(build: Build, copy: Path, value: Any) -> None:
     edit_json(copy / "model_index.json", boundary_ratio=value)
     assert "model_index.json: boundary_ratio is " in message(build, copy)
 
@@ -169,7 +169,7 @@ def test_values_of_another_kind(build: Build, copy: Path, changes: dict[str, Any
 
 
 @pytest.mark.parametrize("value", ["yes", 1])
-def test_times_per_patch_are_true_or_false(build: Build, copy: Path, value: Any) -> None:
+def test_expand_timesteps_must_be_a_boolean(build: Build, copy: Path, value: Any) -> None:
     edit_json(copy / "model_index.json", expand_timesteps=value)
     assert "model_index.json: expand_timesteps is " in message(build, copy)
 
@@ -188,7 +188,7 @@ def test_a_second_transformer_that_was_not_downloaded(build: Build, two_experts:
     assert "transformer_2: model_index.json lists it, but there is no directory" in message(build, copy)
 
 
-def test_an_older_index_does_not_name_what_came_later(build: Build, copy: Path) -> None:
+def test_older_index_without_newer_components(build: Build, copy: Path) -> None:
     path = copy / "model_index.json"
     index = json.loads(path.read_text())
     for key in ("transformer_2", "boundary_ratio", "expand_timesteps"):
@@ -211,7 +211,7 @@ def test_a_hub_repository_that_cannot_be_fetched(build: Build, monkeypatch: pyte
 
 
 def test_a_hub_repository(build: Build, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub is played by a directory: what is asked of it, and what is made of the answer."""
+    """A directory stands in for the Hub: checks the requests and the use of the response."""
     asked: dict[str, Any] = {}
     monkeypatch.chdir(tmp_path)
 
@@ -253,9 +253,7 @@ def test_lora_targets(checkpoint: Path, build: Build) -> None:
         ("attn2", "matches blocks.0.attn2, which is not a linear layer", "attn2.to_"),
     ],
 )
-def test_lora_targets_that_bind_nothing(
-    checkpoint: Path, build: Build, target: str, problem: str, nearest: str
-) -> None:
+def test_lora_targets_without_a_match(checkpoint: Path, build: Build, target: str, problem: str, nearest: str) -> None:
     text = message(build, checkpoint, lora={"rank": 2, "alpha": 2, "targets": ["to_k", target]})
     assert text.startswith(f"backbone.lora.targets: '{target}' {problem} of the network; nearest suffixes")
     assert nearest in text

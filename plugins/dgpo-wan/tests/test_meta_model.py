@@ -1,4 +1,4 @@
-"""The meta model against the real thing, and against what is published."""
+"""The meta model against the loaded model and against published sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def section(checkpoint: object) -> BackboneSection:
     )
 
 
-def test_it_has_the_shapes_of_the_real_thing(tmp_path: Path) -> None:
+def test_shapes_match_the_loaded_model(tmp_path: Path) -> None:
     checkpoint = make_tiny_checkpoint(tmp_path / "tiny")
     options = WanOptions(frames=5, text_length=8)
     real = WanBackbone(section(checkpoint), options, device=torch.device("cpu"))
@@ -43,14 +43,14 @@ def test_it_has_the_shapes_of_the_real_thing(tmp_path: Path) -> None:
     ("name", "billions"), [("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 1.42), ("Wan-AI/Wan2.1-T2V-14B-Diffusers", 14.29)]
 )
 def test_published_models_have_their_size(name: str, billions: float) -> None:
-    """1.42 and 14.3 thousand million parameters."""
+    """1.42 and 14.3 billion parameters."""
     meta_model = WanBackbone.meta_model(section(name), WanOptions())
     trained = {id(p) for p in meta_model.trainable().values()}
     count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in trained)
     assert count / 1e9 == pytest.approx(billions, abs=0.01)
 
 
-def test_a_name_that_is_not_known() -> None:
+def test_unknown_name_is_reported() -> None:
     with pytest.raises(UserError, match=r"a/b is neither a local directory nor .*; known models:"):
         WanBackbone.meta_model(section("a/b"), WanOptions())
 

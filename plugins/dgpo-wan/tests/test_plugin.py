@@ -1,4 +1,4 @@
-"""What the distribution declares, and that declaring it is cheap."""
+"""The declarations of the distribution, which import nothing heavy."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_impossible_numbers_of_frames(frames: int, nearest: str) -> None:
         WanOptions(frames=frames)
 
 
-def test_the_tiny_checkpoint_is_small_and_repeats_itself(tmp_path: Path) -> None:
+def test_tiny_checkpoint_is_small_and_deterministic(tmp_path: Path) -> None:
     first, second, other = (
         make_tiny_checkpoint(tmp_path / name, boundary=0.5, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     )

@@ -1,7 +1,7 @@
-"""Timestep policies that move t_min while training goes on.
+"""Timestep policies that change t_min during training.
 
-Every policy draws within [t_min, t_max] of the run file, whose `timesteps.t_min` is therefore the smallest t_min that
-it can choose: set it to 0 to leave the policy free. Importing this package imports nothing heavy.
+All policies draw times within [timesteps.t_min, timesteps.t_max] of the run file; set `timesteps.t_min: 0` to allow any
+t_min. Importing this package does not import torch.
 """
 
 from __future__ import annotations

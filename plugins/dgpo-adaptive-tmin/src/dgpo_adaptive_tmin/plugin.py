@@ -1,4 +1,4 @@
-"""What dgpo-adaptive-tmin declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-adaptive-tmin. Do not import torch here."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_timestep_policies() -> Sequence[Component]:
-    """Three ways to move t_min."""
+    """Declare the timestep policies."""
     return [
         Component(
             "scheduled-t-min",
-            "t_min (and t_max) by training progress.",
+            "t_min (and t_max) on a schedule over training.",
             "dgpo_adaptive_tmin.scheduled:ScheduledTmin",
             "dgpo_adaptive_tmin.options:ScheduledOptions",
         ),
         Component(
             "disagreement-t-min",
-            "t_min above the noise that hides the artifacts of few-step samples, measured on a probe batch.",
+            "t_min at the noise level that hides the artifacts of few-step samples, measured on a probe batch.",
             "dgpo_adaptive_tmin.disagreement:DisagreementTmin",
             "dgpo_adaptive_tmin.options:DisagreementOptions",
         ),
         Component(
             "dsm-gap-t-min",
-            "t_min where the preference begins to be at work, by the policy's error on its own samples.",
+            "t_min at the lower end of the times where the preference acts, measured on the policy's samples.",
             "dgpo_adaptive_tmin.dsm_gap:DsmGapTmin",
             "dgpo_adaptive_tmin.options:DsmGapOptions",
         ),

@@ -1,7 +1,7 @@
-"""Objectives to compare Direct Group Preference Optimization with, and the random samplers that one of them needs.
+"""Baselines for Direct Group Preference Optimization: four objectives, and the random samplers that Flow-GRPO needs.
 
-Importing this package imports nothing heavy. One module an objective: `flow_grpo`, `diffusion_dpo`, `diffusion_nft`,
-`awm`; the samplers are in `samplers`.
+Importing this package does not import torch. Each objective has its own module (`flow_grpo`, `diffusion_dpo`,
+`diffusion_nft`, `awm`); the samplers are in `samplers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options of the samplers and objectives. Light: no torch."""
+"""Options of the samplers and objectives (does not import torch)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["AwmOptions", "FlowCpsOptions", "FlowGrpoOptions", "FlowSdeOptions", 
 
 
 class WindowOptions(Options):
-    """Which steps are random; the others follow the flow, as `flow-euler` does."""
+    """Range of sigma with random steps; the other steps are Euler steps of the flow, as in `flow-euler`."""
 
     random_from: Float = Field(
-        default=1.0, ge=0, le=1, description="Largest sigma at which a random step may start (1 is noise)."
+        default=1.0, ge=0, le=1, description="Largest sigma at which a random step may start (1 is pure noise)."
     )
     random_to: Float = Field(default=0.0, ge=0, le=1, description="Smallest sigma at which a random step may start.")
 
@@ -36,7 +36,7 @@ class FlowSdeOptions(WindowOptions):
         default=0.7,
         gt=0,
         le=100,
-        description="Noise level a: the diffusion is a * sqrt(sigma / (1 - sigma)). Flow-GRPO's 0.7.",
+        description="Noise level a of the diffusion coefficient a * sqrt(sigma / (1 - sigma)); 0.7 in Flow-GRPO.",
     )
 
 
@@ -47,7 +47,7 @@ class FlowCpsOptions(WindowOptions):
         default=0.7,
         gt=0,
         le=1,
-        description="Share of fresh noise: at the next sigma the noise is sin(eta * pi / 2) fresh and cos of it kept.",
+        description="Amount of fresh noise: sin(eta * pi / 2) of the noise is new, cos(eta * pi / 2) is kept.",
     )
 
 
@@ -58,12 +58,12 @@ class FlowGrpoOptions(Options):
         default=1e-4,
         gt=0,
         lt=1,
-        description="PPO's clip range of the ratio. Log-probabilities are means over the latent: ratios stay near 1.",
+        description="Clip range of PPO's ratio. Log-probabilities are means over the latent: ratios stay near 1.",
     )
     log_prob: Literal["gaussian", "distance"] = Field(
         default="gaussian",
-        description="What a ratio compares: log-densities of the step, or -(x' - mean)^2 alone, as Flow-CPS's code "
-        "does, which counts steps of little noise less.",
+        description="Log-probability in the ratio: the log-density of the step, or only -(x' - mean)^2 as in the code "
+        "of Flow-CPS, which gives less weight to steps with little noise.",
     )
 
 
@@ -74,18 +74,17 @@ class NftOptions(Options):
         default=1.0,
         gt=0,
         le=1e6,
-        description="How far the implicit policies lie from the old one, in steps to the policy; guidance is 1 / beta.",
+        description="Distance of the implicit policies from the old policy, in multiples of the distance of the "
+        "policy; guidance is 1 / beta.",
     )
     advantage_clip: Float = Field(
         default=5.0,
         gt=0,
         le=1e6,
-        description="Advantage at which the optimality probability is 1 (and 0 at its negative): 5 in the code, 1 in "
-        "the paper's equation.",
+        description="Advantage at which the optimality probability is 1 (0 at its negative): 5 in the authors' code, 1 "
+        "in the paper's equation.",
     )
-    adaptive: bool = Field(
-        default=True, description="Weigh each error by sigma over its mean magnitude, in place of the plain square."
-    )
+    adaptive: bool = Field(default=True, description="Weight each squared error by sigma over its mean magnitude.")
 
 
 class AwmOptions(Options):

@@ -1,4 +1,4 @@
-"""What dgpo-baselines declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-baselines. Do not import torch here."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_samplers() -> Sequence[Component]:
-    """Two random samplers, whose steps have probabilities."""
+    """Declare the random samplers."""
     return [
         Component(
             "flow-sde",
-            "Flow-GRPO's SDE: random steps with the marginals of the flow.",
+            "Flow-GRPO's SDE sampler: random steps with the marginals of the flow.",
             "dgpo_baselines.samplers:FlowSde",
             "dgpo_baselines.options:FlowSdeOptions",
         ),
         Component(
             "flow-cps",
-            "Coefficients-preserving sampling: random steps without surplus noise.",
+            "Coefficients-preserving sampling: random steps without excess noise.",
             "dgpo_baselines.samplers:FlowCps",
             "dgpo_baselines.options:FlowCpsOptions",
         ),
@@ -33,7 +33,7 @@ def dgpo_samplers() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_objectives() -> Sequence[Component]:
-    """What the paper and its field compare with."""
+    """Declare the baseline objectives."""
     return [
         Component(
             "flow-grpo",
@@ -43,7 +43,7 @@ def dgpo_objectives() -> Sequence[Component]:
         ),
         Component(
             "diffusion-dpo",
-            "The best against the worst of each group (arXiv 2311.12908); with weighting best-vs-worst.",
+            "Best against worst sample of each group (arXiv 2311.12908); requires weighting best-vs-worst.",
             "dgpo_baselines.diffusion_dpo:DiffusionDpo",
         ),
         Component(

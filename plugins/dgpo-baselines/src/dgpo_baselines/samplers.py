@@ -1,7 +1,7 @@
-"""Random samplers of a flow: every step draws the next state from a Gaussian, whose density objectives can take.
+"""Random samplers of a flow: each step draws the next state from a Gaussian with a known density.
 
-Times, x_sigma and velocities as in `dgpo_core.flow.velocity`: sigma = 1 is noise, dsigma < 0. Coefficients are Python
-floats computed in float64.
+Times, x_sigma and velocities are defined as in `dgpo_core.flow.velocity`: sigma = 1 is noise, dsigma < 0. Coefficients
+are Python floats computed in float64.
 """
 
 from __future__ import annotations
@@ -24,27 +24,30 @@ __all__ = ["FlowCps", "FlowSde"]
 
 
 class RandomSampler(Sampler):
-    """Draws each state from `step_distribution`, on the times of `flow-euler`.
+    """Base of the random samplers: draws each state from `step_distribution`, at the times of `flow-euler`.
 
-    Steps that start outside of [options.random_to, options.random_from] follow the flow by an Euler step: with a few
-    random steps this is the rollout of Flow-GRPO-Fast and of MixGRPO (arXiv 2507.21802), whose window slides.
+    Steps that start outside [options.random_to, options.random_from] are Euler steps of the flow. With a few random
+    steps this is the rollout of Flow-GRPO-Fast and of MixGRPO (arXiv 2507.21802), which moves the window.
     """
 
     deterministic = False
 
     def sigmas(self, steps: int, schedule: Schedule) -> Tensor:
-        """float64 [steps + 1] on the CPU, descending to 0. Raises UserError as `flow-euler` does."""
+        """Return float64 [steps + 1] on the CPU, descending to 0. Raises UserError like `flow-euler`."""
         return schedules.sigmas(steps, schedule)
 
     def step_distribution(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
-        """(mean [B, ...], std) of the state at next_sigma, given x at sigma > next_sigma >= 0; std 0: not random."""
+        """Return (mean [B, ...], std) of the state at next_sigma, given x at sigma > next_sigma >= 0.
+
+        A std of 0 means that the step is not random.
+        """
         if not self.options.random_to <= sigma <= self.options.random_from:
             return x + (next_sigma - sigma) * velocity, 0.0
         return self._random_step(x, velocity, sigma, next_sigma)
 
     @abstractmethod
     def _random_step(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
-        """(mean, std) of a random step."""
+        """Return (mean, std) of a random step."""
 
     def sample(
         self,
@@ -56,10 +59,10 @@ class RandomSampler(Sampler):
         draws: Sequence[Draws] = (),
         keep_path: bool = False,
     ) -> SampleResult:
-        """From noise [B, ...] to x0 in `steps` evaluations of the velocity; `draws`: one key per sample.
+        """Sample x0 from noise [B, ...] in `steps` evaluations of the velocity.
 
-        The path's log-probabilities are means over the non-batch dimensions, and 0 for a step that is not random.
-        Raises ValueError unless there is a key for every sample.
+        draws: one random key per sample. The log-probabilities of the path are means over the non-batch dimensions, and
+        0 for steps that are not random. Raises ValueError if the number of keys differs from the number of samples.
         """
         if len(draws) != len(noise):
             raise ValueError(f"{len(noise)} samples and {len(draws)} keys: a random sampler needs one key per sample")
@@ -82,14 +85,14 @@ class RandomSampler(Sampler):
 class FlowSde(RandomSampler):
     """Euler-Maruyama steps of the SDE with the marginals of the flow (Flow-GRPO, arXiv 2505.05470, its ODE-to-SDE).
 
-    dx = [v + s^2 / (2 sigma) * (x + (1 - sigma) v)] dsigma + s dw with s = a * sqrt(sigma / (1 - sigma)), a = `noise`:
-    the term beside v is -s^2 / 2 times the score, which a flow's velocity implies. A step of dt = sigma' - sigma < 0:
+    dx = [v + s^2 / (2 sigma) * (x + (1 - sigma) v)] dsigma + s dw with s = a * sqrt(sigma / (1 - sigma)), a = `noise`.
+    The second term in the brackets is -s^2 / 2 times the score, computed from the velocity. With dt = sigma' - sigma:
 
         mean = x * (1 + s^2 / (2 sigma) * dt) + v * (1 + s^2 (1 - sigma) / (2 sigma)) * dt        std = s * sqrt(-dt)
 
-    At sigma = 1, where s is infinite, the next sigma stands in its denominator, as in the authors' code
-    (yifan123/flow_grpo, sd3_sde_with_logprob.py). Noise is added at the last step too: std is then a * sigma /
-    sqrt(1 - sigma), small for the small last sigma of the schedule.
+    At sigma = 1, where s is infinite, its denominator uses the next sigma, as in the authors' code (yifan123/flow_grpo,
+    sd3_sde_with_logprob.py). The last step also adds noise; its std a * sigma / sqrt(1 - sigma) is small because the
+    last sigma of the schedule is small.
     """
 
     def _random_step(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:
@@ -103,15 +106,15 @@ class FlowSde(RandomSampler):
 class FlowCps(RandomSampler):
     """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952; code: IamCreateAI/FlowCPS).
 
-    With the estimates that a velocity implies, x0^ = x - sigma v and noise^ = x + (1 - sigma) v, a step to sigma' is
+    With the estimates x0^ = x - sigma v and noise^ = x + (1 - sigma) v, a step to sigma' is
 
         mean = (1 - sigma') x0^ + sigma' cos(eta pi / 2) noise^        std = sigma' sin(eta pi / 2)
 
-    so that the coefficients of data and noise are those of x_sigma' whatever eta: (1 - sigma') and, as cos^2 + sin^2 =
-    1, sigma'. (An SDE step leaves surplus noise behind.) Its step into sigma' = 0 is not random. Log-probabilities are
-    the Gaussian's; the authors' code leaves out the constants, the factor 1 / (2 std^2) among them, which changes the
-    scale of a ratio and so the meaning of its clip. eta does not shrink with the steps, so for spread-out data more
-    steps do not lead to the flow's own marginals.
+    For any eta, the coefficients of data and noise are those of x_sigma': (1 - sigma') and, as cos^2 + sin^2 = 1,
+    sigma'. (An SDE step leaves excess noise.) The step to sigma' = 0 is not random. Log-probabilities are those of the
+    Gaussian; the authors' code omits the constants, including the factor 1 / (2 std^2), which changes the scale of the
+    ratio and the meaning of its clip range. eta does not decrease with the number of steps, so for data that is not
+    concentrated in a point, more steps do not lead to the marginals of the flow.
     """
 
     def _random_step(self, x: Tensor, velocity: Tensor, sigma: float, next_sigma: float) -> tuple[Tensor, float]:

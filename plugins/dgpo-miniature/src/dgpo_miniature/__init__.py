@@ -1,6 +1,6 @@
-"""The embedded default of dgpo: tiny trained text-to-image models, their worlds, prompts and detector.
+"""Tiny trained text-to-image models for quickstart and tests, with their synthetic data, prompts and detector.
 
-Light on purpose: importing this package imports neither torch nor numpy.
+Importing this package imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ World = Literal["shapes", "signs"]
 
 
 def checkpoint_path(world: World = "shapes") -> Path:
-    """Directory of a world's shipped checkpoint, in the format of diffusers' StableDiffusion3Pipeline."""
+    """Return the directory of a world's bundled checkpoint, in the format of diffusers' StableDiffusion3Pipeline."""
     return Path(__file__).parent / {"shapes": "checkpoint", "signs": "checkpoint_signs"}[world]

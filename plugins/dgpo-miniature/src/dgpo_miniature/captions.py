@@ -1,7 +1,7 @@
-"""What a caption says: its GenEval task and clauses, its words, and how scenes are drawn from it.
+"""Captions of the world of shapes: GenEval task, objects, text, and the scenes that they describe.
 
-The same `Caption` makes prompts with metadata for the evaluator (`metadata`), scenes for training the base model
-(`scene_content`), and the faults of badly captioned data (`corrupt`).
+A `Caption` gives prompts with metadata for the evaluator (`metadata`), scenes for training the base model
+(`scene_content`), and the wrong content of faulty training captions (`corrupt`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A caption's content.
+    """Content of a caption.
 
-    objects: (class, color or None) in the order of the words; count: how many of the only object ("counting", else
-    1); relation: where the first object lies, seen from the second ("position" only).
+    objects: (class, color or None) in the order of the text; count: number of objects of the class (1 except for
+    "counting"); relation: position of the first object relative to the second ("position" only).
     """
 
     task: str
@@ -49,7 +49,7 @@ class Caption:
 
 
 def all_captions(task: str) -> list[Caption]:
-    """Every caption of a task, in a fixed order."""
+    """Return every caption of a task, in a fixed order."""
     pairs = list(permutations(CLASSES, 2))
     match task:
         case "single_object":
@@ -69,7 +69,7 @@ def all_captions(task: str) -> list[Caption]:
 
 
 def text(caption: Caption, template: str) -> str:
-    """The caption in words, for example "a photo of a red circle and a blue square"."""
+    """Return the text of a caption, for example "a photo of a red circle and a blue square"."""
     if caption.task == "counting":
         name = caption.objects[0][0]
         return f"{template} {NUMBERS[caption.count]} {name}{'es' if name.endswith('s') else 's'}"
@@ -78,10 +78,10 @@ def text(caption: Caption, template: str) -> str:
 
 
 def metadata(caption: Caption, prompt: str) -> dict[str, Any]:
-    """GenEval's metadata of a caption; in a position prompt the reference object comes first, as there.
+    """Return GenEval's metadata of a caption; as in GenEval, the reference object of a position prompt comes first.
 
-    `exclude` bounds every class: an image shows what was asked for and nothing else. GenEval itself bounds the class
-    of counting prompts only, and a model that is trained on that soon draws more of everything.
+    `exclude` limits every class, so that images with additional objects are wrong. GenEval itself limits only the class
+    of counting prompts; a model trained with that learns to generate additional objects.
     """
     include: list[dict[str, Any]] = []
     order = caption.objects[::-1] if caption.relation else caption.objects
@@ -98,9 +98,9 @@ def metadata(caption: Caption, prompt: str) -> dict[str, Any]:
 
 
 def scene_content(caption: Caption, rng: Random) -> tuple[list[int], list[int]]:
-    """Class and color indices [4], [4] of a scene that the caption describes completely.
+    """Return class and color indices, [4] each, of a random scene that matches the caption.
 
-    What it does not mention is free: the cells, and the colors (of several alike objects: one color).
+    Cells and colors that the caption does not specify are random; counted objects share one color.
     """
     kind, color = [EMPTY] * 4, [0] * 4
     objects = list(caption.objects) * caption.count
@@ -119,15 +119,14 @@ def scene_content(caption: Caption, rng: Random) -> tuple[list[int], list[int]]:
 
 
 def other(values: Sequence[Any], taken: Sequence[Any], rng: Random) -> Any:
-    """One of the values that is not taken."""
+    """Return a random value that is not in `taken`."""
     return rng.choice([value for value in values if value not in taken])
 
 
 def corrupt(caption: Caption, rng: Random) -> Caption:
-    """The content of an image that the caption describes wrongly, in one clause.
+    """Return the content of an image that differs from the caption in one clause.
 
-    A class or a color is another one, the colors are exchanged, an object is missing, the count is off, or the
-    relation is another one.
+    The fault is a wrong class, color, count or relation, exchanged colors, or a missing object.
     """
     objects = list(caption.objects)
     names = [name for name, _ in objects]

@@ -1,7 +1,7 @@
-"""A rule-based detector for the miniature's images: what Mask2Former is to GenEval's photographs.
+"""A rule-based detector for the images of shapes; it replaces GenEval's Mask2Former.
 
-Saturated pixels are split by hue, each hue into connected blobs, and each blob is compared with the outlines of the
-known classes. Legend: B images, K blobs, T classes, H W pixels.
+Saturated pixels are split by hue and into connected blobs, and each blob is compared with the outlines of the known
+classes. Legend: B images, K blobs, T classes, H W pixels.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["ShapeDetector", "find_shapes"]
 
 COVERAGE = 0.45
-"""Share of its color's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
+"""Minimum saturation (largest minus smallest channel) of a shape's pixel, as a fraction of its color's."""
 MIN_AREA = 45
-"""Smallest blob in pixels; the smallest shape drawn has 110."""
+"""Minimum area of a blob in pixels; the smallest rendered shape has 110."""
 GRID = 16
-"""Blobs and outlines are compared on a grid of this size, stretched over the blob's box."""
+"""Size of the grid, stretched over the blob's box, on which blobs and outlines are compared."""
 SURE, DOUBTFUL = 0.82, 0.52
-"""Overlap (intersection over union) with the outline from which a blob's score is 1, and below which it is 0."""
+"""Intersection over union with the outline at which the score of a blob is 1, and below which it is 0."""
 SLIMMEST = 0.72
-"""Smallest ratio of a blob's shorter side to its longer one."""
+"""Minimum ratio of a blob's shorter side to its longer side."""
 
 
 def class_outlines() -> NDArray[np.float32]:
-    """Masks [T, GRID²] of the classes, each stretched to its own box."""
+    """Return masks [T, GRID²] of the classes, each stretched to its box."""
     spot = ((np.arange(GRID) + 0.5) / GRID * 2 - 1).astype(np.float32)
     boxes = {"square": (0.9, -0.9, 0.9), "triangle": (1.0, -1.0, 0.85)}
     outlines = []
@@ -59,11 +59,11 @@ IN_IMAGE[1] = ndimage.generate_binary_structure(2, 1)
 
 
 def find_shapes(images: NDArray[np.float32], *, masks: bool = False) -> list[list[Detection]]:
-    """Detections of each image, float [B, 3, H, W] in [0, 1], the surest first."""
+    """Return the detections of each image, highest score first. images: float [B, 3, H, W] in [0, 1]."""
     height, width = images.shape[2:]
     planes, kept = _planes(images)
     found: list[list[Detection]] = [[] for _ in images]
-    if not len(kept):  # which `label` refuses
+    if not len(kept):  # `label` does not accept empty input
         return found
     labels, count = ndimage.label(planes, structure=IN_IMAGE)
     area = np.bincount(labels.ravel(), minlength=count + 1)
@@ -88,11 +88,14 @@ def find_shapes(images: NDArray[np.float32], *, masks: bool = False) -> list[lis
 
 
 def _planes(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which pixels are of a shape, [P, H, W], for each image and color that has any, and which those are:
-    image * number of colors + color, ascending. A large image is mostly empty, and so costs little."""
+    """Return masks [P, H, W] of the shapes' pixels, one for each image and color that occurs, and the indices of these.
+
+    An index is image * number of colors + color; indices are ascending. Only saturated pixels are processed further,
+    which makes large, mostly empty images cheap.
+    """
     saturation = images.max(axis=1) - images.min(axis=1)
     vivid = saturation > COVERAGE * SATURATION.min()
-    # HUES sum to zero over channels, so the pixels' gray part drops out of the product.
+    # HUES sum to zero over channels, so the gray component of the pixels cancels in the product.
     hues = np.einsum("tc,cn->tn", HUES, images.swapaxes(0, 1)[:, vivid]).argmax(axis=0)
     place = np.full(vivid.shape, -1, dtype=np.int32)
     place[vivid] = np.where(saturation[vivid] > COVERAGE * SATURATION[hues], hues, -1)
@@ -106,7 +109,7 @@ def _planes(images: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.
 
 
 def classify(blob: NDArray[np.bool_]) -> tuple[str, float]:
-    """The class whose outline covers a blob [h, w] best, and a score in [0, 1]."""
+    """Return the class whose outline matches a blob [h, w] best, and a score in [0, 1]."""
     height, width = blob.shape
     if min(height, width) < SLIMMEST * max(height, width):
         return "", 0.0
@@ -120,31 +123,31 @@ def classify(blob: NDArray[np.bool_]) -> tuple[str, float]:
 
 
 class ShapeDetector(Detector):
-    """Finds the miniature's shapes and their colors; the rules have no options and run on the CPU."""
+    """Detects the shapes and their colors by rules, on the CPU. It has no options."""
 
     labels: tuple[str, ...] = CLASSES
     colors: tuple[str, ...] = COLORS
     thresholds = Thresholds(score=0.3, counting=0.3, per_class=16)
 
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Detections of each image [B, 3, H, W], float in [0, 1], any device, the surest first."""
+        """Return the detections of each image [B, 3, H, W], float in [0, 1], any device, highest score first."""
         return find_shapes(images.detach().float().cpu().numpy())
 
     def examples(self) -> Sequence[Example]:
-        """One drawn scene of each task as its prompt asks for (good), and one with a fault (bad); [3, 64, 64]."""
+        """Return a correct scene (good) and a faulty scene (bad) for one prompt of each task, [3, 64, 64]."""
         import torch
 
         from dgpo_core.types import Example, Prompt
 
         rng = Random("examples")
-        found = []
+        examples = []
         for task in TASKS:
             caption = rng.choice(all_captions(task))
             words = text(caption, TRAIN_TEMPLATES[0])
             prompt = Prompt(words, metadata(caption, words))
             for shown, good in ((caption, True), (corrupt(caption, rng), False)):
                 kind, color = (np.array([part]) for part in scene_content(shown, rng))
-                image = render(random_scenes(kind, color, np.random.default_rng(len(found))))[0]
-                name = f"{words}: {'as asked' if good else text(shown, TRAIN_TEMPLATES[0])}"
-                found.append(Example(name, prompt, torch.from_numpy(image), good=good))
-        return found
+                image = render(random_scenes(kind, color, np.random.default_rng(len(examples))))[0]
+                name = f"{words}: {'as prompted' if good else text(shown, TRAIN_TEMPLATES[0])}"
+                examples.append(Example(name, prompt, torch.from_numpy(image), good=good))
+        return examples

@@ -1,4 +1,4 @@
-"""Options of the miniature's parts."""
+"""Options of the components of dgpo-miniature."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = [
 
 
 class MiniaturePromptsOptions(Options):
-    """How many prompts each split has, and which."""
+    """Number of prompts per split, and their selection."""
 
     train_count: Int = Field(
-        default=3600, ge=6, le=10**7, description="Training prompts, an equal share of each of six tasks."
+        default=3600, ge=6, le=10**7, description="Number of training prompts, in equal shares of six tasks."
     )
     heldout_count: Int = Field(
-        default=600, ge=6, le=10**7, description="Held-out prompts, an equal share of each task."
+        default=600, ge=6, le=10**7, description="Number of held-out prompts, in equal shares of six tasks."
     )
-    seed: Int = Field(default=0, description="Chooses which prompts and in which order; never which split.")
+    seed: Int = Field(default=0, description="Seed of the selection and order of prompts; does not affect the split.")
 
 
 class SignPromptsOptions(Options):
-    """How many prompts each split has, and which."""
+    """Number of prompts per split, and their selection."""
 
     train_count: Int = Field(
-        default=1440, ge=1, le=10**7, description="Training prompts; of 1440 words, which then repeat."
+        default=1440, ge=1, le=10**7, description="Number of training prompts; 1440 distinct words, then repeated."
     )
     heldout_count: Int = Field(
-        default=288, ge=1, le=10**7, description="Held-out prompts; of 288 words, which then repeat."
+        default=288, ge=1, le=10**7, description="Number of held-out prompts; 288 distinct words, then repeated."
     )
-    seed: Int = Field(default=0, description="Chooses which prompts and in which order; never which split.")
+    seed: Int = Field(default=0, description="Seed of the selection and order of prompts; does not affect the split.")
 
 
 class ShapesOptions(Options):
@@ -41,21 +41,21 @@ class ShapesOptions(Options):
 
 
 class MiniatureVideoPromptsOptions(Options):
-    """How many prompts each split has, and in which order."""
+    """Number of prompts per split, and their order."""
 
     train_count: Int = Field(
-        default=720, ge=1, le=10**7, description="Training prompts; of 72 texts, which then repeat."
+        default=720, ge=1, le=10**7, description="Number of training prompts; 72 distinct texts, then repeated."
     )
     heldout_count: Int = Field(
-        default=240, ge=1, le=10**7, description="Held-out prompts; of 24 texts, which then repeat."
+        default=240, ge=1, le=10**7, description="Number of held-out prompts; 24 distinct texts, then repeated."
     )
-    seed: Int = Field(default=0, description="Chooses the order; never which split.")
+    seed: Int = Field(default=0, description="Seed of the order; does not affect the split.")
 
 
 class MiniatureMotionOptions(Options):
-    """How a clip is scored."""
+    """Options of the reward `miniature-motion`."""
 
     strict: bool = Field(
         default=True,
-        description="1 if shape, color and direction are all as asked, else 0; if false, the share of the three.",
+        description="Score 1 if shape, color and direction all match, else 0; if false, the fraction that match.",
     )

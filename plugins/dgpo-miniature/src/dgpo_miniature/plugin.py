@@ -1,4 +1,4 @@
-"""What dgpo-miniature declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-miniature. Do not import torch or numpy here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_prompt_sources() -> Sequence[Component]:
-    """The prompts of each world."""
+    """Declare the prompt source of each world."""
     return [
         Component(
             name="miniature",
@@ -39,7 +39,7 @@ def dgpo_prompt_sources() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_detectors() -> Sequence[Component]:
-    """The detector of the world of shapes."""
+    """Declare the detector of the world of shapes."""
     summary = "Rule-based detector of the miniature's colored shapes, for GenEval's evaluator"
     return [
         Component("shapes", summary, "dgpo_miniature.detector:ShapeDetector", "dgpo_miniature.options:ShapesOptions")
@@ -48,11 +48,11 @@ def dgpo_detectors() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """Of the world of moving shapes; the others are judged by rewards for any image."""
+    """Declare the reward of the world of moving shapes; the other worlds use general image rewards."""
     return [
         Component(
             name="miniature-motion",
-            summary="Whether a clip of the video miniature shows the shape, color and direction that were asked for",
+            summary="Whether a clip of the video miniature shows the shape, color and direction of the prompt",
             implementation="dgpo_miniature.moving.motion:MiniatureMotion",
             options="dgpo_miniature.options:MiniatureMotionOptions",
         )

@@ -1,12 +1,11 @@
 """Prompts about the world of shapes, in GenEval's format, split into train and held-out.
 
-The splits share no text, because their templates differ ("a photo of" against "a drawing of"). They also share no
-content wherever a task has enough of it: a quarter or more of the combinations of `two_object`, `counting`, `colors`,
-`position` and `color_attr` is held out, both orders of a pair of objects together. `single_object` has only as many
-contents as there are classes, so there the template alone differs. The base model has seen every word, template and
-combination in its own training; held-out means: never used for preference training.
+The splits share no text because their templates differ ("a photo of" and "a drawing of"). They also share no content,
+except for `single_object`, which has only one content per class: at least a quarter of the combinations of
+`two_object`, `counting`, `colors`, `position` and `color_attr` is held out, both orders of a pair of objects together.
+The base model was trained on every word, template and combination; "held-out" means not used for preference training.
 
-There are fewer distinct prompts than a split may ask for, so texts repeat within a split, never across.
+If a split has fewer distinct prompts than requested, its texts repeat; they never occur in the other split.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ __all__ = ["MiniaturePrompts", "Split", "captions", "prompts"]
 
 Split = Literal["train", "heldout"]
 HELDOUT_EVERY = {"counting": 3, "colors": 4, "position": 4, "color_attr": 4}
-"""One in so many contents of the same classes is held out."""
+"""Every n-th content of the same classes is held out."""
 
 
 def content_key(caption: Caption) -> str:
-    """What may be in one split only: the content without the order of the objects, a relation read from either side."""
+    """Return a key of the content that ignores the order of the objects; only one split may contain a key."""
     opposite = {"right of": "left of", "below": "above"}
     objects, relation = list(caption.objects), caption.relation
     if relation in opposite:
@@ -47,7 +46,7 @@ def content_key(caption: Caption) -> str:
 
 
 def heldout_keys(task: str) -> set[str]:
-    """Contents of a task that are held out, spread evenly over the classes, colors, numbers and relations."""
+    """Return the held-out contents of a task, distributed evenly over classes, colors, counts and relations."""
     strata: dict[frozenset[str], dict[str, None]] = {}
     for caption in all_captions(task):
         classes = frozenset(name for name, _ in caption.objects)
@@ -68,16 +67,16 @@ def heldout_keys(task: str) -> set[str]:
 
 
 def captions(split: Split, task: str) -> list[Caption]:
-    """Every content of a task that belongs to a split, in a fixed order; of single_object, all in both."""
+    """Return the contents of a task in a split, in a fixed order; both splits contain all of `single_object`."""
     held = heldout_keys(task)
     return [c for c in all_captions(task) if not held or (content_key(c) in held) == (split == "heldout")]
 
 
 def prompts(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` prompts of a split as GenEval metadata, the tasks in turn, so that their shares are equal.
+    """Return `count` prompts of a split as GenEval metadata, cycling through the tasks.
 
-    Every combination of content and template of a task comes up once before one comes up again. Deterministic in its
-    arguments; a smaller count gives the beginning of a larger one. Raises ValueError for an unknown split.
+    Every combination of content and template of a task occurs once before one repeats. Deterministic: a smaller count
+    returns a prefix of a larger one. Raises ValueError for an unknown split.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"unknown split {split!r}; the splits are 'train' and 'heldout'")
@@ -100,6 +99,6 @@ class MiniaturePrompts(PromptSource):
     """The prompt source `miniature`."""
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """The prompts of one split, always the same ones for the same options."""
+        """Return the prompts of one split; the same options always give the same prompts."""
         count = self.options.train_count if split == "train" else self.options.heldout_count
         return [Prompt(entry["prompt"], entry) for entry in prompts(split, count, self.options.seed)]

@@ -1,7 +1,7 @@
-"""How the shipped checkpoint of shapes is made; `python -m dgpo_miniature.train` runs it.
+"""Training of the checkpoint of shapes; run it with `python -m dgpo_miniature.train`.
 
-Autoencoder, then captioned latents, then the transformer with its text encoders, first on true captions, then on
-captions part of which are wrong. One seed decides everything.
+Trains the autoencoder, encodes captioned images, then trains the transformer with its text encoders, first on correct
+captions, then on partly wrong captions. One seed determines all randomness.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["TINY", "TrainingSpec", "run"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSpec:
-    """Everything that makes the checkpoint what it is, apart from the seed."""
+    """Settings of the training; with the seed, they determine the checkpoint."""
 
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     transformer: FlowSettings = field(default_factory=FlowSettings)
@@ -34,9 +34,9 @@ class TrainingSpec:
         default_factory=lambda: (Cycle(950, decay=0.75), Cycle(900, warmup=30, decay=0.57, lr_scale=0.8))
     )
     mismatched_share: float = 0.02
-    """Share of captions, in the second phase, that belong to another image altogether."""
+    """Fraction of captions in the second phase that belong to another image."""
     scored: int = 600
-    """Held-out prompts on which the result is scored."""
+    """Number of held-out prompts that score the result."""
 
 
 TINY = TrainingSpec(
@@ -48,11 +48,11 @@ TINY = TrainingSpec(
     faulty=(Cycle(2, decay=0.5),),
     scored=6,
 )
-"""The same path in seconds, to see that it runs."""
+"""A run of a few seconds, to test the code."""
 
 
 def run(spec: TrainingSpec, out: Path, seed: int, progress: Progress) -> dict[str, float]:
-    """Train, write the pipeline to `out`, and return its task means on held-out prompts."""
+    """Train, write the pipeline to `out`, and return its mean score per task on held-out prompts."""
     autoencoder = train_autoencoder(spec.autoencoder, seed, progress)
     shift, scale = latent_statistics(autoencoder, seed)
     autoencoder.register_to_config(shift_factor=shift, scaling_factor=scale)

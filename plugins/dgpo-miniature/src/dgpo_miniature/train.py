@@ -1,6 +1,6 @@
-"""Trains a shipped checkpoint from nothing: `python -m dgpo_miniature.train --out DIR [--world signs|moving]`.
+"""Trains a bundled checkpoint from scratch: `python -m dgpo_miniature.train --out DIR [--world signs|moving]`.
 
-Each world has its recipe. One seed decides everything; the same machine and versions give the same weights.
+One seed determines all randomness; the same machine and versions give the same weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPECS = {
     "signs": "dgpo_miniature.signs.spec",
     "moving": "dgpo_miniature.moving.spec",
 }
-"""World to the module of its recipe."""
+"""Maps a world to the module of its training."""
 
 
 class Report:
@@ -34,7 +34,7 @@ class Report:
         self.losses: list[float] = []
 
     def __call__(self, phase: str, step: int, steps: int, loss: float) -> None:
-        """Note one step."""
+        """Record the loss of one step."""
         self.losses.append(loss)
         now = time.monotonic()
         if now - self.last >= self.every or step == steps:
@@ -45,13 +45,13 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m dgpo_miniature.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
-    parser.add_argument("--world", choices=tuple(SPECS), default="shapes", help="what its images show")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the new checkpoint")
+    parser.add_argument("--world", choices=tuple(SPECS), default="shapes", help="data to train on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--tiny", action="store_true", help="a few steps only, to see that it runs")
+    parser.add_argument("--threads", type=int, default=2, help="number of torch threads")
+    parser.add_argument("--tiny", action="store_true", help="train only a few steps, to test the code")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     spec = importlib.import_module(SPECS[options.world])

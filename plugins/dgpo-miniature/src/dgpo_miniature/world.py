@@ -1,7 +1,7 @@
-"""The world of the miniature: 64x64 images of one to four flat colored shapes on a light ground.
+"""The world of shapes: 64x64 images of one to four flat colored shapes on a light background.
 
-A scene has four cells, the quadrants of the image, and at most one shape in each, with jitter in place and size.
-Everything is drawn from signed distances, anti-aliased, for a whole batch at once.
+A scene has four cells, the quadrants of the image, with at most one shape in each, at a random position and size.
+Batches are rendered from signed distances with anti-aliasing.
 
 Legend: N scenes, 4 cells (top left, top right, bottom left, bottom right), C = 3 color channels, H = W = 64 pixels.
 """
@@ -29,16 +29,16 @@ RGB: NDArray[np.float32] = np.array(
 """Colors of `COLORS`, [4, C] in [0, 1]."""
 
 RADIUS = (8.0, 11.0)
-"""Half the extent of a shape, in pixels."""
+"""Range of half the extent of a shape, in pixels."""
 JITTER = 4.0
-"""Largest distance, per axis, between a shape's center and its cell's, in pixels."""
+"""Maximum distance per axis between the center of a shape and that of its cell, in pixels."""
 MARGIN = 2.0
-"""Least distance between a shape and its cell's edge, in pixels: shapes never touch."""
+"""Minimum distance between a shape and the edge of its cell, in pixels; shapes never touch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """A batch of scenes, cell by cell.
+    """A batch of scenes.
 
     kind int [N, 4], index into CLASSES or EMPTY; color int [N, 4], index into COLORS; center float32 [N, 4, 2], x and
     y within the cell in pixels; radius float32 [N, 4] in pixels; ground float32 [N, C] in [0, 1].
@@ -55,7 +55,7 @@ class Scenes:
 
 
 def random_scenes(kind: NDArray[np.int64], color: NDArray[np.int64], rng: np.random.Generator) -> Scenes:
-    """Scenes of given content, kind and color [N, 4], with random places, sizes and grounds."""
+    """Return scenes of the given kind and color [N, 4], with random positions, sizes and backgrounds."""
     n = len(kind)
     radius = rng.uniform(*RADIUS, size=(n, 4)).astype(np.float32)
     reach = np.minimum(JITTER, CELL / 2 - MARGIN - radius)
@@ -67,7 +67,7 @@ def random_scenes(kind: NDArray[np.int64], color: NDArray[np.int64], rng: np.ran
 def signed_distance(
     kind: int, x: NDArray[np.float32], y: NDArray[np.float32], r: NDArray[np.float32] | np.float32
 ) -> NDArray[np.float32]:
-    """Distance in pixels to the outline of a shape of half extent r at the origin, negative inside; y points down."""
+    """Return the distance in pixels to the outline of a shape of half extent r at the origin, negative inside."""
     ax, ay = np.abs(x), np.abs(y)
     match CLASSES[kind]:
         case "circle":
@@ -84,7 +84,7 @@ def signed_distance(
 
 
 def render(scenes: Scenes) -> NDArray[np.float32]:
-    """Images of scenes: float32 [N, C, H, W] in [0, 1], edges one pixel wide."""
+    """Render scenes to images float32 [N, C, H, W] in [0, 1], with edges one pixel wide."""
     n = len(scenes)
     pixel = np.arange(CELL, dtype=np.float32) + 0.5
     cells = np.broadcast_to(scenes.ground[:, None, None, None, :], (n, 4, CELL, CELL, 3)).copy()

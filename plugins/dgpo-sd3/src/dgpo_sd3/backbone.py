@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["SD3Backbone"]
 
 WITHOUT_T5 = (
-    "do without T5, the third text encoder: backbone.options.text_length: 0, or backbone.options.drop_t5: true for "
-    "zeros in the place of its tokens"
+    "run without T5, the third text encoder: set backbone.options.text_length: 0, or backbone.options.drop_t5: true to "
+    "replace its embeddings with zeros"
 )
 
 
 NAMES = Names(
     comfyui="transformer",
-    # The text stream ends in the last block: its norm has a scale and a shift alone, as norm_out has.
+    # The text stream ends in the last block, so its norm has only a scale and a shift, like norm_out.
     swapped=("norm_out.linear", "norm1_context.linear"),
     blocks={
         "transformer_blocks.*": (
@@ -61,8 +61,7 @@ NAMES = Names(
         "proj_out": "final_layer.linear",
     },
 )
-"""Layers under the names of the first publication (`MMDiT`), as in diffusers'
-`convert_sd3_transformer_checkpoint_to_diffusers`, the other way round."""
+"""Original layer names (`MMDiT`): the inverse of diffusers' `convert_sd3_transformer_checkpoint_to_diffusers`."""
 
 
 class SD3Backbone(DiffusersBackbone):
@@ -87,21 +86,23 @@ class SD3Backbone(DiffusersBackbone):
             "transformer": ("pos_embed_max_size", "patch_size", "in_channels"),
             "vae": ("scaling_factor", "shift_factor"),
         },
-        # As endings these also match SD3.5's second attention of a block (`attn2`), which has an image stream alone.
-        # DGPO's authors adapt less: the same endings after `attn.`.
+        # These endings also match the second attention of SD3.5's blocks (`attn2`), which has only an image stream.
+        # DGPO's authors adapt fewer layers: the same endings after `attn.`.
         lora_targets=JOINT_ATTENTION,
         original=NAMES.original_pairs,
         comfyui=NAMES.comfyui_pairs,
     )
 
     def components_to_load(self, index: Index) -> Sequence[str]:
-        """Without T5 if it is absent, dropped, or has a text length of 0."""
+        """Return all components, without T5 if it is absent, dropped, or has a text length of 0."""
         t5 = self.options.text_length > 0 and not self.options.drop_t5 and index.part("text_encoder_3") is not None
         return [name for name in self.layout.models if t5 or name != "text_encoder_3"]
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """{"prompt_embeds" [B, T, D], "pooled" [B, P]}, as diffusers' pipeline makes them: the two CLIP encoders'
-        tokens, then `text_length` T5 tokens (zeros without T5)."""
+        """Return {"prompt_embeds": [B, T, D], "pooled": [B, P]}, computed by diffusers' pipeline.
+
+        The tokens of the two CLIP encoders are followed by `text_length` T5 tokens (zeros without T5).
+        """
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
             [prompt.text for prompt in prompts],
             prompt_2=None,
@@ -113,18 +114,18 @@ class SD3Backbone(DiffusersBackbone):
         return Conditioning({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """CLIP's tokens and T5's."""
+        """Return the shapes of one prompt's embeddings: CLIP and T5 tokens, and the pooled embedding."""
         config = self.network.config
         tokens = self.pipeline.text_encoder.config.max_position_embeddings + self.options.text_length
         return {"prompt_embeds": (tokens, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
 
     def readers(self) -> Sequence[tuple[Any, int]]:
-        """The CLIP tokenizers and T5's."""
+        """Return the CLIP and T5 tokenizers with their maximum lengths."""
         p, clip = self.pipeline, self.pipeline.tokenizer_max_length
         return [(p.tokenizer, clip), (p.tokenizer_2, clip), (p.tokenizer_3, self.options.text_length)]
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """SD3 was trained on v = noise - x0 at timestep 1000 * sigma, so nothing is converted. x [B, C, H, W]."""
+        """Return the velocity of x [B, C, H, W]. SD3 predicts v = noise - x0 at timestep 1000 * sigma."""
         out: Tensor = network(
             hidden_states=x,
             encoder_hidden_states=conditioning.tensors["prompt_embeds"],

@@ -1,4 +1,4 @@
-"""Help for tests: a tiny, random, complete Stable Diffusion 3 checkpoint, made offline in about a second."""
+"""Test helper: writes a tiny, random, complete Stable Diffusion 3 checkpoint, offline, in about a second."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def make_tiny_checkpoint(
     shift: float = 3.0,
     seed: int = 0,
 ) -> Path:
-    """Write a random SD3 pipeline with the parts of SD3.5-M: query-key norms, dual attention in the first block.
+    """Write a random SD3 pipeline with the features of SD3.5-M: query-key norms, dual attention in the first block.
 
-    The transformer has `layers` blocks of `width` (two heads) on patches of 2x2 latents; images of up to
-    8 * pos_embed_max_size pixels a side (64 by default). Prompts are read letter by letter, 32 of them. Without `t5`
-    the third text encoder is absent. The same arguments give the same weights, and the global random state is left
-    alone. Returns the directory as a Path.
+    The transformer has `layers` blocks of `width` (two heads) on patches of 2x2 latents, for images of up to
+    8 * pos_embed_max_size pixels per side (64 by default). Each of the first 32 letters of a prompt is a token. Without
+    `t5` the third text encoder is absent. The same arguments give the same weights; the global random state is not
+    changed. Returns the directory as a Path.
     """
 
     def make() -> Any:

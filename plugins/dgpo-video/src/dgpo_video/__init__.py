@@ -1,6 +1,6 @@
-"""Rewards on video, and a miniature of text-to-video to try them on.
+"""Video rewards, and the checkpoint of a small text-to-video model for trying them out.
 
-Light on purpose: importing this package imports neither torch nor numpy.
+Importing this package imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ __all__ = ["checkpoint_path"]
 
 
 def checkpoint_path() -> Path:
-    """Directory of the miniature's shipped checkpoint, in the format of diffusers' WanPipeline."""
+    """Return the directory of the bundled checkpoint, in the format of diffusers' WanPipeline."""
     return Path(__file__).parent / "checkpoint"

@@ -1,6 +1,6 @@
-"""The reward `frames`: any image reward on frames of a video.
+"""The reward `frames`: applies an image reward to frames of a video.
 
-Shape letters: B videos, F frames, K frames that are shown to the image reward, H W pixels.
+Shape letters: B videos, F frames, K selected frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ __all__ = ["Frames", "chosen_frames"]
 
 
 def chosen_frames(which: str | int, count: int) -> list[int]:
-    """Indices of the frames that are shown, of `count`: first, middle, last, all, or every n-th from the first.
+    """Return the indices of the selected frames.
 
-    The middle of an even number of frames is the earlier one of the two.
+    which: "first", "middle" (the earlier of two middle frames), "last", "all", or an integer n for every n-th frame,
+    starting at the first. count: number of frames of the video.
     """
     if isinstance(which, int):
         return list(range(0, count, which))
-    places = {"first": [0], "middle": [(count - 1) // 2], "last": [count - 1], "all": list(range(count))}
-    return places[which]
+    indices = {"first": [0], "middle": [(count - 1) // 2], "last": [count - 1], "all": list(range(count))}
+    return indices[which]
 
 
 class Frames(RewardModel):
-    """Shows the image reward `options.reward` single frames and takes the mean or the minimum of their values.
+    """Scores selected frames with the image reward `options.reward` and returns the mean or minimum of their values.
 
-    Range, grouping and concurrency are those of the image reward; each of its calls holds B * K images. A video is
-    missing if one of its frames is.
+    Range, grouping and concurrency are those of the image reward; each call to it contains B * K images. A video is
+    missing if any of its selected frames is missing. Raises UserError if the reward does not score single images.
     """
 
     media = frozenset({"video"})
@@ -46,12 +47,14 @@ class Frames(RewardModel):
         inner = get_registry().create("reward", options.reward, device=device)
         if "image" not in inner.media:
             inner.close()
-            raise UserError(f"frames: the reward {options.reward.use} takes no images, so it cannot be shown frames")
+            raise UserError(
+                f"frames: the reward {options.reward.use} does not accept images, so it cannot score frames"
+            )
         if not isinstance(inner, RewardModel):
             inner.close()
             raise UserError(
-                f"frames: the reward {options.reward.use} compares the samples of a prompt, so it cannot be shown "
-                "frames; choose one that scores each image by itself"
+                f"frames: the reward {options.reward.use} compares the samples of a prompt, so it cannot score "
+                "frames; choose a reward that scores each image independently"
             )
         self.inner: RewardModel = inner
         self.range = inner.range  # type: ignore[misc]
@@ -59,33 +62,34 @@ class Frames(RewardModel):
         self.concurrency = inner.concurrency
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """What the image reward demands of them."""
+        """Apply the checks of the image reward."""
         self.inner.check_prompts(prompts)
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Videos [B, F, 3, H, W], float in [0, 1], to values float32 [B] on the CPU.
+        """Score videos [B, F, 3, H, W], float in [0, 1]; returns values float32 [B] on the CPU.
 
-        Diagnostics: `frames`, what the image reward says of each with its `frame` and `value`; its `marks`, with their
-        frame; its `clauses`, if there is one frame; the first `reason` why a frame could not be scored.
+        Diagnostics: `frames`, the image reward's diagnostics of each frame with its `frame` index and `value`; `marks`
+        of all frames, each with its `frame`; `clauses`, if a single frame was selected; `reason`, the first reason why
+        a frame could not be scored.
         """
         if not len(media):
             return Scores(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
         chosen = chosen_frames(self.options.frames, media.shape[1])
         count = len(chosen)
-        shown = self.inner.score(media[:, chosen].flatten(0, 1), [p for p in prompts for _ in chosen])
-        values = shown.values.detach().float().cpu().view(-1, count)
-        missing = shown.missing.cpu().view(-1, count)
+        scores = self.inner.score(media[:, chosen].flatten(0, 1), [p for p in prompts for _ in chosen])
+        values = scores.values.detach().float().cpu().view(-1, count)
+        missing = scores.missing.cpu().view(-1, count)
         total = values.amin(1) if self.options.aggregate == "min" else values.mean(1)
-        none = missing.any(1)
-        said = list(shown.diagnostics) or [{}] * values.numel()
+        incomplete = missing.any(1)
+        per_image = list(scores.diagnostics) or [{}] * values.numel()
         diagnostics = tuple(
-            _diagnosis(chosen, values[i].tolist(), missing[i].tolist(), said[i * count : (i + 1) * count])
+            _diagnosis(chosen, values[i].tolist(), missing[i].tolist(), per_image[i * count : (i + 1) * count])
             for i in range(len(media))
         )
-        return Scores(total.masked_fill(none, 0.0), none, diagnostics)
+        return Scores(total.masked_fill(incomplete, 0.0), incomplete, diagnostics)
 
     def examples(self) -> Sequence[Example]:
-        """The image reward's, as videos that stand still: [3, 3, H, W]."""
+        """Return the examples of the image reward as static videos [3, 3, H, W]."""
         return [
             Example(one.name, one.prompt, one.media.expand(3, -1, -1, -1).clone(), good=one.good)
             for one in self.inner.examples()
@@ -98,16 +102,16 @@ class Frames(RewardModel):
 
 
 def _diagnosis(
-    chosen: Sequence[int], values: Sequence[float], missing: Sequence[bool], said: Sequence[Mapping[str, Any]]
+    chosen: Sequence[int], values: Sequence[float], missing: Sequence[bool], per_image: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     frames, marks = [], []
-    for frame, value, unknown, words in zip(chosen, values, missing, said, strict=True):
-        frames.append({"frame": frame, "value": None if unknown else value, **words})
-        marks += [{**mark, "frame": frame} for mark in words.get("marks") or ()]
-    found: dict[str, Any] = {"frames": frames}
+    for frame, value, is_missing, details in zip(chosen, values, missing, per_image, strict=True):
+        frames.append({"frame": frame, "value": None if is_missing else value, **details})
+        marks += [{**mark, "frame": frame} for mark in details.get("marks") or ()]
+    diagnosis: dict[str, Any] = {"frames": frames}
     if marks:
-        found["marks"] = marks
-    if len(said) == 1 and said[0].get("clauses"):
-        found["clauses"] = said[0]["clauses"]
-    reason = next((words["reason"] for words in said if words.get("reason")), None)
-    return found | ({"reason": reason} if reason else {})
+        diagnosis["marks"] = marks
+    if len(per_image) == 1 and per_image[0].get("clauses"):
+        diagnosis["clauses"] = per_image[0]["clauses"]
+    reason = next((details["reason"] for details in per_image if details.get("reason")), None)
+    return diagnosis | ({"reason": reason} if reason else {})

@@ -1,4 +1,4 @@
-"""Options of this plugin's parts. Light: no torch, no numpy."""
+"""Options of the video rewards (does not import torch or numpy)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["FramesOptions", "MotionOptions"]
 
 
 class FramesOptions(Options):
-    """Which image reward, on which frames, and how their values become one."""
+    """Options of the reward `frames`."""
 
-    reward: Use = Field(description="The image reward: a name, or `use` with `options`.")
+    reward: Use = Field(description="Image reward: a name, or `use` with `options`.")
     frames: Literal["first", "middle", "last", "all"] | Annotated[Int, Field(ge=1, le=10_000)] = Field(
         default=4,
-        description="Frames that it is shown: first, middle, last, all, or n for every n-th from the first.",
+        description="Frames to score: first, middle, last, all, or n for every n-th frame, starting at the first.",
     )
     aggregate: Literal["mean", "min"] = Field(
         default="mean",
-        description="A video's value: the mean over these frames, or the worst of them.",
+        description="How the values of the frames are combined: their mean or their minimum.",
     )
 
 
 class MotionOptions(Options):
-    """When a video moves enough."""
+    """Options of the reward `motion`."""
 
     enough: Float | None = Field(
         default=None,
         gt=0,
-        description="Motion, in pixels a frame, from which more is worth no more: the value is then the share of it, "
-        "in [0, 1]. By default the motion itself.",
+        description="Target motion in pixels per frame: the value is motion / enough, clipped to [0, 1]. By default "
+        "the value is the motion itself.",
     )

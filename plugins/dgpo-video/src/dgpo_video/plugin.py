@@ -1,4 +1,4 @@
-"""What dgpo-video declares. Nothing heavy may be imported here."""
+"""Plugin declarations of dgpo-video. Do not import torch or numpy here."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """For any video."""
+    """Declare the video rewards."""
     return [
         Component(
             name="frames",
-            summary="An image reward on frames of a video: the first, middle, last, every n-th or all; mean or minimum",
+            summary="Image reward on frames of a video: first, middle, last, every n-th or all; mean or minimum",
             implementation="dgpo_video.frames:Frames",
             options="dgpo_video.options:FramesOptions",
             adapts=("video", "image"),
         ),
         Component(
             name="motion",
-            summary="How much moves, in pixels a frame, without labels: a monitor against videos that stand still",
+            summary="Amount of motion in pixels per frame, without labels: a monitor against static videos",
             implementation="dgpo_video.motion:Motion",
             options="dgpo_video.options:MotionOptions",
         ),

@@ -1,5 +1,4 @@
 """Wan 2.1 and 2.2 text-to-video as a backbone of dgpo.
 
-Importing this package imports nothing heavy; take what you need from its modules: `backbone` for the model,
-`testing` for a tiny random checkpoint.
+Importing this package does not import torch. The model is in `backbone`; `testing` writes a tiny random checkpoint.
 """

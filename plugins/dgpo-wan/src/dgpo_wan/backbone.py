@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["WanBackbone"]
 
 PIPELINE_STEP = 16
-"""WanPipeline takes sides that are multiples of this, whatever the checkpoint."""
+"""WanPipeline requires sides that are multiples of this, for every checkpoint."""
 
 
 class WanBackbone(DiffusersBackbone):
     """diffusers' Wan transformer, autoencoder and text encoder; trains a peft LoRA, or the whole transformer.
 
-    Of Wan 2.2's two experts one is trained (`options.expert`), the other is frozen and draws its part of the way, as in
-    WanPipeline: both would take twice the memory. A time belongs to one of them alone: with `timesteps.t_min` at the
-    boundary or above, the default one, of high noise, is trained at every step and settles content and motion.
+    Of the two experts of Wan 2.2, one is trained (`options.expert`). The other is frozen and predicts its part of every
+    rollout, as in WanPipeline; training both would take twice the memory. Each time belongs to one expert: with
+    `timesteps.t_min` at the boundary or above, the default expert (high noise: content and motion) is trained at every
+    time.
     """
 
     media = "video"
@@ -55,8 +56,8 @@ class WanBackbone(DiffusersBackbone):
             "text_encoder": "UMT5EncoderModel",
         },
         vocabularies={"tokenizer": T5_VOCABULARY},
-        # Published as `shared.weight` alone, with a configuration that says the two are not tied; some versions of
-        # transformers 5 then leave the first one blank.
+        # Published checkpoints contain only `shared.weight`, but their configuration does not tie the two weights; some
+        # versions of transformers 5 then do not initialize this one.
         tied={"text_encoder": ["encoder.embed_tokens.weight"]},
         alike="WanVideoToVideoPipeline",
         lora_targets=("to_q", "to_k", "to_v", "to_out.0"),
@@ -65,31 +66,31 @@ class WanBackbone(DiffusersBackbone):
     )
 
     def components_to_load(self, index: Index) -> Sequence[str]:
-        """Two transformers if the pipeline changes from one to another at a boundary (Wan 2.2 A14B)."""
+        """Return all components, with a second transformer if the pipeline has a boundary (Wan 2.2 A14B)."""
         boundary = index.number("boundary_ratio") is not None
         if boundary and index.part("transformer_2") is None:
-            raise UserError(
-                f"backbone.checkpoint: {index.path} has a boundary_ratio, but no transformer_2 to change to"
-            )
+            raise UserError(f"backbone.checkpoint: {index.path} has a boundary_ratio but no transformer_2")
         return [name for name in self.layout.models if boundary or name != "transformer_2"]
 
     def trained(self, components_to_load: Collection[str]) -> str:
-        """`options.expert`, if there are two."""
+        """Return the transformer of `options.expert` if there are two."""
         return (
             "transformer_2" if "transformer_2" in components_to_load and self.options.expert == "low" else "transformer"
         )
 
     def settings(self, index: Index) -> Mapping[str, Any]:
-        """When the transformers change, and the mark of Wan 2.2 5B."""
+        """Return the boundary between the transformers, and whether timesteps are per patch (Wan 2.2 5B)."""
         return {"boundary_ratio": index.number("boundary_ratio"), "expand_timesteps": index.flag("expand_timesteps")}
 
     def check(self, pipeline: Any, directory: Path) -> None:
-        """Raise UserError for components that do not fit each other, or text-to-video."""
+        """Raise UserError for components that are inconsistent or not for text-to-video."""
         check_wan(pipeline, directory)
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """{"prompt_embeds" [B, T, D]}, T = `text_length`, as WanPipeline makes them: the tokens of a prompt attend to
-        each other alone, and zeros follow them."""
+        """Return {"prompt_embeds": [B, T, D]} with T = `text_length`, computed by WanPipeline.
+
+        The tokens of a prompt attend only to each other; the embeddings are padded with zeros.
+        """
         prompt_embeds, _ = self.pipeline.encode_prompt(
             [prompt.text for prompt in prompts],
             do_classifier_free_guidance=False,
@@ -99,48 +100,53 @@ class WanBackbone(DiffusersBackbone):
         return Conditioning({"prompt_embeds": prompt_embeds})
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """UMT5's tokens."""
+        """Return the shape of one prompt's UMT5 embeddings."""
         return {"prompt_embeds": (self.options.text_length, self.network.config.text_dim)}
 
     def readers(self) -> Sequence[tuple[Any, int]]:
-        """UMT5's tokenizer."""
+        """Return the UMT5 tokenizer with its maximum length."""
         return [(self.pipeline.tokenizer, self.options.text_length)]
 
     def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
-        """Prompts of more than `text_length` tokens, once WanPipeline has cleaned them."""
+        """Return the prompts with more than `text_length` tokens after WanPipeline's text cleaning."""
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
         return super().truncated_prompts([replace(prompt, text=prompt_clean(prompt.text)) for prompt in prompts])
 
     def sides(self) -> tuple[range, range]:
-        """Multiples of the autoencoder's factor times the patch size and of 16, as far as the position embeddings
-        reach."""
+        """Return the valid heights and widths in pixels.
+
+        They are multiples of 16 and of the autoencoder's factor times the patch size, up to the limit of the position
+        embeddings.
+        """
         config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
         steps = [factor * patch for patch in config.patch_size[1:]]
         height, width = (multiples(math.lcm(step, PIPELINE_STEP), step * config.rope_max_seq_len) for step in steps)
         return height, width
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
-        """(C, f, h, w) for a video of `frames` frames. Raises UserError for more than there are positions."""
+        """Return (C, f, h, w) for a video of `frames` frames. Raises UserError if the positions do not suffice."""
         config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
-        frames, reach = 1 + (self.options.frames - 1) // COMPRESSION, config.rope_max_seq_len
-        if frames > reach:
+        frames, limit = 1 + (self.options.frames - 1) // COMPRESSION, config.rope_max_seq_len
+        if frames > limit:
             raise UserError(
-                f"backbone.options.frames: {self.options.frames} is more than this checkpoint's position embeddings "
-                f"reach; the most is {1 + (reach - 1) * COMPRESSION}"
+                f"backbone.options.frames: {self.options.frames} exceeds the position embeddings of this checkpoint; "
+                f"the maximum is {1 + (limit - 1) * COMPRESSION}"
             )
         return config.in_channels, frames, height // factor, width // factor
 
     def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
-        """WanPipeline's rule: the high-noise expert from the boundary on."""
+        """Return which times the trained expert predicts (WanPipeline: high noise from the boundary on), and advice."""
         boundary, expert = self.pipeline.config.boundary_ratio, self.options.expert
         high = 1000 * sigma >= 1000 * boundary
         bound = f"t_min: {boundary} or more" if expert == "high" else f"t_max: less than {boundary}"
         return high if expert == "high" else ~high, f"(backbone.options.expert: {expert}); set timesteps.{bound}"
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """Wan was trained on v = noise - x0 at timestep 1000 * sigma. x [B, C, f, h, w]. Wan 2.2 5B has a time for
-        every patch (`expand_timesteps`); in text-to-video they are all the same."""
+        """Return the velocity of x [B, C, f, h, w]. Wan predicts v = noise - x0 at timestep 1000 * sigma.
+
+        Wan 2.2 5B accepts a timestep per patch (`expand_timesteps`); in text-to-video they are all equal.
+        """
         out: Tensor = network(
             hidden_states=x,
             timestep=1000 * time,

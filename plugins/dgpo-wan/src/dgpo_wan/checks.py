@@ -1,4 +1,4 @@
-"""What the parts of a Wan checkpoint must have in common."""
+"""Consistency checks for the components of a Wan checkpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["check_wan"]
 
 
 def check_wan(pipeline: Any, directory: Path) -> None:
-    """Raise UserError for parts that do not fit each other, or text-to-video."""
-    for wrong in _misfits(pipeline):
-        raise UserError(f"backbone.checkpoint: {directory}/{wrong}")
+    """Raise UserError for components that are inconsistent or not for text-to-video."""
+    for problem in _problems(pipeline):
+        raise UserError(f"backbone.checkpoint: {directory}/{problem}")
 
 
-def _misfits(pipeline: Any) -> Iterator[str]:
+def _problems(pipeline: Any) -> Iterator[str]:
     vae = pipeline.vae.config
     for name in ("transformer", "transformer_2"):
         if (transformer := getattr(pipeline, name)) is None:
@@ -27,14 +27,14 @@ def _misfits(pipeline: Any) -> Iterator[str]:
         if config.in_channels != vae.z_dim or config.image_dim is not None:
             image = "" if config.image_dim is None else " and an image"
             yield (
-                f"{name} takes {config.in_channels} channels{image}, the autoencoder gives {vae.z_dim}: it is not "
-                "text-to-video"
+                f"{name} takes {config.in_channels} channels{image}, the autoencoder has {vae.z_dim}: not a "
+                "text-to-video checkpoint"
             )
         if config.patch_size[0] != 1:
             joined = config.patch_size[0]
-            yield f"{name} joins {joined} latent frames into one patch; the backbone wan knows patches of one frame"
+            yield f"{name} joins {joined} latent frames into one patch; the backbone wan supports patches of one frame"
     if (frames := vae.scale_factor_temporal) != COMPRESSION:
-        yield f"vae makes one latent frame of {frames}; the backbone wan knows {COMPRESSION}"
+        yield f"vae encodes {frames} frames as one latent frame; the backbone wan supports {COMPRESSION}"
     means, deviations = len(vae.latents_mean), len(vae.latents_std)
     if not means == deviations == vae.z_dim:
         yield f"vae/config.json has {means} latents_mean and {deviations} latents_std for {vae.z_dim} channels"

@@ -12,8 +12,8 @@ NAMES = Names(
     blocks={
         "blocks.*": (
             "blocks.*",
-            {f"attn1.{ours}": f"self_attn.{theirs}" for ours, theirs in ATTENTION.items()}
-            | {f"attn2.{ours}": f"cross_attn.{theirs}" for ours, theirs in ATTENTION.items()}
+            {f"attn1.{name}": f"self_attn.{original}" for name, original in ATTENTION.items()}
+            | {f"attn2.{name}": f"cross_attn.{original}" for name, original in ATTENTION.items()}
             | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"},
         ),
     },

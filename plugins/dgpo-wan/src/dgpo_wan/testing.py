@@ -1,4 +1,4 @@
-"""Help for tests: a tiny, random, complete Wan checkpoint, made offline in about a second."""
+"""Test helper: writes a tiny, random, complete Wan checkpoint, offline, in about a second."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def make_tiny_checkpoint(
     shift: float = 3.0,
     seed: int = 0,
 ) -> Path:
-    """Write a random Wan pipeline with the parts of Wan 2.1, for videos of up to 512 pixels a side.
+    """Write a random Wan pipeline with the components of Wan 2.1, for videos of up to 512 pixels per side.
 
-    The transformer has `layers` blocks of the width 24 on patches of 1x2x2 latents; the autoencoder makes latents of a
-    pixel in eight and a frame in four. Prompts are read letter by letter. boundary: with two transformers, as Wan 2.2
-    A14B; expand_timesteps: the mark of Wan 2.2 5B; tied: False for a text encoder written as the published ones are.
-    The same arguments give the same weights, and the global random state is left alone. Returns the directory as a
-    Path.
+    The transformer has `layers` blocks of width 24 on patches of 1x2x2 latents; the autoencoder compresses 8 times in
+    space and 4 times in time. Each letter of a prompt is a token. boundary: sigma between two transformers, as in Wan
+    2.2 A14B, or None for one transformer; expand_timesteps: the setting of Wan 2.2 5B; tied: False for a text encoder
+    saved like the published ones. The same arguments give the same weights; the global random state is not changed.
+    Returns the directory as a Path.
     """
 
     def transformer() -> WanTransformer3DModel:
@@ -53,7 +53,7 @@ def make_tiny_checkpoint(
         return library_class("WanPipeline")(
             transformer=first,
             **text_encoders((encoder, tokenizer)),
-            # Statistics of no special kind, so that leaving them out, or mixing them up, shows.
+            # Distinct statistics, so that tests notice if they are omitted or mixed up.
             vae=AutoencoderKLWan(
                 base_dim=4,
                 z_dim=4,

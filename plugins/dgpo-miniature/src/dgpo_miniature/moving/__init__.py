@@ -1,1 +1,1 @@
-"""The miniature of video: a world of moving shapes, its prompts, its motion reward and a tiny Wan checkpoint."""
+"""The world of moving shapes: prompts, a motion reward, and the training of a tiny Wan checkpoint."""

@@ -1,9 +1,9 @@
-"""Trains the miniature's autoencoder: clips [3, 5, 32, 32] to latents [4, 2, 8, 8], the architecture of Wan's own VAE
-(causal, 4 frames to a latent frame after the first), small enough to decode on a CPU.
+"""Trains the video autoencoder: clips [3, 5, 32, 32] to latents [4, 2, 8, 8], small enough to decode on a CPU.
 
-First single frames, which settle what shapes and colors look like at a fraction of the cost, then whole clips, then
-the decoder alone. Shapes cover a twelfth of a frame, so at first their pixels count more, or drawing the empty ground
-would be good enough for long; that makes them a little too large, which the decoder unlearns at the end.
+The architecture is that of Wan's VAE (causal, 4 frames per latent frame after the first). Training uses single frames,
+which teach shapes and colors cheaply, then clips, then only the decoder. Shapes cover a twelfth of a frame, so their
+pixels have a larger weight at first; otherwise the model would long predict only the background. The weight makes
+shapes slightly too large, which the training of the decoder corrects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHANNELS = 4
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Steps of `batch` clips (or single frames) each; foreground: weight of saturated pixels, the others have 1."""
+    """Steps with `batch` clips or frames each. foreground: loss weight of saturated pixels; others have weight 1."""
 
     steps: int
     batch: int
@@ -43,13 +43,13 @@ class AutoencoderSettings:
     clips: Stage = Stage(800, 16, foreground=4.0)
     decoder: Stage = Stage(300, 16, foreground=1.5, lr=1e-3)
     noise: float = 0.1
-    """Standard deviation of what is added to latents, so that the decoder forgives small errors."""
+    """Standard deviation of noise added to latents, which makes the decoder robust to small errors."""
     decay: float = 1e-5
-    """Weight of the latents' mean square: they stay of the order of 1."""
+    """Weight of the mean square of the latents, which keeps their magnitude near 1."""
 
 
 def build_autoencoder() -> AutoencoderKLWan:
-    """The untrained autoencoder, about 0.5 M parameters."""
+    """Return an untrained autoencoder with about 0.5 M parameters."""
     return AutoencoderKLWan(
         base_dim=8,
         z_dim=CHANNELS,
@@ -65,15 +65,17 @@ def build_autoencoder() -> AutoencoderKLWan:
 
 
 def random_videos(count: int, rng: np.random.Generator) -> Tensor:
-    """Clips of independent contents as the autoencoder takes them: float32 [count, 3, F, 32, 32] in [-1, 1]."""
+    """Return random clips as input of the autoencoder, float32 [count, 3, F, 32, 32] in [-1, 1]."""
     shape, color, direction = (rng.integers(len(names), size=count) for names in (SHAPES, COLORS, DIRECTIONS))
     videos = torch.from_numpy(render(random_clips(shape, color, direction, rng)))
     return (videos * 2 - 1).transpose(1, 2).contiguous()
 
 
 def train_autoencoder(settings: AutoencoderSettings, seed: int, progress: Progress) -> AutoencoderKLWan:
-    """A trained autoencoder in evaluation mode, its latents' statistics in its configuration. Same arguments, same
-    training."""
+    """Train an autoencoder and return it in evaluation mode, with the latents' statistics in its configuration.
+
+    Deterministic in its arguments.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
     model = build_autoencoder().train()
@@ -125,7 +127,7 @@ def _train(
 
 @torch.no_grad()
 def latent_statistics(model: AutoencoderKLWan, seed: int, count: int = 512) -> tuple[Tensor, Tensor]:
-    """(mean, std), each [CHANNELS], of the latents over the world."""
+    """Return (mean, std), each [CHANNELS], of the latents of random clips."""
     rng = np.random.default_rng([seed, 2])
     parts = [model.encode(random_videos(32, rng)).latent_dist.mean for _ in range(max(count // 32, 1))]
     latents = torch.cat(parts).transpose(0, 1).flatten(1)

@@ -16,29 +16,29 @@ HELDOUT_TEMPLATES = ("a {} {} that moves {}", "a clip of a {} {} that moves {}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Caption:
-    """What a clip shows: one of SHAPES, COLORS and DIRECTIONS each."""
+    """Content of a clip: one of SHAPES, one of COLORS and one of DIRECTIONS."""
 
     shape: str
     color: str
     direction: str
 
     def metadata(self) -> dict[str, str]:
-        """As the reward `miniature-motion` reads it from a prompt."""
+        """Return the prompt metadata that the reward `miniature-motion` requires."""
         return {"shape": self.shape, "color": self.color, "direction": self.direction}
 
 
 def text(caption: Caption, template: str) -> str:
-    """The caption in words."""
+    """Return the text of the caption."""
     return template.format(caption.color, caption.shape, caption.direction)
 
 
 def all_captions() -> list[Caption]:
-    """Every content, in a fixed order: 3 shapes x 4 colors x 4 directions."""
+    """Return every content, in a fixed order: 3 shapes x 4 colors x 4 directions."""
     return [Caption(*parts) for parts in product(SHAPES, COLORS, DIRECTIONS)]
 
 
 def corrupt(caption: Caption, rng: Random) -> Caption:
-    """The caption with another direction (half the time), color or shape."""
+    """Return the caption with another direction (half the time), color or shape."""
     what = rng.choices(("direction", "color", "shape"), weights=(2, 1, 1))[0]
     names = {"direction": DIRECTIONS, "color": COLORS, "shape": SHAPES}[what]
     others = [name for name in names if name != getattr(caption, what)]

@@ -1,4 +1,4 @@
-"""Puts the trained parts of the world of moving shapes together."""
+"""Assembles the trained components of the world of moving shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["assemble"]
 
 
 def assemble(model: TextToVideo, autoencoder: AutoencoderKLWan, tokenizer: T5TokenizerFast) -> WanPipeline:
-    """The pipeline, with one transformer as Wan 2.1."""
+    """Return the pipeline, with one transformer as in Wan 2.1."""
     pipeline: WanPipeline = library_class("WanPipeline")(
         tokenizer=tokenizer,
         text_encoder=model.text_encoder.eval(),

@@ -1,4 +1,4 @@
-"""Captioned latents to train the base model on: captions are true, or, at a given rate, wrong in one word."""
+"""Captioned latents for training the base model; captions are wrong in one word at a given rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Bank:
 
 
 def normalized(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Latents [N, C, f, h, w] of the autoencoder as the transformer takes them: mean 0 and deviation 1, by channel."""
+    """Normalize latents [N, C, f, h, w] of the autoencoder to mean 0 and standard deviation 1 per channel."""
     mean, std = (
         torch.tensor(numbers).view(1, -1, 1, 1, 1)
         for numbers in (autoencoder.config.latents_mean, autoencoder.config.latents_std)
@@ -38,7 +38,7 @@ def normalized(autoencoder: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def build_bank(count: int, autoencoder: AutoencoderKLWan, seed: int) -> Bank:
-    """`count` clips of contents in equal shares. The same arguments give the same bank."""
+    """Return `count` clips with equally frequent contents. Deterministic in its arguments."""
     rng = np.random.default_rng([seed, 3])
     captions = all_captions()
     content = np.arange(count) % len(captions)
@@ -54,7 +54,7 @@ def build_bank(count: int, autoencoder: AutoencoderKLWan, seed: int) -> Bank:
 
 
 class Captioner:
-    """Tokens of captions that go with contents, wrong in one word at a rate, or empty."""
+    """Draws tokens of captions for contents; a fraction is wrong in one word, another is empty."""
 
     def __init__(self, tokenizer: T5TokenizerFast, seed: int) -> None:
         self.captions = all_captions()
@@ -66,8 +66,8 @@ class Captioner:
         self.rng = Random(f"captions-{seed}")
 
     def __call__(self, content: Tensor, fault_rate: float, empty_share: float) -> tuple[Tensor, Tensor]:
-        """(tokens, mask), int64 [B, T], for contents [B]."""
-        rows = [self._row(int(one), fault_rate, empty_share) for one in content]
+        """Return (tokens, mask), int64 [B, T], for contents [B]."""
+        rows = [self._row(int(index), fault_rate, empty_share) for index in content]
         return self.tokens[rows], self.masks[rows]
 
     def _row(self, content: int, fault_rate: float, empty_share: float) -> int:

@@ -1,4 +1,4 @@
-"""Finds what moves in a clip of the miniature, by rules: connected blobs of saturated pixels, frame by frame.
+"""Detects the moving shape of a clip by rules: connected blobs of saturated pixels in each frame.
 
 Legend: B clips, F frames, H W pixels.
 """
@@ -18,23 +18,23 @@ from dgpo_miniature.moving.world import RGB, STEPS, signed_distance
 __all__ = ["Seen", "find_motion"]
 
 COVERAGE = 0.6
-"""Share of its color's saturation (largest minus smallest channel) from which a pixel is part of a shape."""
+"""Minimum saturation (largest minus smallest channel) of a shape's pixel, as a fraction of its color's."""
 MIN_AREA = 16
-"""Smallest blob in pixels; the smallest shape drawn has about 35."""
+"""Minimum area of a blob in pixels; the smallest rendered shape has about 35."""
 GRID = 16
-"""Blobs and outlines are compared on a grid of this size, stretched over the blob's box."""
+"""Size of the grid, stretched over the blob's box, on which blobs and outlines are compared."""
 MIN_TRAVEL = 4.0
-"""Least way from the first frame to the last, in pixels, that counts as moving; the slowest shape makes 8.8."""
+"""Minimum distance from the first to the last frame, in pixels, of a moving shape; the slowest moves by 8.8."""
 STRAIGHT = 2.0
-"""Least ratio of the way along the direction to the way across it."""
+"""Minimum ratio of the distance along the direction to the distance across it."""
 PRESENT = 0.75
-"""Least share of frames with exactly one blob."""
+"""Minimum fraction of frames with exactly one blob."""
 HUES = (RGB - RGB.mean(axis=1, keepdims=True)) / np.linalg.norm(RGB - RGB.mean(axis=1, keepdims=True), axis=1)[:, None]
 SATURATION = RGB.max(axis=1) - RGB.min(axis=1)
 
 
 def _outlines() -> NDArray[np.float32]:
-    """Masks [3, GRID²] of SHAPES, each stretched to its own box: 1 inside, -1 outside, and so of one length."""
+    """Return masks [3, GRID²] of SHAPES, stretched to their boxes: 1 inside, -1 outside, so all norms are equal."""
     spot = ((np.arange(GRID) + 0.5) / GRID * 2 - 1).astype(np.float32)
     boxes = {"circle": (1.0, -1.0, 1.0), "square": (0.9, -0.9, 0.9), "triangle": (1.0, -1.0, 0.85)}
     found = []
@@ -51,10 +51,10 @@ OUTLINES = _outlines()
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a clip shows. None stands for what cannot be told, with the reason.
+    """Content detected in a clip. Fields that could not be determined are None; `reason` explains why.
 
-    boxes: of each frame's only blob (x0, y0, x1, y1) in pixels, None where there is none or more than one; travel: the
-    way (x, y) from the first frame to the last, in pixels, by a straight line through the blobs' centers.
+    boxes: box (x0, y0, x1, y1) in pixels of the only blob of each frame, None for no blob or several; travel: motion
+    (x, y) from the first to the last frame, in pixels, from a linear fit through the centers of the blobs.
     """
 
     shape: str | None = None
@@ -75,7 +75,7 @@ class _Blob:
 
 
 def find_motion(video: NDArray[np.float32]) -> Seen:
-    """What a clip [F, 3, H, W], float in [0, 1], shows: one moving shape, or the reason why it does not."""
+    """Detect the only moving shape of a clip [F, 3, H, W], float in [0, 1], or the reason why there is none."""
     frames = [_blobs(frame) for frame in video]
     single = [blobs[0] if len(blobs) == 1 else None for blobs in frames]
     boxes = [blob.box if blob else None for blob in single]
@@ -97,14 +97,14 @@ def find_motion(video: NDArray[np.float32]) -> Seen:
     direction: str | None = DIRECTIONS[best]
     reason = ""
     if along[best] < MIN_TRAVEL:
-        direction, reason = None, f"it moves {along[best]:.1f} pixels only"
+        direction, reason = None, f"it moves by only {along[best]:.1f} pixels"
     elif along[best] < STRAIGHT * across:
-        direction, reason = None, "it moves aslant"
+        direction, reason = None, "it moves diagonally"
     return Seen(shape, color, direction, reason, boxes, travel)
 
 
 def _blobs(frame: NDArray[np.float32]) -> list[_Blob]:
-    """Blobs of a frame [3, H, W], the largest first."""
+    """Return the blobs of a frame [3, H, W], the largest first."""
     hue = np.einsum("tc,chw->thw", HUES, frame).argmax(axis=0)
     saturation = frame.max(axis=0) - frame.min(axis=0)
     mask = saturation > COVERAGE * SATURATION[hue]
@@ -122,11 +122,11 @@ def _blobs(frame: NDArray[np.float32]) -> list[_Blob]:
         box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
         found.append(_Blob(center, _fit(blob), color, area, box))
     assert count >= len(found)
-    return sorted(found, key=lambda one: -one.area)
+    return sorted(found, key=lambda blob: -blob.area)
 
 
 def _fit(blob: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How well a blob [h, w] goes with the outline of each shape: float32 [3] in [-1, 1], 1 if every point does."""
+    """Return the agreement of a blob [h, w] with the outline of each shape, float32 [3] in [-1, 1]."""
     height, width = blob.shape
     rows = (2 * np.arange(GRID) + 1) * height // (2 * GRID)
     columns = (2 * np.arange(GRID) + 1) * width // (2 * GRID)

@@ -1,4 +1,4 @@
-"""The reward `miniature-motion`: does the clip show the shape that was asked for, moving the way that was asked for?"""
+"""The reward `miniature-motion`: whether a clip shows the shape, color and direction of its prompt."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DEMANDS: Mapping[str, Sequence[str]] = {"shape": SHAPES, "color": COLORS, "direc
 
 
 class MiniatureMotion(RewardModel):
-    """Shape, color and direction of the only thing that moves, by the rules of `detector`.
+    """Compares shape, color and direction of the only moving shape, found by the rules of `detector`, with the prompt.
 
-    strict (default): 1 if all three are as asked, else 0. Otherwise the share of the three that are, 0, 1/3, 2/3 or 1;
-    a clip without exactly one shape meets none.
+    The value is 1 if all three match, else 0. With `strict: false` it is the fraction that match: 0, 1/3, 2/3 or 1. For
+    a clip without exactly one shape, none match.
     """
 
     media = frozenset({"video"})
@@ -37,23 +37,23 @@ class MiniatureMotion(RewardModel):
     options: MiniatureMotionOptions
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Every prompt's metadata names a shape, a color and a direction of the world."""
+        """Raise UserError if the metadata of a prompt lacks a valid shape, color or direction."""
         for prompt in prompts:
             for key, names in DEMANDS.items():
                 if prompt.metadata.get(key) not in names:
                     where = f"{prompt.origin}: " if prompt.origin else ""
                     raise UserError(
-                        f"{where}miniature-motion: the metadata of prompt {prompt.text!r} need `{key}`, one of "
+                        f"{where}miniature-motion: prompt {prompt.text!r} requires metadata `{key}`, one of "
                         f"{', '.join(names)}; use `prompts: {{use: miniature-video}}`"
                     )
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Videos [B, F, 3, H, W], float in [0, 1], to values float32 [B]; one that is not finite is missing."""
+        """Score videos [B, F, 3, H, W], float in [0, 1]; returns float32 [B]. Non-finite videos are missing."""
         finite = media.flatten(1).isfinite().all(1).cpu() if len(media) else torch.zeros(0, dtype=torch.bool)
         values, diagnostics = torch.zeros(len(prompts)), []
         for i, (video, prompt) in enumerate(zip(media.detach().float().cpu().numpy(), prompts, strict=True)):
             if not finite[i]:
-                diagnostics.append({"reason": "the video has pixels that are not finite"})
+                diagnostics.append({"reason": "the video has non-finite pixels"})
                 continue
             seen = find_motion(video)
             met = {key: getattr(seen, key) == prompt.metadata[key] for key in DEMANDS}
@@ -62,20 +62,20 @@ class MiniatureMotion(RewardModel):
         return Scores(values, ~finite, tuple(diagnostics))
 
     def examples(self) -> Sequence[Example]:
-        """Drawn clips, each with its own prompt (good), and with one demand not met (bad); [5, 3, 32, 32]."""
+        """Return rendered clips that match their prompt (good) or differ in one word (bad), [5, 3, 32, 32]."""
         rng = Random("examples")
         found = []
         for number, caption in enumerate(rng.sample(all_captions(), 4)):
             words = text(caption, TRAIN_TEMPLATES[0])
             for shown, good in ((caption, True), (corrupt(caption, rng), False)):
-                name = f"{words}: {'as asked' if good else text(shown, TRAIN_TEMPLATES[0])}"
+                name = f"{words}: {'as prompted' if good else text(shown, TRAIN_TEMPLATES[0])}"
                 video = torch.from_numpy(draw(shown, np.random.default_rng(number)))
                 found.append(Example(name, Prompt(words, caption.metadata()), video, good=good))
         return found
 
 
 def draw(caption: Caption, rng: np.random.Generator) -> NDArray[np.float32]:
-    """One clip of a content, float32 [5, 3, 32, 32] in [0, 1]."""
+    """Return a clip with the content of a caption, float32 [5, 3, 32, 32] in [0, 1]."""
     index = (np.array([names.index(getattr(caption, key))]) for key, names in DEMANDS.items())
     shape, color, direction = index
     video: NDArray[np.float32] = render(random_clips(shape, color, direction, rng))[0]
@@ -83,9 +83,8 @@ def draw(caption: Caption, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _diagnosis(seen: Seen, prompt: Prompt, met: Mapping[str, bool]) -> dict[str, Any]:
-    words = {"shape": "shape", "color": "color", "direction": "direction"}
     clauses = [
-        {"text": f"{words[key]}: asked for {prompt.metadata[key]}, found {getattr(seen, key) or 'none'}", "ok": ok}
+        {"text": f"{key}: expected {prompt.metadata[key]}, found {getattr(seen, key) or 'none'}", "ok": ok}
         for key, ok in met.items()
     ]
     what = " ".join(filter(None, (seen.color, seen.shape))) or "something"

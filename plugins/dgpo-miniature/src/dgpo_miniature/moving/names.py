@@ -1,4 +1,4 @@
-"""Words of the world of moving shapes. Light: no numpy, no torch."""
+"""Words of the world of moving shapes (does not import torch or numpy)."""
 
 from __future__ import annotations
 

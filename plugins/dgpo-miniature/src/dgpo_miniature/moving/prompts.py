@@ -1,9 +1,8 @@
 """Prompts about moving shapes, split into train and held-out.
 
-The splits share neither templates ("moving left" against "that moves left") nor contents: of the 48 combinations of
-shape, color and direction a quarter is held out, each color and each direction in it three times and each shape four
-times. The base model has seen every word, template and combination in its own training; held-out means: never used for
-preference training.
+The splits share neither templates ("moving left" and "that moves left") nor contents: a quarter of the 48 combinations
+of shape, color and direction is held out, with each color and direction three times and each shape four times. The base
+model was trained on every word, template and combination; "held-out" means not used for preference training.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ Split = Literal["train", "heldout"]
 
 
 def is_heldout(caption: Caption) -> bool:
-    """One in four, a Latin square for each shape."""
+    """Return whether a content is held out: one in four, a Latin square per shape."""
     place = SHAPES.index(caption.shape) + COLORS.index(caption.color) + DIRECTIONS.index(caption.direction)
     return place % 4 == 0
 
 
 def captions(split: Split) -> list[Caption]:
-    """Every content of a split, in a fixed order: 36 to train with, 12 held out."""
+    """Return every content of a split, in a fixed order: 36 for training, 12 held out."""
     return [caption for caption in all_captions() if is_heldout(caption) == (split == "heldout")]
 
 
 def prompts(split: Split, count: int, seed: int = 0) -> list[Prompt]:
-    """`count` prompts of a split. Each combination of content and template comes once before one comes again.
+    """Return `count` prompts of a split. Each combination of content and template occurs once before one repeats.
 
-    Deterministic in its arguments; a smaller count gives the beginning of a larger one.
+    Deterministic: a smaller count returns a prefix of a larger one.
     """
     templates = TRAIN_TEMPLATES if split == "train" else HELDOUT_TEMPLATES
     choices = [(caption, template) for caption in captions(split) for template in templates]
@@ -54,6 +53,6 @@ class MiniatureVideoPrompts(PromptSource):
     options: MiniatureVideoPromptsOptions
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """The prompts of one split, always the same ones for the same options."""
+        """Return the prompts of one split; the same options always give the same prompts."""
         count = self.options.train_count if split == "train" else self.options.heldout_count
         return prompts(split, count, self.options.seed)

@@ -1,4 +1,4 @@
-"""The motion score of a checkpoint: a few steps of the plain ODE, the reward's strict yes or no."""
+"""The motion score of a checkpoint: Euler samples judged by the reward's strict score."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["sample", "score"]
 def sample(
     pipeline: WanPipeline, texts: Sequence[str], *, steps: int = 8, guidance: float = 1.0, seed: int = 0
 ) -> Tensor:
-    """Videos [B, F, 3, 32, 32] in [0, 1], by the pipeline itself; guidance 1 is none."""
+    """Sample videos [B, F, 3, 32, 32] in [0, 1] with the pipeline; guidance 1 disables guidance."""
     pipeline.set_progress_bar_config(disable=True)
     videos: Tensor = pipeline(
         list(texts),
@@ -40,14 +40,14 @@ def sample(
 
 
 def score(pipeline: WanPipeline, prompts: Sequence[Prompt], *, guidance: float = 1.0) -> dict[str, float]:
-    """Shares of clips, one per prompt, with the right shape, color and direction, and with all three ("strict")."""
+    """Return the fractions of clips, one per prompt, with correct shape, color, direction, and all three ("strict")."""
     seen: list[Seen] = []
     for start in range(0, len(prompts), 48):
         texts = [prompt.text for prompt in prompts[start : start + 48]]
         seen += [find_motion(video.numpy()) for video in sample(pipeline, texts, guidance=guidance, seed=start)]
     count: Counter[str] = Counter()
-    for one, prompt in zip(seen, prompts, strict=True):
-        met = [key for key in ("shape", "color", "direction") if getattr(one, key) == prompt.metadata[key]]
+    for detected, prompt in zip(seen, prompts, strict=True):
+        met = [key for key in ("shape", "color", "direction") if getattr(detected, key) == prompt.metadata[key]]
         count.update(met)
         count["strict"] += len(met) == 3
     return {key: count[key] / len(prompts) for key in ("shape", "color", "direction", "strict")}

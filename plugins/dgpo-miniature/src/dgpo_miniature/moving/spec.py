@@ -1,7 +1,7 @@
-"""How the shipped checkpoint of moving shapes is made; `python -m dgpo_miniature.train --world moving` runs it.
+"""Training of the checkpoint of moving shapes; run it with `python -m dgpo_miniature.train --world moving`.
 
-Autoencoder, then a bank of latents, then the transformer with its text encoder, first on true captions, then on
-captions part of which are wrong. One seed decides everything.
+Trains the autoencoder, encodes clips, then trains the transformer with its text encoder, first on correct captions,
+then on partly wrong captions. One seed determines all randomness.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["TINY", "TrainingSpec", "run"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSpec:
-    """Everything that makes the checkpoint what it is, apart from the seed."""
+    """Settings of the training; with the seed, they determine the checkpoint."""
 
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     flow: FlowSettings = field(default_factory=FlowSettings)
@@ -32,9 +32,9 @@ class TrainingSpec:
     true: Cycle = field(default_factory=lambda: Cycle(3500, warmup=100, decay=0.4))
     faulty: Cycle = field(default_factory=lambda: Cycle(900, warmup=50, decay=0.7))
     fault_rate: float = 0.42
-    """Share of captions, in the second phase, that are wrong in one word."""
+    """Fraction of captions in the second phase that are wrong in one word."""
     scored: int = 240
-    """Held-out prompts on which the result is scored."""
+    """Number of held-out prompts that score the result."""
 
 
 TINY = TrainingSpec(
@@ -48,7 +48,7 @@ TINY = TrainingSpec(
     fault_rate=0.5,
     scored=6,
 )
-"""The same path in seconds, to see that it runs."""
+"""A run of a few seconds, to test the code."""
 
 
 def run(spec: TrainingSpec, out: Path, seed: int, progress: Progress) -> dict[str, float]:

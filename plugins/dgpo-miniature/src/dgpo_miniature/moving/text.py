@@ -1,4 +1,4 @@
-"""The tokenizer and the text encoder: one token per word of the captions, read by a UMT5 of two layers."""
+"""The tokenizer, with one token per word of the captions, and a UMT5 text encoder of two layers."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from dgpo_miniature.moving.names import COLORS, DIRECTIONS, SHAPES
 __all__ = ["TOKENS", "WIDTH", "build_text_encoder", "build_tokenizer", "words"]
 
 TOKENS = 12
-"""Tokens of a prompt, padding included; the longest caption has ten. It is the backbone's `text_length`."""
+"""Number of tokens per prompt with padding, the backbone's `text_length`; the longest caption has ten."""
 WIDTH = 64
 BLANK = "▁"
-"""What sentencepiece puts before a word."""
+"""The prefix of a word in sentencepiece."""
 
 
 def words() -> list[str]:
-    """Every word that a caption can hold, each once."""
+    """Return every word of the captions, without duplicates."""
     phrases = [*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES, *COLORS, *SHAPES, *DIRECTIONS]
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split() if word != "{}"))
 
 
 def build_tokenizer() -> T5TokenizerFast:
-    """A Unigram tokenizer with one token per known word; any other word is spelled."""
+    """Return a Unigram tokenizer with one token per known word; other words are encoded by letters."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     known = [(BLANK + word, -1.0) for word in words()]
     letters = [(letter, -10.0) for letter in (BLANK, *ascii_lowercase)]
-    # A word of one letter is a piece of its own ("▁a"), so no piece comes twice.
+    # The piece of a one-letter word ("▁a") differs from that of the letter, so there are no duplicates.
     return T5TokenizerFast(vocab=[*special, *known, *letters], extra_ids=0, model_max_length=TOKENS)
 
 
 def build_text_encoder(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
-    """An untrained encoder."""
+    """Return an untrained encoder."""
     config = UMT5Config(
         vocab_size=len(tokenizer),
         d_model=WIDTH,

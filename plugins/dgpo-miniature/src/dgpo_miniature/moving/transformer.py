@@ -1,4 +1,4 @@
-"""The transformer of the world of moving shapes with its text encoder, and what they are shown of a bank of clips."""
+"""The transformer of the world of moving shapes with its text encoder, and its batches of captioned latents."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["TextToVideo", "captioned"]
 
 
 class TextToVideo(nn.Module):
-    """The trained parts in one module."""
+    """The trained components in one module: text encoder and transformer."""
 
     def __init__(self, tokenizer: T5TokenizerFast, settings: FlowSettings) -> None:
         super().__init__()
         self.text_encoder = build_text_encoder(tokenizer)
         width = settings.heads * settings.head_width
-        # Patches of 4x4 latents, 8 tokens a clip: a quarter of the cost of patches of 2x2.
+        # Patches of 4x4 latents (8 tokens per clip) cost a quarter of patches of 2x2.
         self.transformer = WanTransformer3DModel(
             patch_size=(1, 4, 4),
             num_attention_heads=settings.heads,
@@ -37,12 +37,12 @@ class TextToVideo(nn.Module):
         )
 
     def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Tokens and mask [B, T] to embeddings [B, T, WIDTH], zero where padded, as WanPipeline has them."""
+        """Encode tokens and mask [B, T] to embeddings [B, T, WIDTH], zero at padding, like WanPipeline."""
         hidden: Tensor = self.text_encoder(tokens, mask).last_hidden_state
         return hidden * mask[..., None]
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Velocity [B, C, f, h, w] at x_sigma of the same shape, sigma [B] in [0, 1]."""
+        """Return the velocity [B, C, f, h, w] at x_sigma of the same shape, sigma [B] in [0, 1]."""
         velocity: Tensor = self.transformer(
             hidden_states=x_sigma,
             timestep=1000.0 * sigma,
@@ -53,7 +53,7 @@ class TextToVideo(nn.Module):
 
 
 def captioned(bank: Bank, captioner: Captioner, settings: FlowSettings, fault_rate: float = 0.0) -> Draw:
-    """Latents of the bank with captions, of which a share is wrong in one word and the settings' share empty."""
+    """Return a function that draws latents with captions, some of them wrong in one word or empty."""
 
     def draw(count: int, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
         index = torch.randint(len(bank.latents), (count,), generator=generator)

@@ -1,7 +1,7 @@
-"""The world of the miniature: a flat colored shape that crosses a light ground, in five frames of 32x32 pixels.
+"""The world of moving shapes: a flat colored shape moves over a light background, in five frames of 32x32 pixels.
 
-Every clip holds one shape, which keeps its size, its color and its speed and moves along one axis. Drawn from signed
-distances, anti-aliased, for a whole batch of clips at once, so that a step of half a pixel shows.
+Every clip contains one shape of constant size, color and speed, which moves along one axis. Batches are rendered from
+signed distances with anti-aliasing, so that motion by half a pixel is visible.
 
 Legend: N clips, F frames, C = 3 color channels, H = W pixels.
 """
@@ -20,20 +20,20 @@ __all__ = ["FRAMES", "RGB", "SIZE", "STEPS", "Clips", "random_clips", "render", 
 SIZE = 32
 """Height and width of a frame in pixels."""
 FRAMES = 5
-"""Frames of a clip: 4 k + 1, as Wan's autoencoder wants."""
+"""Number of frames of a clip, of the form 4 k + 1 that Wan's autoencoder requires."""
 STEPS: NDArray[np.float32] = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float32)
-"""Unit steps of `DIRECTIONS`, [4, 2], x to the right and y downwards."""
+"""Unit vectors of `DIRECTIONS`, [4, 2]; x points right, y points down."""
 RGB: NDArray[np.float32] = np.array(
     [[0.86, 0.14, 0.12], [0.12, 0.64, 0.22], [0.14, 0.28, 0.88], [0.95, 0.78, 0.08]], dtype=np.float32
 )
 """Colors of `COLORS`, [4, C] in [0, 1]."""
 
 RADIUS = (4.5, 6.0)
-"""Half the extent of a shape, in pixels."""
+"""Range of half the extent of a shape, in pixels."""
 SPEED = (2.2, 3.4)
-"""Pixels a frame: 9 to 14 from the first frame to the last, a third of the image or more."""
+"""Range of speed in pixels per frame: 9 to 14 pixels per clip, about a third of the image."""
 MARGIN = 0.5
-"""Least distance between a shape and the image's edge, in pixels."""
+"""Minimum distance between a shape and the edge of the image, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Clips:
     """A batch of clips.
 
     shape, color, direction int [N], indices into SHAPES, COLORS and DIRECTIONS; center float32 [N, 2], x and y in
-    pixels in the middle frame; radius, speed float32 [N], pixels and pixels a frame; ground float32 [N, C] in [0, 1].
+    pixels in the middle frame; radius, speed float32 [N], pixels and pixels per frame; ground float32 [N, C] in [0, 1].
     """
 
     shape: NDArray[np.int64]
@@ -59,7 +59,7 @@ class Clips:
 def random_clips(
     shape: NDArray[np.int64], color: NDArray[np.int64], direction: NDArray[np.int64], rng: np.random.Generator
 ) -> Clips:
-    """Clips of given contents [N], with random places, sizes, speeds and grounds; the shape is never cut off."""
+    """Return clips of the given contents [N], with random positions, sizes, speeds and backgrounds."""
     n = len(shape)
     radius = rng.uniform(*RADIUS, size=n)
     speed = rng.uniform(*SPEED, size=n)
@@ -74,7 +74,7 @@ def random_clips(
 def signed_distance(
     kind: int, x: NDArray[np.float32], y: NDArray[np.float32], r: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Distance in pixels to the outline of a shape of half extent r at the origin, negative inside; y points down."""
+    """Return the distance in pixels to the outline of a shape of half extent r at the origin, negative inside."""
     match SHAPES[kind]:
         case "circle":
             out = np.hypot(x, y) - r
@@ -88,7 +88,7 @@ def signed_distance(
 
 
 def render(clips: Clips) -> NDArray[np.float32]:
-    """Clips as video: float32 [N, F, C, H, W] in [0, 1], edges one pixel wide."""
+    """Render clips to videos float32 [N, F, C, H, W] in [0, 1], with edges one pixel wide."""
     time = np.arange(FRAMES, dtype=np.float32) - (FRAMES - 1) / 2
     velocity = STEPS[clips.direction] * clips.speed[:, None]
     center = clips.center[:, None] + velocity[:, None] * time[:, None]  # [N, F, 2]

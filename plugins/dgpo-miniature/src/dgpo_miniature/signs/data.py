@@ -1,4 +1,4 @@
-"""Captioned latents of signs: some captions say what is written, some say it wrongly."""
+"""Captioned latents of signs, with correct and wrong captions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dgpo_miniature.training.text import build_tokenizer
 __all__ = ["TOKENS", "Faults", "SignBank", "build_bank", "random_images", "sign_tokenizer", "vocabulary"]
 
 TOKENS = 12
-"""Length of a tokenized caption: nine tokens and three letters at most, start and end included."""
+"""Length of a tokenized caption: at most nine tokens and three letters, including start and end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How captions are wrong: each letter another one with probability `replaced`, two swapped with `swapped`."""
+    """Faults of captions: probability `replaced` of a wrong letter, `swapped` of two exchanged letters."""
 
     replaced: float = 0.0
     swapped: float = 0.0
@@ -31,7 +31,7 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class SignBank:
-    """Latents and the captions they came with.
+    """Latents with their captions.
 
     latents float32 [N, 4, 4, 8], unit variance; tokens int64 [N, T]; empty int64 [T], the tokens of the empty prompt.
     """
@@ -42,34 +42,34 @@ class SignBank:
 
 
 def vocabulary() -> list[str]:
-    """Every word and mark of the captions outside the quotes, in a fixed order."""
+    """Return every word and quotation mark of the templates, in a fixed order."""
     parts = (part for template in (*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES) for part in template.split())
     return list(dict.fromkeys('"' if part == '"{}"' else part for part in parts))
 
 
 def sign_tokenizer() -> CLIPTokenizer:
-    """A tokenizer with one token per word of a template and per letter of what is quoted, padded to TOKENS."""
+    """Return a tokenizer with one token per word of a template and per quoted letter, padded to TOKENS."""
     return build_tokenizer(vocabulary(), TOKENS)
 
 
 def random_words(count: int, rng: np.random.Generator) -> list[str]:
-    """Any words of the world."""
+    """Return random words."""
     return ["".join(LETTERS[place] for place in row) for row in rng.integers(len(LETTERS), size=(count, LENGTH))]
 
 
 def random_images(count: int, rng: np.random.Generator) -> Tensor:
-    """Images of random words, float32 [count, 3, 32, 64] in [-1, 1]."""
+    """Return images of random words, float32 [count, 3, 32, 64] in [-1, 1]."""
     return torch.from_numpy(render(random_signs(random_words(count, rng), rng))) * 2 - 1
 
 
 @torch.no_grad()
 def build_bank(count: int, faults: Faults, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int) -> SignBank:
-    """`count` captioned images as latents; the same arguments give the same bank."""
+    """Return `count` captioned images as latents. Deterministic in its arguments."""
     rng, noise = Random(f"signs-bank-{seed}"), np.random.default_rng([seed, 3])
     templates = (*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES)
-    said = random_words(count, noise)
-    texts = [text(word, rng.choice(templates)) for word in said]
-    written = [misspell(word, rng, replaced=faults.replaced, swapped=faults.swapped) for word in said]
+    words = random_words(count, noise)
+    texts = [text(word, rng.choice(templates)) for word in words]
+    written = [misspell(word, rng, replaced=faults.replaced, swapped=faults.swapped) for word in words]
     latents = torch.empty(count, 4, HEIGHT // 8, WIDTH // 8)
     for start in range(0, count, 256):
         part = slice(start, start + 256)

@@ -1,11 +1,11 @@
 """Prompts about signs, with the text in double quotes, split into train and held-out.
 
-The splits share neither templates nor words. Held-out are the words whose letters' places in the alphabet of
-`LETTERS` add up to a multiple of HELDOUT_EVERY: so every letter is held out as often as any other in every position,
-every pair of letters is seen in training, and the anagrams of a held-out word are held out too. The base model has
-seen every word and template in its own training; held-out means: never used for preference training.
+The splits share neither templates nor words. A word is held out if the indices of its letters in `LETTERS` add up to a
+multiple of HELDOUT_EVERY. So every letter is held out equally often in every position, every pair of letters occurs in
+training, and the anagrams of a held-out word are held out too. The base model was trained on every word and template;
+"held-out" means not used for preference training.
 
-There are fewer distinct prompts than a split may ask for, so texts repeat within a split, never across.
+If a split has fewer distinct prompts than requested, its texts repeat; they never occur in the other split.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ HELDOUT_EVERY = 6
 
 
 def words(split: Split) -> list[str]:
-    """Every word of a split, in a fixed order: 1440 for training, 288 held out."""
+    """Return every word of a split, in a fixed order: 1440 for training, 288 held out."""
     every = [(word, sum(map(LETTERS.index, word)) % HELDOUT_EVERY == 0) for word in all_words()]
     return [word for word, held in every if held == (split == "heldout")]
 
 
 def prompts(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` prompts of a split: {"prompt": 'a sign that says "CAB"', "target": "CAB"}.
+    """Return `count` prompts of a split, such as {"prompt": 'a sign that says "CAB"', "target": "CAB"}.
 
-    Every word comes up once before one comes up again, its template drawn anew. Deterministic in its arguments; a
-    smaller count gives the beginning of a larger one. Raises ValueError for an unknown split.
+    Every word occurs once, with a random template, before one repeats. Deterministic: a smaller count returns a prefix
+    of a larger one. Raises ValueError for an unknown split.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"unknown split {split!r}; the splits are 'train' and 'heldout'")
@@ -51,7 +51,7 @@ class SignPrompts(PromptSource):
     """The prompt source `miniature-signs`."""
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """The prompts of one split, always the same ones for the same options."""
+        """Return the prompts of one split; the same options always give the same prompts."""
         count = self.options.train_count if split == "train" else self.options.heldout_count
         found = prompts(split, count, self.options.seed)
         return [Prompt(entry["prompt"], {"target": entry["target"]}) for entry in found]

@@ -1,7 +1,7 @@
-"""How the shipped checkpoint of signs is made; `python -m dgpo_miniature.train --world signs` runs it.
+"""Training of the checkpoint of signs; run it with `python -m dgpo_miniature.train --world signs`.
 
-Autoencoder, then captioned latents, then the transformer with its text encoders, first on captions that spell what is
-written, then on captions part of which do not. One seed decides everything.
+Trains the autoencoder, encodes captioned images, then trains the transformer with its text encoders, first on correct
+captions, then on partly misspelled captions. One seed determines all randomness.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TINY", "TrainingSpec", "run"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingSpec:
-    """Everything that makes the checkpoint what it is, apart from the seed."""
+    """Settings of the training; with the seed, they determine the checkpoint."""
 
     autoencoder: AutoencoderSettings = field(
         default_factory=lambda: AutoencoderSettings(cell_steps=0, image_steps=1600, batch=32)
@@ -34,7 +34,7 @@ class TrainingSpec:
     faulty: Cycle = field(default_factory=lambda: Cycle(500, decay=0.75))
     faults: Faults = field(default_factory=lambda: Faults(replaced=0.35, swapped=0.15))
     scored: int = 288
-    """Held-out prompts on which the result is scored."""
+    """Number of held-out prompts that score the result."""
 
 
 TINY = TrainingSpec(
@@ -46,7 +46,7 @@ TINY = TrainingSpec(
     faulty=Cycle(2, decay=0.5),
     scored=6,
 )
-"""The same path in seconds, to see that it runs."""
+"""A run of a few seconds, to test the code."""
 
 
 def run(spec: TrainingSpec, out: Path, seed: int, progress: Progress) -> dict[str, float]:

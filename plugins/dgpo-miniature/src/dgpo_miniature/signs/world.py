@@ -1,7 +1,7 @@
-"""The world of signs: 32x64 images of three capital letters in dark ink on a light ground, in greys.
+"""The world of signs: 32x64 grayscale images of three capital letters in dark ink on a light background.
 
-Place, size, ink and ground vary; there are no hues, on which a small autoencoder would only spend its latents. The
-letters are drawn in Pillow's own font (Aileron, public domain, a part of Pillow), with a stroke that makes it bold.
+Position, size, ink and background vary. There are no colors, which would use latent capacity of the small autoencoder.
+The letters are drawn in Pillow's built-in font (Aileron, public domain), with a stroke that makes it bold.
 
 Legend: N signs, C = 3 color channels, H = 32, W = 64 pixels.
 """
@@ -23,16 +23,16 @@ __all__ = ["HEIGHT", "WIDTH", "Signs", "random_signs", "render"]
 HEIGHT, WIDTH = 32, 64
 """Size of an image in pixels."""
 SIZES = (21.0, 24.0)
-"""Smallest and largest font size; a capital letter is 0.7 times as high, in pixels."""
+"""Smallest and largest font size; the height of a capital letter in pixels is 0.7 times the font size."""
 STROKE = 0.6
-"""Width added to every stroke on either side, in pixels."""
+"""Width added on each side of every stroke, in pixels."""
 JITTER = 2.0
-"""Largest distance, per axis, between the word's center and the image's, in pixels."""
+"""Maximum distance per axis between the center of the word and that of the image, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """A batch of signs: what is written and how.
+    """A batch of signs.
 
     words: N of them; size float [N], of the font; offset float [N, 2], x and y of the word's center from the
     image's, in pixels; ink and ground float [N], gray levels in [0, 1].
@@ -49,11 +49,11 @@ class Signs:
 
 
 def random_signs(words: Sequence[str], rng: np.random.Generator) -> Signs:
-    """Signs that say `words`, with random places, sizes and greys."""
+    """Return signs with the given words, at random positions, sizes and gray levels."""
     n = len(words)
     return Signs(
         words=tuple(words),
-        # In half steps: each size is one font to load, and the fonts are kept.
+        # Sizes are rounded to multiples of 0.5 because each size is a font that is loaded and cached.
         size=np.round(rng.uniform(*SIZES, size=n) * 2) / 2,
         offset=rng.uniform(-JITTER, JITTER, size=(n, 2)),
         ink=rng.uniform(0.0, 0.3, size=n),
@@ -63,21 +63,21 @@ def random_signs(words: Sequence[str], rng: np.random.Generator) -> Signs:
 
 @cache
 def font(size: float) -> ImageFont.FreeTypeFont:
-    """Pillow's own font in a size. Raises UserError for a Pillow that cannot scale it."""
+    """Return Pillow's built-in font in a size. Raises UserError if Pillow lacks FreeType."""
     try:
         loaded = ImageFont.load_default(size)
     except ImportError as error:
-        raise UserError(f"the world of signs draws its letters with a Pillow that has FreeType: {error}") from error
+        raise UserError(f"the world of signs requires Pillow with FreeType support: {error}") from error
     assert isinstance(loaded, ImageFont.FreeTypeFont)
     return loaded
 
 
 def coverage(word: str, size: float, offset: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each pixel that the ink covers, [H, W] in [0, 1]."""
+    """Return the fraction of each pixel covered by ink, [H, W] in [0, 1]."""
     image = Image.new("L", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = draw.textbbox((0, 0), word, font=font(size), stroke_width=STROKE)
-    # A word that would leave the image is pushed back: a cut letter would be another letter.
+    # Keep the word inside the image, because a cropped letter could look like another one.
     room = np.maximum([(WIDTH - (right - left)) / 2 - 1, (HEIGHT - (bottom - top)) / 2 - 1], 0.0)
     x, y = np.clip(offset, -room, room)
     place = (WIDTH / 2 - (left + right) / 2 + x, HEIGHT / 2 - (top + bottom) / 2 + y)
@@ -86,7 +86,7 @@ def coverage(word: str, size: float, offset: NDArray[np.float64]) -> NDArray[np.
 
 
 def render(signs: Signs) -> NDArray[np.float32]:
-    """Images of signs: float32 [N, C, H, W] in [0, 1], anti-aliased."""
+    """Render signs to images float32 [N, C, H, W] in [0, 1], anti-aliased."""
     out = np.empty((len(signs), 3, HEIGHT, WIDTH), dtype=np.float32)
     for row, word in enumerate(signs.words):
         cover = coverage(word, float(signs.size[row]), signs.offset[row])

@@ -1,1 +1,1 @@
-"""How the shipped checkpoint is made; `python -m dgpo_miniature.train` runs it."""
+"""Training of the bundled checkpoints; run it with `python -m dgpo_miniature.train`."""

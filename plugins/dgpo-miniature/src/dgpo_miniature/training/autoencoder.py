@@ -1,7 +1,7 @@
-"""Trains the miniature's autoencoders: 64x64x3 images to 8x8x4 latents (f8), small enough to decode on a CPU.
+"""Trains the image autoencoders: 64x64x3 images to 8x8x4 latents (f8), small enough to decode on a CPU.
 
-Shapes fill one cell each, so most steps see single cells (a quarter of the cost); the last steps see whole images,
-which settles the group norms' statistics. The world of signs brings images of its own, 32x64x3.
+Each shape fills one cell, so most steps use single cells (a quarter of the cost); the last steps use whole images,
+which adapts the statistics of the group norms. The world of signs has images of 32x64x3.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Draw = Callable[[int, np.random.Generator], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderSettings:
-    """cell_steps on single cells, then picture_steps on whole images; batch in cells and in images."""
+    """`cell_steps` on single cells, then `image_steps` on whole images; `batch` counts cells or images."""
 
     cell_steps: int = 2000
     image_steps: int = 250
     batch: int = 64
     lr: float = 2e-3
     kl_weight: float = 4e-4
-    """Weight of the KL term, a mean over latent numbers, against the mean pixel error."""
+    """Weight of the KL term (a mean over latent values) relative to the mean pixel error."""
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """The untrained autoencoder, about 0.65 M parameters, 1-2 ms to decode an image on two CPU cores."""
+    """Return an untrained autoencoder: 0.65 M parameters, 1-2 ms to decode an image on two CPU cores."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -54,7 +54,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def random_images(count: int, rng: np.random.Generator, *, empty: float = 0.35) -> Tensor:
-    """Images of independent cells, float32 [count, 3, 64, 64] in [-1, 1]; each cell is empty with that chance."""
+    """Return images of independent cells, float32 [count, 3, 64, 64] in [-1, 1]. empty: probability per cell."""
     kind = rng.integers(len(CLASSES), size=(count, 4))
     kind[rng.random((count, 4)) < empty] = EMPTY
     color = rng.integers(len(COLORS), size=(count, 4))
@@ -62,7 +62,7 @@ def random_images(count: int, rng: np.random.Generator, *, empty: float = 0.35) 
 
 
 def cells_of(images: Tensor) -> Tensor:
-    """Images [B, 3, 64, 64] cut into cells [4 B, 3, 32, 32]."""
+    """Split images [B, 3, 64, 64] into cells [4 B, 3, 32, 32]."""
     cut = images.unfold(2, CELL, CELL).unfold(3, CELL, CELL)
     return cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, CELL, CELL)
 
@@ -70,9 +70,9 @@ def cells_of(images: Tensor) -> Tensor:
 def train_autoencoder(
     settings: AutoencoderSettings, seed: int, progress: Progress, draw: Draw = random_images
 ) -> AutoencoderKL:
-    """A trained autoencoder of the images that `draw` gives, in evaluation mode; same arguments, same training.
+    """Train an autoencoder on images from `draw` and return it in evaluation mode. Deterministic in its arguments.
 
-    Single cells are cells of shapes: other worlds set `cell_steps` to 0.
+    Single cells contain shapes, so other worlds set `cell_steps` to 0.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
@@ -103,7 +103,7 @@ def train_autoencoder(
 def latent_statistics(
     model: AutoencoderKL, seed: int, count: int = 1024, draw: Draw = random_images
 ) -> tuple[float, float]:
-    """(shift_factor, scaling_factor) that make (z - shift) * scale zero-mean with unit variance over the world."""
+    """Return (shift_factor, scaling_factor) for which (z - shift) * scale has mean 0 and variance 1."""
     rng = np.random.default_rng([seed, 2])
     latents = torch.cat([model.encode(draw(128, rng)).latent_dist.mean for _ in range(max(count // 128, 1))])
     return float(latents.mean()), float(1.0 / latents.std())

@@ -1,4 +1,4 @@
-"""Puts the trained parts together and writes them in diffusers' format."""
+"""Assembles the trained components and writes them in diffusers' format."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dgpo_miniature.training.transformer import TextToImage
 __all__ = ["SAMPLING_SHIFT", "assemble", "save"]
 
 SAMPLING_SHIFT = 2.0
-"""Shift of the scheduler: few steps go further when more of them are spent where the content is decided."""
+"""Shift of the scheduler: with few steps, more of them at high noise, which determines the content, help."""
 
 
 def assemble(model: TextToImage, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
-    """The pipeline; both text encoders read the same tokens, and there is no T5."""
+    """Return the pipeline; both text encoders use the same tokenizer, and there is no T5."""
     return StableDiffusion3Pipeline(
         transformer=model.transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT),
@@ -33,11 +33,11 @@ def assemble(model: TextToImage, autoencoder: AutoencoderKL, tokenizer: CLIPToke
 
 
 def save(pipeline: DiffusionPipeline, directory: Path) -> None:
-    """Write safetensors: the transformer, by far the largest part, in half precision, the rest in single.
+    """Write safetensors: the transformer, by far the largest component, in float16, the others in float32.
 
-    The pipeline is left rounded where it was written rounded, so that what is scored next is what was written.
+    The weights of the pipeline are rounded in place, so that a later score is that of the written weights.
     """
-    with quiet():  # which would warn that norms should stay in single precision, for computing
+    with quiet():  # diffusers warns that norms should be computed in float32
         pipeline.transformer.to(torch.float16)
         pipeline.save_pretrained(directory, safe_serialization=True)
         pipeline.transformer.to(torch.float32)

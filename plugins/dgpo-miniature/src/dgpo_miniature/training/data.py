@@ -1,4 +1,4 @@
-"""Captioned latents to train the base model on: some captions describe their image, some describe it wrongly."""
+"""Captioned latents for training the base model, with correct and wrong captions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHARES = {
     "position": 0.22,
     "color_attr": 0.25,
 }
-"""Share of each task in the training images: the more there is to tell apart, the more images."""
+"""Fraction of each task in the training images; tasks with more distinctions have more images."""
 FAULT_RATES = {
     "single_object": 0.45,
     "two_object": 0.20,
@@ -43,16 +43,16 @@ FAULT_RATES = {
     "position": 0.12,
     "color_attr": 0.10,
 }
-"""Share of each task's captions, in the second phase, that are wrong in one clause: the more, the easier the task is,
-so that the base model has about as much left to learn in each."""
+"""Fraction of each task's captions in the second phase that are wrong in one clause. Easier tasks have more, so that
+the base model has a similar margin for improvement in each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Latents and the captions they came with.
+    """Latents with their captions.
 
-    latents float32 [N, 4, 8, 8], unit variance; tokens int64 [N, T]; faulty bool [N], the caption is wrong in one
-    clause; task int64 [N], index into TASKS; empty int64 [T], the tokens of the empty prompt.
+    latents float32 [N, 4, 8, 8], unit variance; tokens int64 [N, T]; faulty bool [N], whether the caption is wrong
+    in one clause; task int64 [N], index into TASKS; empty int64 [T], the tokens of the empty prompt.
     """
 
     latents: Tensor
@@ -63,7 +63,7 @@ class Bank:
 
 
 def content_behind(caption: Caption, rng: Random, rate: float) -> Caption:
-    """The content of the image that goes with a caption: with probability `rate` another than it says."""
+    """Return the content of the image for a caption; with probability `rate` it differs from the caption."""
     return corrupt(caption, rng) if rng.random() < rate else caption
 
 
@@ -71,9 +71,9 @@ def content_behind(caption: Caption, rng: Random, rate: float) -> Caption:
 def build_bank(
     count: int, fault_rates: Mapping[str, float], autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int
 ) -> Bank:
-    """`count` captioned images as latents; each task's share of wrong captions, 0 if it is not named.
+    """Return `count` captioned images as latents. Deterministic in its arguments.
 
-    The same arguments give the same bank.
+    fault_rates: fraction of wrong captions per task; 0 for tasks without an entry.
     """
     rng, noise = Random(f"bank-{seed}"), np.random.default_rng([seed, 3])
     captions = {task: all_captions(task) for task in TASKS}

@@ -1,8 +1,7 @@
-"""One trainer for every world: a text-conditional flow model, its moving average and its optimizer.
+"""Trainer of all worlds: a text-conditional flow model, its moving average and its optimizer.
 
-Flow matching, first on captions that are all true, which teaches what the words mean; then on captions part of which
-are wrong, as captions from the web are: the model then draws from the mixture it was shown, and preference training has
-something to sharpen.
+Flow matching on correct captions teaches the meaning of the words. A second phase uses partly wrong captions, like
+captions from the web: the model then samples from a mixture, which preference training can sharpen.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ __all__ = ["Cycle", "FlowSettings", "Progress", "Trainer", "flow_loss", "new_tra
 Progress = Callable[[str, int, int, float], None]
 """(phase, step, steps, loss)"""
 Draw = Callable[[int, torch.Generator], tuple[Tensor, tuple[Tensor, ...]]]
-"""(count, generator) -> latents [count, C, ...], and what the model is told of each: its arguments behind the time."""
+"""(count, generator) -> latents [count, C, ...], and the model's conditioning arguments after the time."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class FlowSettings:
-    """Shape of the transformer and its optimizer; batch in samples."""
+    """Size of the transformer, and settings of its optimizer; `batch` is in samples."""
 
     layers: int = 5
     heads: int = 4
@@ -36,15 +35,15 @@ class FlowSettings:
     weight_decay: float = 0.01
     ema: float = 0.998
     empty_share: float = 0.08
-    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    """Fraction of captions replaced by the empty prompt, for classifier-free guidance."""
     train_shift: float = 2.0
-    """Times are drawn as shift u / (1 + (shift - 1) u), u uniform: more noise, where the content is decided."""
+    """Times are shift u / (1 + (shift - 1) u), u uniform: more at high noise, which determines the content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """A learning rate's course: over `warmup` steps up to lr_scale times the base rate, and over the last `decay` share
-    of the steps down to 0."""
+    """A learning rate schedule: linear warm-up over `warmup` steps to lr_scale times the base rate, and cosine decay to
+    0 over the last fraction `decay` of the steps."""
 
     steps: int
     warmup: int = 0
@@ -54,7 +53,7 @@ class Cycle:
 
 @dataclass(slots=True)
 class Trainer(Generic[Model]):
-    """Model, its moving average and optimizer, carried from phase to phase."""
+    """Model, moving average and optimizer, kept across phases."""
 
     model: Model
     average: Model
@@ -70,7 +69,7 @@ class Trainer(Generic[Model]):
 
 
 def new_trainer(build: Callable[[], Model], settings: FlowSettings, seed: int) -> Trainer[Model]:
-    """A trainer with the fresh weights of what `build` makes."""
+    """Return a trainer of a new model from `build`."""
     torch.manual_seed(seed)
     model = build()
     average = build().requires_grad_(False)
@@ -79,7 +78,7 @@ def new_trainer(build: Callable[[], Model], settings: FlowSettings, seed: int) -
 
 
 def learning_rate(cycle: Cycle, step: int, base: float) -> float:
-    """Linear warm-up, constant, then a cosine fall to zero."""
+    """Return the learning rate: linear warm-up, constant, then cosine decay to zero."""
     rate = base * cycle.lr_scale * min(1.0, (step + 1) / max(cycle.warmup, 1))
     falling = cycle.decay * cycle.steps
     left = cycle.steps - step
@@ -87,29 +86,29 @@ def learning_rate(cycle: Cycle, step: int, base: float) -> float:
 
 
 def flow_loss(
-    model: nn.Module, x0: Tensor, reported: Sequence[Tensor], shift: float, generator: torch.Generator
+    model: nn.Module, x0: Tensor, conditioning: Sequence[Tensor], shift: float, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared error of the velocity, a scalar; times are stratified over the batch."""
+    """Return the mean squared error of the velocity, a scalar; times are stratified over the batch."""
     u = (torch.rand(1, generator=generator) + torch.arange(len(x0)) / len(x0)) % 1.0
     sigma = shift * u / (1 + (shift - 1) * u)
     noise = torch.randn(x0.shape, generator=generator)
-    at = sigma.view(-1, *(1,) * (x0.ndim - 1))
-    velocity: Tensor = model((1 - at) * x0 + at * noise, sigma, *reported)
+    time = sigma.view(-1, *(1,) * (x0.ndim - 1))
+    velocity: Tensor = model((1 - time) * x0 + time * noise, sigma, *conditioning)
     return (velocity.float() - (noise - x0)).square().mean()
 
 
 def train_phase(
     trainer: Trainer[Model], name: str, cycle: Cycle, draw: Draw, progress: Progress, *, half: bool = False
 ) -> None:
-    """Run one phase, with half in autocast to bfloat16; the moving average, which starts anew, is the result."""
+    """Run one phase; `half` enables autocast to bfloat16. The result is the moving average, which is restarted."""
     settings, generator = trainer.settings, trainer.generator
     trained, averaged = list(trainer.model.parameters()), list(trainer.average.parameters())
     for step in range(cycle.steps):
         for group in trainer.optimizer.param_groups:
             group["lr"] = learning_rate(cycle, step, settings.lr)
-        x0, reported = draw(settings.batch, generator)
+        x0, conditioning = draw(settings.batch, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = flow_loss(trainer.model, x0, reported, settings.train_shift, generator)
+            loss = flow_loss(trainer.model, x0, conditioning, settings.train_shift, generator)
         trainer.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

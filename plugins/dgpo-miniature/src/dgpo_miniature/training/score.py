@@ -1,4 +1,4 @@
-"""The six-task score of a checkpoint: a few steps of the plain ODE, GenEval's own yes or no."""
+"""The six-task score of a checkpoint: Euler samples judged by GenEval's binary score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sample(
     height: int = 64,
     width: int = 64,
 ) -> Tensor:
-    """Images [B, 3, height, width] in [0, 1] by Euler steps from noise; guidance 1 is none."""
+    """Sample images [B, 3, height, width] in [0, 1] with Euler steps; guidance 1 disables guidance."""
     sequence, empty_sequence, pooled, empty_pooled = pipeline.encode_prompt(
         list(prompts), None, None, max_sequence_length=0, do_classifier_free_guidance=True, device="cpu"
     )
@@ -51,7 +51,7 @@ def sample(
 
 
 def judge(images: Tensor, prompts: Sequence[dict[str, Any]]) -> list[bool]:
-    """Whether each image [B, 3, 64, 64] shows what its prompt's metadata asks for."""
+    """Return whether each image [B, 3, 64, 64] matches the metadata of its prompt."""
     return [
         evaluate(
             Metadata.model_validate(prompt), seen, variant="geneval-official", thresholds=ShapeDetector.thresholds
@@ -61,7 +61,7 @@ def judge(images: Tensor, prompts: Sequence[dict[str, Any]]) -> list[bool]:
 
 
 def task_means(prompts: Sequence[dict[str, Any]], correct: Sequence[bool]) -> dict[str, float]:
-    """Mean per task, and their unweighted mean as "overall"."""
+    """Return the mean per task, and their unweighted mean as "overall"."""
     pairs = list(zip(prompts, correct, strict=True))
     of_task = {task: [yes for prompt, yes in pairs if prompt["tag"] == task] for task in TASKS}
     means = {task: sum(yes) / len(yes) for task, yes in of_task.items() if yes}
@@ -69,6 +69,6 @@ def task_means(prompts: Sequence[dict[str, Any]], correct: Sequence[bool]) -> di
 
 
 def score(pipeline: StableDiffusion3Pipeline, prompts: Sequence[dict[str, Any]], **how: Any) -> dict[str, float]:
-    """Task means of one image per prompt; `how` goes to `sample`."""
+    """Return the task means for one image per prompt; `how` is passed to `sample`."""
     images = sample(pipeline, [prompt["prompt"] for prompt in prompts], **how)
     return task_means(prompts, judge(images, prompts))

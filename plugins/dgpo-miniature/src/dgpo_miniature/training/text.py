@@ -1,4 +1,4 @@
-"""The miniature's vocabulary, tokenizers and the two tiny CLIP text encoders that SD3's format asks for."""
+"""Vocabulary, tokenizers, and the two tiny CLIP text encoders that the SD3 format requires."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from dgpo_miniature.world import CLASSES, COLORS
 __all__ = ["TOKENS", "WIDTH", "build_text_encoder", "build_tokenizer", "words"]
 
 TOKENS = 12
-"""Length of a tokenized prompt: the longest has ten words, plus the start and end tokens."""
+"""Length of a tokenized prompt; the longest has ten words, plus start and end tokens."""
 WIDTH = 64
 """Hidden size of each text encoder."""
 
 
 def words() -> list[str]:
-    """Every word of the miniature's prompts, in a fixed order."""
+    """Return every word of the prompts, in a fixed order."""
     phrases = [*TRAIN_TEMPLATES, *HELDOUT_TEMPLATES, *RELATIONS, *NUMBERS.values(), *COLORS, *CLASSES, "and"]
     plurals = [name + ("es" if name.endswith("s") else "s") for name in CLASSES]
     return list(dict.fromkeys(word for phrase in [*phrases, *plurals] for word in phrase.split()))
 
 
 def byte_pairs(vocabulary: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A vocabulary and merges under which each given word is one token and any other word is spelled."""
+    """Return a vocabulary and merges that encode each given word as one token and other words by letters."""
     tokens = dict.fromkeys([*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)])
     merges: dict[tuple[str, str], None] = {}
     for word in vocabulary:
-        # Built from the right: only pieces that end a word grow, so that no word's merges cut up another's.
+        # Built from the right: only word endings are merged, so the merges of one word do not split another.
         tail = f"{word[-1]}</w>"
         tokens[tail] = None
         for letter in reversed(word[:-1]):
@@ -42,13 +42,13 @@ def byte_pairs(vocabulary: Iterable[str]) -> tuple[dict[str, int], list[tuple[st
 
 
 def build_tokenizer(vocabulary: Iterable[str] | None = None, length: int = TOKENS) -> CLIPTokenizer:
-    """A tokenizer with one token per word of the vocabulary (by default the shapes'), padded to `length`."""
+    """Return a tokenizer with one token per word of the vocabulary (default: shapes), padded to `length`."""
     tokens, merges = byte_pairs(words() if vocabulary is None else vocabulary)
     return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=length)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """An untrained encoder. Two layers: Stable Diffusion 3 reads the last but one, and the projected end token."""
+    """Return an untrained encoder with two layers: SD3 uses the second to last layer and the projected end token."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,

@@ -1,4 +1,4 @@
-"""The transformer of the worlds of images with its text encoders, and what they are shown of captioned latents."""
+"""The transformer of the image worlds with its text encoders, and its batches of captioned latents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CaptionedLatents", "TextToImage", "captioned"]
 
 
 class CaptionedLatents(Protocol):
-    """What is trained on: latents float32 [N, 4, h, w]; tokens int64 [N, T]; empty int64 [T], of the empty prompt."""
+    """Training data: latents float32 [N, 4, h, w]; tokens int64 [N, T]; empty int64 [T], tokens of the empty prompt."""
 
     @property
     def latents(self) -> Tensor: ...
@@ -27,7 +27,7 @@ class CaptionedLatents(Protocol):
 
 
 class TextToImage(nn.Module):
-    """The trained parts in one module: two text encoders and the transformer."""
+    """The trained components in one module: two text encoders and the transformer."""
 
     def __init__(self, tokenizer: CLIPTokenizer, settings: FlowSettings) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class TextToImage(nn.Module):
         )
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T] to (sequence [B, T, 2 WIDTH], pooled [B, 2 WIDTH]), exactly as the pipeline does without T5."""
+        """Encode tokens [B, T] to (sequence [B, T, 2 WIDTH], pooled [B, 2 WIDTH]), like the pipeline without T5."""
         sequences, pooled = [], []
         for encoder in (self.text_encoder, self.text_encoder_2):
             out = encoder(tokens, output_hidden_states=True)
@@ -58,7 +58,7 @@ class TextToImage(nn.Module):
         return torch.cat(sequences, dim=-1), torch.cat(pooled, dim=-1)
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        """Velocity [B, 4, h, w] at x_sigma [B, 4, h, w], sigma [B] in [0, 1]; h and w are even, at most 16."""
+        """Return the velocity at x_sigma [B, 4, h, w], sigma [B] in [0, 1]; h and w are even, at most 16."""
         sequence, pooled = self.encode(tokens)
         velocity: Tensor = self.transformer(
             hidden_states=x_sigma,
@@ -71,7 +71,7 @@ class TextToImage(nn.Module):
 
 
 def captioned(bank: CaptionedLatents, settings: FlowSettings, mismatched_share: float = 0.0) -> Draw:
-    """Latents of the bank with their tokens, of which the settings' share is empty and another share a stranger's."""
+    """Return a function that draws latents with their tokens, some of them empty or of another image."""
 
     def draw(count: int, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
         index = torch.randint(len(bank.latents), (count,), generator=generator)
