@@ -38,7 +38,7 @@ def seconds(
 
 def measure(file: Path, iterations: int, turns: int) -> dict[str, float]:
     """Seconds of an iteration: the median of one process, of two, and of two with the model spread over them."""
-    kinds = {"one": (1, False), "two": (2, False), "two, spread": (2, True)}
+    kinds = {"one": (1, False), "two": (2, False), "two, sharded": (2, True)}
     found: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as directory:
         for turn in range(turns):

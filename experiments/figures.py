@@ -91,7 +91,7 @@ def _curves(axes: Axes, results: Results, what: str) -> None:
             axes.fill_between(found.x, found.low, found.high, color=color, alpha=0.12, linewidth=0)
     if results.target is not None:
         axes.axhline(results.target, color="#9ca3af", linewidth=1, linestyle=(0, (2, 3)))
-    axes.set_xlabel(LABELS[what] + ("; tolerances hold all seeds" if len(results.variants) <= 3 else ""))
+    axes.set_xlabel(LABELS[what] + ("; shaded: range of all seeds" if len(results.variants) <= 3 else ""))
     axes.set_ylabel("held-out score, mean over seeds")
 
 
