@@ -19,19 +19,19 @@ def run(
     names: Annotated[list[str], typer.Argument(help="e1 to e8, or `all`.", metavar="EXPERIMENT...")],
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="A reduced set, to see that everything runs: all of it in a quarter of an hour."),
+        typer.Option("--quick", help="A reduced set that takes a quarter of an hour, to check that everything runs."),
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Another base run file, such as one of SD3.5-M; pages then go beside its runs.")
+        str | None, typer.Option(help="Base run file, such as one of SD3.5-M; pages are written beside its runs.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("runs/experiments"),
-    pages: Annotated[bool, typer.Option("--pages", help="Only write pages anew, from the records.")] = False,
+    output: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs/experiments"),
+    pages: Annotated[bool, typer.Option("--pages", help="Only rewrite pages and figures, from the records.")] = False,
 ) -> None:
     """Run experiments and write their pages.
 
-    Each is an ablation (`dgpo ablate experiments/e1.yaml`) whose finished runs the others take over where they are the
-    same. Ctrl-C stops and saves; the same command goes on. Pages are written to docs/experiments; those of --quick and
-    --base beside their runs.
+    Each experiment is an ablation (`dgpo ablate experiments/e1.yaml`); runs that experiments have in common are made
+    once. Ctrl-C stops and saves; the same command continues. Pages are written to docs/experiments, and with --quick
+    or --base beside the runs.
 
     Examples:
 
@@ -45,9 +45,7 @@ def run(
     for name in chosen:
         if name not in EXPERIMENTS:
             known = ", ".join(EXPERIMENTS)
-            raise UserError(
-                f"there is no experiment {name!r}{nearest(name, list(EXPERIMENTS))} (there is {known}, all)"
-            )
+            raise UserError(f"unknown experiment {name!r}{nearest(name, list(EXPERIMENTS))} (known: {known}, all)")
     # Reduced runs and runs of another base model get directories of their own.
     for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
         output = output.with_name(f"{output.name}-{apart}")
@@ -56,15 +54,17 @@ def run(
         experiment = EXPERIMENTS[name]
         if not pages:
             from experiments.conduct import run_experiment
-            from experiments.figures import draw
-            from experiments.record import collect, load, save
+            from experiments.record import collect, save
             from experiments.sheets import draw_sheet
 
             plan = run_experiment(experiment, output, quick=quick, base=base)
             rows = draw_sheet(plan, directory / name / "samples.png", steps=experiment.sheet)
             save(directory / name / "record.json", collect(plan, quick=quick, rows=rows))
-            draw(load(directory / name / "record.json").results, experiment.against, directory / name / "scores.png")
+        from experiments.figures import draw
         from experiments.page import write_index, write_page
+        from experiments.record import load
+
+        draw(load(directory / name / "record.json").results, experiment.against, directory / name / "scores.png")
 
         typer.echo(str(write_page(experiment, directory)))
         write_index(directory)
