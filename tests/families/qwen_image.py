@@ -19,7 +19,9 @@ PROOFS = {
         values={},
         call={},
         packed=lambda latents: QwenImagePipeline._pack_latents(latents, *latents.shape),
-        unpacked=lambda tokens, shape: QwenImagePipeline._unpack_latents(tokens, *shape[1:], vae_scale_factor=1)[:, :, 0],
+        unpacked=lambda tokens, shape: QwenImagePipeline._unpack_latents(tokens, *shape[1:], vae_scale_factor=1)[
+            :, :, 0
+        ],
         cases={
             "plain": Case(),
             "cfg": Case(pipeline=TRUE | {"negative_prompt": " "}, guidance=3.0),
@@ -31,7 +33,9 @@ PROOFS = {
             "channels inside": lambda given: {
                 "hidden_states": given["hidden_states"].unflatten(2, (-1, 4)).transpose(2, 3).flatten(2)
             },
-            "rows as columns": lambda given: {"img_shapes": [[(f, w, h) for f, h, w in s] for s in given["img_shapes"]]},
+            "rows as columns": lambda given: {
+                "img_shapes": [[(f, w, h) for f, h, w in s] for s in given["img_shapes"]]
+            },
             "places that count pixels": lambda given: {
                 "img_shapes": [[(f, h // 2, 2 * w) for f, h, w in s] for s in given["img_shapes"]]
             },

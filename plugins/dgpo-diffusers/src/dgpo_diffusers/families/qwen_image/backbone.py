@@ -70,19 +70,19 @@ class QwenImageBackbone(DiffusersBackbone):
         for name in OTHER_INPUTS:
             if getattr(config, name, False):
                 raise UserError(
-                    f"backbone.checkpoint: {directory}/transformer/config.json: {name} is true; allowed is false, as in "
-                    "text-to-image models"
+                    f"backbone.checkpoint: {directory}/transformer/config.json: {name} is true; allowed is false, as "
+                    "in text-to-image models"
                 )
         means, deviations = len(pipeline.vae.config.latents_mean), len(pipeline.vae.config.latents_std)
         if not means == deviations == channels:
             raise UserError(
-                f"backbone.checkpoint: {directory}/vae/config.json has {means} latents_mean and {deviations} latents_std "
-                f"for {channels} channels"
+                f"backbone.checkpoint: {directory}/vae/config.json has {means} latents_mean and {deviations} "
+                f"latents_std for {channels} channels"
             )
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Return {"prompt_embeds" [B, T, D]} with lengths, as QwenImagePipeline does: the last hidden states of Qwen2.5-VL
-        without those of the chat template's first 34 tokens."""
+        """Return {"prompt_embeds" [B, T, D]} with lengths, as QwenImagePipeline does: the last hidden states of
+        Qwen2.5-VL without those of the chat template's first 34 tokens."""
         embeds, mask = self.pipeline.encode_prompt(
             [prompt.text for prompt in prompts], device=self.device, max_sequence_length=self.options.text_length
         )
@@ -90,8 +90,8 @@ class QwenImageBackbone(DiffusersBackbone):
         return Conditioning({"prompt_embeds": embeds}, {"prompt_embeds": tuple(map(int, lengths))})
 
     def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Encode the negative prompt, or a space, the model's own text for guidance; diffusers' pipeline has no guidance
-        unless it is given a negative prompt."""
+        """Encode the negative prompt, or a space, the model's own text for guidance. (diffusers' pipeline has no
+        guidance unless it is given a negative prompt.)"""
         return self.encode([replace(p, text=" " if p.negative is None else p.negative) for p in prompts])
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Names of Qwen-Image's layers in kohya's and ComfyUI's files: both use diffusers' names, which are the original ones."""
+"""Names of Qwen-Image's layers in kohya's and ComfyUI's files: diffusers' names, the original ones."""
 
 from __future__ import annotations
 

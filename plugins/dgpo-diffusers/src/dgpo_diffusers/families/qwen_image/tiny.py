@@ -16,16 +16,16 @@ __all__ = ["make_tiny_qwen_image", "tiny_qwen_tokenizer"]
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
 WORDS = (
-    "Ġthe Ġimage Ġby Ġdetailing Ġcolor Ġshape Ġsize Ġtexture Ġquantity Ġtext Ġspatial Ġrelationships Ġof Ġobjects Ġand "
-    "Ġbackground system Describe user assistant"
-).split()
+    "Ġthe", "Ġimage", "Ġby", "Ġdetailing", "Ġcolor", "Ġshape", "Ġsize", "Ġtexture", "Ġquantity", "Ġtext", "Ġspatial",
+    "Ġrelationships", "Ġof", "Ġobjects", "Ġand", "Ġbackground", "system", "Describe", "user", "assistant",
+)  # fmt: skip
 """Words of the pipeline's chat template, each of them one token, so that its start has 34 tokens as with Qwen's own
 vocabulary. Those that begin with a space (Ġ) go first: then no part of them is joined otherwise."""
 
 
 def make_tiny_qwen_image(directory: str | Path, *, seed: int = 0) -> Path:
-    """Write a random Qwen-Image pipeline: a transformer of two blocks of width 32, a Qwen2.5-VL of two layers that reads
-    prompts letter by letter, an autoencoder of four channels and factor 4.
+    """Write a random Qwen-Image pipeline: a transformer of two blocks of width 32, a Qwen2.5-VL of two layers that
+    reads prompts letter by letter, an autoencoder of four channels and factor 4.
 
     The same arguments give the same weights, and the global random state is left alone. Returns the directory as a
     Path.
