@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["QwenImageBackbone"]
 
 OTHER_INPUTS = ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope")
-"""Settings of transformers that expect inputs which text-to-image models do not have."""
+"""Settings of transformers with inputs that text-to-image models do not have."""
 
 
 class QwenImageBackbone(DiffusersBackbone):
@@ -36,8 +36,7 @@ class QwenImageBackbone(DiffusersBackbone):
     their lengths: the transformer does not attend to padding.
 
     In bfloat16, or under bfloat16 autocast, the transformer rounds its timestep input to eight bits, as in diffusers'
-    pipeline: it cannot distinguish 0.901 from 0.903. The latents themselves are at their exact times, in rollouts and
-    in training, and float32 does not round.
+    pipeline: 0.901 and 0.903 are the same to it. The latents themselves are at their exact times.
     """
 
     options: QwenImageOptions
@@ -61,11 +60,11 @@ class QwenImageBackbone(DiffusersBackbone):
 
     def check(self, pipeline: Any, directory: Path) -> None:
         """Raise UserError if transformer and autoencoder do not match, or for a transformer with other inputs."""
-        config, channels = pipeline.transformer.config, pipeline.vae.config.z_dim
-        if config.in_channels != 4 * channels:
+        config, vae = pipeline.transformer.config, pipeline.vae.config
+        if config.in_channels != 4 * vae.z_dim:
             raise UserError(
                 f"backbone.checkpoint: {directory}/transformer has {config.in_channels} input channels, which must be "
-                f"four times the autoencoder's {channels}: it is not a text-to-image model"
+                f"four times the autoencoder's {vae.z_dim}: it is not a text-to-image model"
             )
         for name in OTHER_INPUTS:
             if getattr(config, name, False):
@@ -73,16 +72,16 @@ class QwenImageBackbone(DiffusersBackbone):
                     f"backbone.checkpoint: {directory}/transformer/config.json: {name} is true; allowed is false, as "
                     "in text-to-image models"
                 )
-        means, deviations = len(pipeline.vae.config.latents_mean), len(pipeline.vae.config.latents_std)
-        if not means == deviations == channels:
+        means, deviations = len(vae.latents_mean), len(vae.latents_std)
+        if not means == deviations == vae.z_dim:
             raise UserError(
                 f"backbone.checkpoint: {directory}/vae/config.json has {means} latents_mean and {deviations} "
-                f"latents_std for {channels} channels"
+                f"latents_std for {vae.z_dim} channels"
             )
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Return {"prompt_embeds" [B, T, D]} with lengths, as QwenImagePipeline does: the last hidden states of
-        Qwen2.5-VL without those of the chat template's first 34 tokens."""
+        """Return {"prompt_embeds" [B, T, D]} with lengths: the last hidden states of Qwen2.5-VL without those of the
+        chat template's first 34 tokens, as in QwenImagePipeline."""
         embeds, mask = self.pipeline.encode_prompt(
             [prompt.text for prompt in prompts], device=self.device, max_sequence_length=self.options.text_length
         )
@@ -108,8 +107,7 @@ class QwenImageBackbone(DiffusersBackbone):
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
         """Return (C, h, w) of the autoencoder."""
-        factor = self.pipeline.vae_scale_factor
-        return self.vae.config.z_dim, height // factor, width // factor
+        return self.vae.config.z_dim, *(side // self.pipeline.vae_scale_factor for side in (height, width))
 
     def to_pixels(self, x0: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] to images: a video autoencoder with a single frame."""
@@ -118,20 +116,17 @@ class QwenImageBackbone(DiffusersBackbone):
     def guide(
         self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
     ) -> Tensor:
-        """Classifier-free guidance, whose result has the norm of the conditional velocity in each token (2x2 latents of
-        all channels), as in QwenImagePipeline."""
+        """Classifier-free guidance, rescaled to the conditional velocity's norm in each token (2x2 latents of all
+        channels), as in QwenImagePipeline."""
         guided = super().guide(conditional, unconditional, guidance, x_sigma=x_sigma, sigma=sigma)
-        wanted, found = (
-            torch.linalg.vector_norm(v.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)), dim=(1, 3, 5))
-            for v in (conditional, guided)
-        )
-        factor = wanted / found.clamp_min(torch.finfo(found.dtype).tiny)
-        return guided * factor.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+        wanted, found = (torch.linalg.vector_norm(_patches(v), dim=(1, 3, 5)) for v in (conditional, guided))
+        factor: Tensor = wanted / found.clamp_min(torch.finfo(found.dtype).tiny)
+        return (_patches(guided) * factor[:, None, :, None, :, None]).view_as(guided)
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 for x [B, C, h, w]. The transformer multiplies sigma by 1000."""
-        batch, channels, height, width = x.shape
-        h, w = height // 2, width // 2
+        patches = _patches(x)
+        batch, channels, h, _, w, _ = patches.shape
         text, mask = conditioning.tensors["prompt_embeds"], None
         lengths = conditioning.lengths.get("prompt_embeds", ())
         if any(length < text.shape[1] for length in lengths):
@@ -139,7 +134,7 @@ class QwenImageBackbone(DiffusersBackbone):
             mask = torch.arange(text.shape[1], device=x.device) < ends[:, None]
         out: Tensor = network(
             # Features of a token are ordered by channel, then by position in the 2x2 patch.
-            hidden_states=x.reshape(batch, channels, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+            hidden_states=patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
             encoder_hidden_states=text,
             encoder_hidden_states_mask=mask,
             timestep=time,
@@ -147,3 +142,9 @@ class QwenImageBackbone(DiffusersBackbone):
             return_dict=False,
         )[0]
         return out.view(batch, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+
+def _patches(x: Tensor) -> Tensor:
+    """[B, C, h, w] to [B, C, h / 2, 2, w / 2, 2]."""
+    batch, channels, height, width = x.shape
+    return x.reshape(batch, channels, height // 2, 2, width // 2, 2)
