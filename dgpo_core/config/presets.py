@@ -25,8 +25,9 @@ __all__ = ["presets_of", "with_preset"]
 
 
 def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
-    """Return the presets of the backbone's package, name to file, sorted by length and then by name."""
-    package = registry.find("backbone", backbone).component.implementation.split(":")[0].split(".")[0]
+    """Return the presets in the package of the backbone's module, name to file, sorted by length and then by name."""
+    module = registry.find("backbone", backbone).component.implementation.split(":")[0]
+    package = module.rpartition(".")[0] or module
     directory = Path(str(files(package))) / "presets"
     found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
     return {path.stem: path for path in found}

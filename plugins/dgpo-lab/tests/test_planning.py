@@ -30,7 +30,7 @@ from dgpo_kit.given import prompts_of
 from dgpo_kit.toy import run_data
 from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
-from dgpo_lab.planning.meter import LOOKS
+from dgpo_lab.planning.meter import LOOKS, Meter
 from dgpo_lab.planning.plan import Held, Plan, _gathered, _sharded, make_plan, measure_model, on_each
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
@@ -335,6 +335,24 @@ def test_a_backbone_with_weights_outside_of_its_components_is_refused(
         UserError, match=r"^backbone\.use: sd3 cannot be planned: it uses a weight .* not in its `components`"
     ):
         planned(config, everything)
+
+
+def test_tables_that_are_neither_parameters_nor_buffers_are_known() -> None:
+    """As complex tables of positions, which a buffer would lose the imaginary part of when the dtype changes."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.polar(torch.ones(8), torch.arange(8.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.view_as_real(torch.view_as_complex(x) * self.table)
+
+    with torch.device("meta"):
+        module = Turned()
+    with Meter("here", module) as meter, meter.lap() as lap:
+        assert module(torch.zeros(8, 2)).shape == (8, 2)
+    assert lap.peak > 0
 
 
 def test_a_sampler_that_depends_on_values_is_refused(everything: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,10 +174,11 @@ def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **setti
 
 def _tokenizer(opened: Opened, name: str, encoder: Any) -> Any:
     tokenizer = _named(opened, name, transformers, transformers.AutoTokenizer, trust_remote_code=False)
-    if len(tokenizer) > encoder.config.vocab_size:
+    vocabulary = encoder.config.get_text_config().vocab_size  # of models that read images too
+    if len(tokenizer) > vocabulary:
         raise UserError(
             f"{CHECKPOINT}: {opened.directory / name} knows {len(tokenizer)} tokens, but {_encoder(name)} "
-            f"{encoder.config.vocab_size}: they do not belong together"
+            f"{vocabulary}: they do not belong together"
         )
     return tokenizer
 

@@ -23,6 +23,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
+            name="qwen-image",
+            summary="Qwen-Image through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.qwen_image.backbone:QwenImageBackbone",
+            options="dgpo_diffusers.families.qwen_image.options:QwenImageOptions",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",

@@ -89,10 +89,15 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[Any, Any] = {}  # outputs of operations by their inputs
         made: dict[int, Tensor] = {}  # modules may share weights
         for module in (inner for outer in held for inner in outer.modules()):
-            for tensors in (module._parameters, module._buffers):
+            # Some tables, such as complex ones that a buffer would lose the imaginary part of, are plain attributes.
+            tables = {
+                name: value for name, value in vars(module).items() if isinstance(value, Tensor) and value.is_meta
+            }
+            for tensors in (module._parameters, module._buffers, tables):
                 for name, tensor in tensors.items():
                     if tensor is not None and type(tensor) is not Shape:
                         tensors[name] = made.setdefault(id(tensor), self._shaped(tensor))  # type: ignore[assignment]
+            vars(module).update(tables)
 
     def _shaped(self, tensor: Tensor) -> Tensor:
         shape: Tensor = Shape(tensor.detach().to(META))
