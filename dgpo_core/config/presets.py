@@ -1,6 +1,7 @@
 """Presets: pieces of run files that are laid over one, such as the settings that fit a model to a card.
 
-A backbone's package may bring some as `presets/NAME.yaml`; a file of one's own is given by its path.
+A backbone's package may bring some as `presets/NAME.yaml`, beside its module or in an outer package; a file of one's
+own is given by its path.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ __all__ = ["presets_of", "with_preset"]
 
 
 def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
-    """Name to file of what the backbone's package brings, in the order of names' numbers."""
-    package = registry.find("backbone", backbone).component.implementation.split(":")[0].split(".")[0]
-    directory = Path(str(files(package))) / "presets"
-    found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
+    """Name to file of what the backbone's innermost package with presets brings, in the order of names' numbers."""
+    package = registry.find("backbone", backbone).component.implementation.split(":")[0]
+    found: list[Path] = []
+    while "." in package and not found:
+        package = package.rpartition(".")[0]
+        directory = Path(str(files(package))) / "presets"
+        found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
     return {path.stem: path for path in found}
 
 

@@ -28,6 +28,7 @@ KNOWN = {
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
     "StableDiffusionXLPipeline": "sdxl",
+    "ZImagePipeline": "z-image",
 }
 """Known pipelines and their backbones, for suggestions in messages."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -28,4 +28,10 @@ def dgpo_backbones() -> Sequence[Component]:
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
             options="dgpo_diffusers.options:DiffusersOptions",
         ),
+        Component(
+            name="z-image",
+            summary="Z-Image and Z-Image-Turbo through diffusers",
+            implementation="dgpo_diffusers.families.z_image.backbone:ZImageBackbone",
+            options="dgpo_diffusers.families.z_image.options:ZImageOptions",
+        ),
     ]

@@ -1,0 +1,20 @@
+"""Options of the backbone `z-image` (does not import torch)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from dgpo_diffusers.options import DiffusersOptions
+
+__all__ = ["ZImageOptions"]
+
+
+class ZImageOptions(DiffusersOptions):
+    """Options of Z-Image. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
+
+    distilled: bool | None = Field(
+        default=None,
+        description="Whether the checkpoint is distilled to be sampled without guidance, as Z-Image-Turbo; "
+        "`rollout.guidance` must then be 1. Default: whether the shift of the checkpoint's scheduler is at most 3, as "
+        "in Z-Image-Turbo (Z-Image has 6); nothing else in the files distinguishes them.",
+    )
