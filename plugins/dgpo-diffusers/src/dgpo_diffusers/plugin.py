@@ -23,6 +23,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
+            name="sana",
+            summary="SANA through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.sana.backbone:SanaBackbone",
+            options="dgpo_diffusers.options:DiffusersOptions",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
