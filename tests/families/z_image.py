@@ -20,6 +20,16 @@ PROOFS = {
             "plain": Case(pipeline={"guidance_scale": 0.0}),
             "cfg": Case(pipeline={"guidance_scale": 3.5}, guidance=4.5),
             "half": Case(pipeline={"guidance_scale": 0.5}, guidance=1.5),
+            "normalized": Case(
+                pipeline={"guidance_scale": 3.5, "cfg_normalization": True},
+                guidance=4.5,
+                options={"cfg_normalization": 1.0},
+            ),
+            "limit not reached": Case(
+                pipeline={"guidance_scale": 1.0, "cfg_normalization": 1.2},
+                guidance=2.0,
+                options={"cfg_normalization": 1.2},
+            ),
             "negative": Case(
                 pipeline={"guidance_scale": 2.0, "negative_prompt": "blur"}, guidance=3.0, negative="blur"
             ),

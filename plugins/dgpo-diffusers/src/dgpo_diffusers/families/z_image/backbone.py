@@ -94,6 +94,18 @@ class ZImageBackbone(DiffusersBackbone):
         given = self.options.distilled
         return not (shift_of(self.pipeline.scheduler.config, 0) <= TURBO_SHIFT if given is None else given)
 
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, guidance: float, *, x_sigma: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Apply classifier-free guidance, with the norm of each sample limited to `cfg_normalization` times that of its
+        conditional velocity."""
+        guided = super().guide(conditional, unconditional, guidance, x_sigma=x_sigma, sigma=sigma)
+        if not self.options.cfg_normalization:
+            return guided
+        given, largest = (torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True) for v in (guided, conditional))
+        largest = self.options.cfg_normalization * largest
+        return torch.where(given > largest, guided * (largest / given), guided)
+
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Return {"prompt_embeds" [B, L, D]} with lengths: Qwen3's last but one hidden state of the chat that consists
         of the prompt, as ZImagePipeline does."""
