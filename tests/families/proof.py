@@ -49,7 +49,8 @@ class Proof:
     after a call, to its sigmas as dgpo counts them, 0 at the end; sizes: two sizes that it can draw, not square;
     impossible: one that it cannot; load: arguments of `load_lora_weights`; tolerance: of images; quick:
     values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
-    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint.
+    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint; alike: whether it
+    differs from another in settings alone, so that its contract is left to the slow tests.
     """
 
     kind: type[DiffusersBackbone]
@@ -67,6 +68,7 @@ class Proof:
     load: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-5
     rollout: Mapping[str, Any] = field(default_factory=dict)
+    alike: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
     traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
 

@@ -120,7 +120,9 @@ def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if found.alike else ()) for name, found in FAMILIES.items()]
+)
 def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     check_backbone(

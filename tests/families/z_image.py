@@ -19,7 +19,6 @@ PROOFS = {
         cases={
             "plain": Case(pipeline={"guidance_scale": 0.0}),
             "cfg": Case(pipeline={"guidance_scale": 3.5}, guidance=4.5),
-            "half": Case(pipeline={"guidance_scale": 0.5}, guidance=1.5),
             "normalized": Case(
                 pipeline={"guidance_scale": 3.5, "cfg_normalization": True},
                 guidance=4.5,
@@ -49,6 +48,7 @@ PROOFS = {
     "z-image, turbo": Proof(
         make=lambda directory: make_tiny_z_image(directory, turbo=True),
         cases={"plain": Case(pipeline={"guidance_scale": 0.0})},
+        alike=True,
         **Z_IMAGE,
     ),
 }
