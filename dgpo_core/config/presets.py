@@ -1,6 +1,7 @@
 """Presets: partial run files applied to a run file, such as settings that fit a model into GPU memory.
 
-A backbone's package may contain presets as `presets/NAME.yaml`; others are given by the path of a file.
+A backbone's package may contain presets as `presets/NAME.yaml`, beside its module or in an outer package; others are
+given by the path of a file.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ __all__ = ["presets_of", "with_preset"]
 
 
 def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
-    """Return the presets in the package of the backbone's module, name to file, sorted by length and then by name."""
-    module = registry.find("backbone", backbone).component.implementation.split(":")[0]
-    package = module.rpartition(".")[0] or module
-    directory = Path(str(files(package))) / "presets"
-    found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
+    """Return the presets in the innermost package of the backbone that has some, sorted by length and then by name."""
+    package = registry.find("backbone", backbone).component.implementation.split(":")[0]
+    found: list[Path] = []
+    while "." in package and not found:
+        package = package.rpartition(".")[0]
+        directory = Path(str(files(package))) / "presets"
+        found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
     return {path.stem: path for path in found}
 
 

@@ -8,7 +8,7 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -109,16 +109,23 @@ class DiffusersBackbone(Family):
         assert isinstance(module, nn.Module)
         return module
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode prompts with `embed`, in the dtype of the frozen weights."""
+        return self._encoded(self.embed, prompts)
+
+    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Encode the unconditional branch of guidance with `embed_unconditional`."""
+        return self._encoded(self.embed_unconditional, prompts)
+
+    @torch.no_grad()
+    def _encoded(self, embed: Callable[[Sequence[Prompt]], Conditioning], prompts: Sequence[Prompt]) -> Conditioning:
         if self.without_weights:
             count, device = len(prompts), next(self.network.parameters()).device
             rows = {n: torch.zeros(count, *s, dtype=self.dtype, device=device) for n, s in self.rows().items()}
             return Conditioning(rows)
         # The libraries warn about each truncated prompt; `truncated_prompts` reports their number once.
         with torch.autocast(self.device.type, enabled=False), quiet():
-            return self.embed(prompts)
+            return embed(prompts)
 
     def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Return the prompts that all `readers` truncate, and the largest supported number of tokens."""

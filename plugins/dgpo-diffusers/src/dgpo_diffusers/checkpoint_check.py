@@ -29,6 +29,8 @@ KNOWN = {
     "FluxPipeline": "flux",
     "StableDiffusionXLPipeline": "sdxl",
     "QwenImagePipeline": "qwen-image",
+    "ZImagePipeline": "z-image",
+    "SanaPipeline": "sana",
 }
 """Known pipelines and their backbones, for suggestions in messages."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +50,11 @@ class Family(Backbone):
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode prompts as specified by `Backbone.encode`. Called without gradient and without autocast, with the text
         encoders on the device."""
+
+    def embed_unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Encode the unconditional branch as specified by `Backbone.unconditional`; called like `embed`. By default
+        `embed` of the negative prompt, or of ""."""
+        return self.embed([replace(prompt, text=prompt.negative or "") for prompt in prompts])
 
     @abstractmethod
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:

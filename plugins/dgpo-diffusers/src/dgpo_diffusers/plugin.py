@@ -29,9 +29,21 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.qwen_image.options:QwenImageOptions",
         ),
         Component(
+            name="sana",
+            summary="SANA through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.sana.backbone:SanaBackbone",
+            options="dgpo_diffusers.options:DiffusersOptions",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
             options="dgpo_diffusers.options:DiffusersOptions",
+        ),
+        Component(
+            name="z-image",
+            summary="Z-Image and Z-Image-Turbo through diffusers",
+            implementation="dgpo_diffusers.families.z_image.backbone:ZImageBackbone",
+            options="dgpo_diffusers.families.z_image.options:ZImageOptions",
         ),
     ]
