@@ -31,7 +31,10 @@ STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run."""
+    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run.
+
+    pipeline: arguments by name; a function gives one from the pipeline and the number of samples.
+    """
 
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
@@ -46,7 +49,8 @@ class Proof:
     kind, options: its class and the class of its options, with values; make: writes its tiny checkpoint into a
     directory; call: arguments of the pipeline in every call; cases: kinds of guidance by name; packed, unpacked: the
     backbone's latents [B, ...] to those that the pipeline takes, and those that it gives back, with the shape that
-    they have here; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
+    they have here; normalized: the pipeline and what it gives back to the latents of its last step, where it returns
+    others; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
     impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of images; quick:
     values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
     changes of what the network is given; rollout: settings of short runs on the tiny checkpoint.
@@ -60,6 +64,7 @@ class Proof:
     cases: Mapping[str, Case]
     packed: Callable[[Tensor], Tensor] = lambda latents: latents
     unpacked: Callable[[Tensor, tuple[int, ...]], Tensor] = lambda latents, shape: latents
+    normalized: Callable[[Any, Tensor], Tensor] = lambda pipeline, latents: latents
     sigmas: Callable[[Any], Tensor] = lambda scheduler: scheduler.sigmas
     impossible: tuple[int, int] = (32, 45)
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -105,15 +110,18 @@ def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> 
 
 def by_pipeline(proof: Proof, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
     """Latents or images [B, ...], images in [0, 1]."""
-    arguments = {**proof.call, **case.pipeline}
+    given = {**proof.call, **case.pipeline}
+    arguments = {name: value(pipeline, len(noise)) if callable(value) else value for name, value in given.items()}
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(noise)
     found = pipeline(
-        TEXTS[: len(noise)], height=size[0], width=size[1], num_inference_steps=STEPS,
+        prompt=TEXTS[: len(noise)], height=size[0], width=size[1], num_inference_steps=STEPS,
         latents=proof.packed(noise), output_type=output, **arguments,
     )  # fmt: skip
     media: Tensor = found[0]
-    return proof.unpacked(media, tuple(noise.shape[1:])) if output == "latent" else media
+    if output != "latent":
+        return media
+    return proof.unpacked(proof.normalized(pipeline, media), tuple(noise.shape[1:]))
 
 
 def by_backbone(

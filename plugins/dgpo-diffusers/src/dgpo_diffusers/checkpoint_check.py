@@ -27,6 +27,8 @@ KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2-klein",
+    "Lumina2Pipeline": "lumina2",
     "StableDiffusionXLPipeline": "sdxl",
 }
 """Known pipelines and their backbones, for suggestions in messages."""

@@ -23,6 +23,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
+            name="flux2-klein",
+            summary="FLUX.2 klein (base and distilled) through diffusers",
+            implementation="dgpo_diffusers.families.flux2_klein.backbone:Flux2KleinBackbone",
+            options="dgpo_diffusers.families.flux2_klein.options:Flux2KleinOptions",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",

@@ -19,6 +19,8 @@ LAYERS = re.compile(r"(^|_)(layers|blocks)(_|$)")
 """Keys that count layers; each layer has at least one tensor."""
 COUNTS = re.compile(r"(^|_)(num|layers|blocks|groups|heads)(_|$)")
 """Keys that count something; some libraries accept -1 until the first image."""
+BASES = re.compile(r"(^|[._])theta$")
+"""Bases of rotary position embeddings, which are no sizes and can be of any magnitude."""
 LARGEST = 4096
 """Numbers up to this size are always accepted, since image sizes and text lengths are not visible in weights."""
 LONGEST = 64
@@ -37,7 +39,7 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, list[int]], whe
             if len(value) > max(LONGEST, len(tensors)):
                 raise UserError(f"{where}: {key} has {len(value)} entries, but the weights are {len(tensors)} tensors")
             continue
-        if not abs(value) <= largest:
+        if not abs(value) <= largest and not BASES.search(key):
             raise UserError(
                 f"{where}: {key} is {show(value)}, larger than every dimension of the weights (the largest is {side}); "
                 "it belongs to another model, or is a mistake"
