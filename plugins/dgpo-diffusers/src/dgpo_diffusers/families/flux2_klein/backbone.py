@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,10 @@ from torch import Tensor
 
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.families.flux2_klein.checks import check_klein, empirical_mu
-from dgpo_diffusers.families.flux2_klein.names import NAMES
+from dgpo_diffusers.families.flux2_klein.details import check_klein, empirical_mu, in_template
+from dgpo_diffusers.families.flux2_klein.names import LORA_TARGETS, NAMES
 from dgpo_diffusers.geometry import multiples
-from dgpo_diffusers.layout import JOINT_ATTENTION, Layout
+from dgpo_diffusers.layout import Layout
 
 if TYPE_CHECKING:
     from dgpo_diffusers.checkpoint_check import Index
@@ -33,9 +32,6 @@ __all__ = ["Flux2KleinBackbone"]
 LAYERS = (9, 18, 27)
 """Hidden states of Qwen3 that are joined to the embedding of a token."""
 
-MOST_BLOCKS = 48
-"""Number of single blocks of the largest FLUX.2 model."""
-
 
 class Flux2KleinBackbone(DiffusersBackbone):
     """diffusers' FLUX.2 transformer, autoencoder and Qwen3; trains a peft LoRA, or the whole transformer.
@@ -43,8 +39,8 @@ class Flux2KleinBackbone(DiffusersBackbone):
     Latents have shape [C, h, w]: patches of 2x2 latents of the autoencoder, normalized with the statistics of its
     BatchNorm layer.
 
-    In bfloat16, or under bfloat16 autocast, the transformer rounds its timestep input to eight bits, as the original
-    implementation does: it cannot distinguish 0.901 from 0.903. float32 does not round.
+    With weights in bfloat16, the transformer rounds its timestep input to eight bits, as in the original: it cannot
+    distinguish 0.901 from 0.903. With float32 weights it does not, also under autocast.
     """
 
     options: Flux2KleinOptions
@@ -61,13 +57,7 @@ class Flux2KleinBackbone(DiffusersBackbone):
         alike="Flux2KleinInpaintPipeline",
         numbers={"transformer": ("in_channels",)},
         grid="even",
-        # In single blocks, attention and MLP share two projections. Without these, 5 of 25 blocks would be adapted.
-        # As a suffix, `attn.to_out` would also match the containers of `to_out.0`, which cannot be adapted.
-        lora_targets=(
-            *JOINT_ATTENTION,
-            "to_qkv_mlp_proj",
-            *(f"single_transformer_blocks.{i}.attn.to_out" for i in range(MOST_BLOCKS)),
-        ),
+        lora_targets=LORA_TARGETS,
         original=NAMES.original_pairs,
         comfyui=NAMES.comfyui_pairs,
     )
@@ -106,12 +96,9 @@ class Flux2KleinBackbone(DiffusersBackbone):
 
     def truncated_prompts(self, prompts: Sequence[Prompt]) -> tuple[Sequence[int], int]:
         """Return the prompts that have more than `text_length` tokens in the chat template, in which they are read."""
-        if self.pipeline.tokenizer is not None:
-            template = partial(
-                self.pipeline.tokenizer.apply_chat_template,
-                tokenize=False, add_generation_prompt=True, enable_thinking=False,
-            )  # fmt: skip
-            prompts = [replace(p, text=template([{"role": "user", "content": p.text}])) for p in prompts]
+        tokenizer = self.pipeline.tokenizer
+        if tokenizer is not None:
+            prompts = [replace(prompt, text=in_template(tokenizer, prompt.text)) for prompt in prompts]
         return super().truncated_prompts(prompts)
 
     def sides(self) -> tuple[range, range]:
@@ -148,20 +135,16 @@ class Flux2KleinBackbone(DiffusersBackbone):
 
         Positions have four axes: reference image, row, column, text token.
         """
-        h, w = x.shape[2:]
         text = conditioning.tensors["prompt_embeds"]
-        places = torch.zeros(h, w, 4, device=x.device)
-        places[..., 1] += torch.arange(h, device=x.device)[:, None]
-        places[..., 2] += torch.arange(w, device=x.device)
-        words = torch.zeros(text.shape[1], 4, device=x.device)
-        words[:, 3] += torch.arange(text.shape[1], device=x.device)
+        lengths = (1, x.shape[2], x.shape[3], text.shape[1])
+        one, rows, columns, words = (torch.arange(length, device=x.device) for length in lengths)
         out: Tensor = network(
             hidden_states=x.flatten(2).transpose(1, 2),
             encoder_hidden_states=text,
             timestep=time,
             guidance=None,
-            img_ids=places.flatten(0, 1),
-            txt_ids=words,
+            img_ids=torch.cartesian_prod(one, rows, columns, one),
+            txt_ids=torch.cartesian_prod(one, one, one, words),
             return_dict=False,
         )[0]
         return out.transpose(1, 2).reshape(x.shape)

@@ -1,10 +1,23 @@
-"""Original names of FLUX.2's layers: the inverse of diffusers' `convert_flux2_transformer_checkpoint_to_diffusers`."""
+"""Names of FLUX.2's layers: those that a LoRA adapts, and the original ones, the inverse of diffusers'
+`convert_flux2_transformer_checkpoint_to_diffusers`."""
 
 from __future__ import annotations
 
+from dgpo_diffusers.layout import JOINT_ATTENTION
 from dgpo_diffusers.original import Names
 
-__all__ = ["NAMES"]
+__all__ = ["LORA_TARGETS", "NAMES"]
+
+MOST_BLOCKS = 48
+"""Number of single blocks of the largest FLUX.2 model."""
+LORA_TARGETS = (
+    *JOINT_ATTENTION,
+    "to_qkv_mlp_proj",
+    # As a suffix, `attn.to_out` would also match the containers of double blocks' `to_out.0`, which are not layers.
+    *(f"single_transformer_blocks.{i}.attn.to_out" for i in range(MOST_BLOCKS)),
+)
+"""All attention projections. In single blocks, attention and MLP share two; without these, only 5 of the 25 blocks of
+the 4B model would be adapted."""
 
 NAMES = Names(
     blocks={

@@ -1,4 +1,4 @@
-"""Checks of FLUX.2 klein checkpoints, and the fit of its time shift."""
+"""Details of FLUX.2 klein: checks of checkpoints, the chat template of prompts, the time shift."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from dgpo_core.errors import UserError
 from dgpo_schemas.problems import is_number, show
 
-__all__ = ["check_klein", "empirical_mu"]
+__all__ = ["check_klein", "empirical_mu", "in_template"]
 
 MANY = 4300
 """Number of tokens beyond which the shift does not depend on the number of steps."""
@@ -47,6 +47,15 @@ def check_klein(pipeline: Any, directory: Path, layers: Sequence[int]) -> None:
             f"{where}/vae: the mean and variance of the latents (bn.running_mean, and bn.running_var with "
             "batch_norm_eps) must be finite numbers, variances above 0"
         )
+
+
+def in_template(tokenizer: Any, text: str) -> str:
+    """Return a prompt in the tokenizer's chat template, without thinking, as Flux2KleinPipeline encodes it."""
+    message = {"role": "user", "content": text}
+    found: str = tokenizer.apply_chat_template(
+        [message], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    return found
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
