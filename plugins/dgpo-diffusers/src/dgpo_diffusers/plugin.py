@@ -29,6 +29,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux2_klein.options:Flux2KleinOptions",
         ),
         Component(
+            name="lumina2",
+            summary="Lumina-Image 2.0 through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.lumina2.backbone:Lumina2Backbone",
+            options="dgpo_diffusers.families.lumina2.options:Lumina2Options",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
