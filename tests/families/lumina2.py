@@ -41,6 +41,9 @@ PROOFS = {
         **LUMINA2,
     ),
     "lumina2, dynamic shift": Proof(
-        make=lambda directory: make_tiny_lumina2(directory, dynamic=True), cases={"cfg": CFG["cfg"]}, **LUMINA2
+        make=lambda directory: make_tiny_lumina2(directory, dynamic=True),
+        cases={"cfg": CFG["cfg"]},
+        slow=True,
+        **LUMINA2,
     ),
 }  # fmt: skip

@@ -53,7 +53,8 @@ class Proof:
     others; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
     impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of images; quick:
     values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
-    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint.
+    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint; slow: whether its
+    contract is left to `make test-all`, since another variant of the family is checked in `make test`.
     """
 
     kind: type[DiffusersBackbone]
@@ -72,6 +73,7 @@ class Proof:
     rollout: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
     traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    slow: bool = False
 
 
 CFG = {"plain": Case(pipeline={"guidance_scale": 1.0}), "cfg": Case(pipeline={"guidance_scale": 4.5}, guidance=4.5)}

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dgpo_core.flow.schedules import flux2_shift
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.families.flux2_klein.details import check_klein, empirical_mu, in_template
+from dgpo_diffusers.families.flux2_klein.details import check_klein, in_template
 from dgpo_diffusers.families.flux2_klein.names import LORA_TARGETS, NAMES
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import Layout
@@ -117,8 +118,8 @@ class Flux2KleinBackbone(DiffusersBackbone):
         found = super().schedule(height, width, steps)
         if not config.get("use_dynamic_shifting"):
             return found
-        mu = empirical_mu(self.tokens(height, width), steps)
-        return replace(found, shift=mu if config.get("time_shift_type") == "linear" else math.exp(mu))
+        shift = flux2_shift(self.tokens(height, width), steps)
+        return replace(found, shift=math.log(shift) if config.get("time_shift_type") == "linear" else shift)
 
     def to_pixels(self, x0: Tensor) -> Tensor:
         """Decode latents [B, C, h, w]. The means and variances of the C channels are buffers of the autoencoder."""

@@ -1,4 +1,4 @@
-"""Details of FLUX.2 klein: checks of checkpoints, the chat template of prompts, the time shift."""
+"""Details of FLUX.2 klein: checks of checkpoints, and the chat template of prompts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import torch
 from dgpo_core.errors import UserError
 from dgpo_schemas.problems import is_number, show
 
-__all__ = ["check_klein", "empirical_mu", "in_template"]
-
-MANY = 4300
-"""Number of tokens beyond which the shift does not depend on the number of steps."""
+__all__ = ["check_klein", "in_template"]
 
 
 def check_klein(pipeline: Any, directory: Path, layers: Sequence[int]) -> None:
@@ -56,12 +53,3 @@ def in_template(tokenizer: Any, text: str) -> str:
         [message], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     return found
-
-
-def empirical_mu(tokens: int, steps: int) -> float:
-    """Return mu, the logarithm of the time shift, as fitted by Black Forest Labs (`compute_empirical_mu` in diffusers).
-
-    It is linear in the number of steps, through a value for 10 and one for 200, each linear in the number of tokens.
-    """
-    few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
-    return many if tokens > MANY else many + (many - few) / 190 * (steps - 200)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
@@ -128,7 +129,8 @@ class Lumina2Backbone(DiffusersBackbone):
         guided = super().guide(conditional, unconditional, guidance, x_sigma=x_sigma, sigma=sigma)
         if not self.options.renormalize:
             return guided
-        return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        wanted, found = (vector_norm(v, dim=-1, keepdim=True) for v in (conditional, guided))
+        return guided * (wanted / found)
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 for x [B, C, h, w]. Lumina2's time is 1 - sigma, its output x0 - noise."""
