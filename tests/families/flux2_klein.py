@@ -51,10 +51,6 @@ PROOFS = {
             "times up to 1000": lambda given: {"timestep": 1000 * given["timestep"]},
             "rows as columns": lambda given: {"img_ids": given["img_ids"][:, [0, 2, 1, 3]]},
             "text without places": lambda given: {"txt_ids": torch.zeros_like(given["txt_ids"])},
-            "axes as FLUX.1's": lambda given: {"img_ids": given["img_ids"][:, [1, 2, 0, 3]]},
-            "places that start at the text's end": lambda given: {
-                "img_ids": given["img_ids"] + torch.tensor([0, 0, 0, LENGTH])
-            },
             "channels inside": lambda given: {
                 "hidden_states": given["hidden_states"].unflatten(2, (-1, 4)).transpose(2, 3).flatten(2)
             },
@@ -63,7 +59,7 @@ PROOFS = {
     ),
     "flux2-klein, distilled": Proof(
         make=lambda directory: make_tiny_flux2_klein(directory, distilled=True),
-        cases={"plain": Case(pipeline={"guidance_scale": 1.0}), "ignored": Case(pipeline={"guidance_scale": 4.0})},
+        cases={"ignored": Case(pipeline={"guidance_scale": 4.0})},
         rollout={"guidance": 1.0},
         slow=True,
         **KLEIN,

@@ -53,8 +53,8 @@ class Proof:
     others; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
     impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of images; quick:
     values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
-    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint; slow: whether its
-    contract is left to `make test-all`, since another variant of the family is checked in `make test`.
+    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint; slow: whether
+    all but latents and images is left to `make test-all`, since another variant of the family is tested in `make test`.
     """
 
     kind: type[DiffusersBackbone]

@@ -103,7 +103,7 @@ def test_a_mistake_that_raises_nothing_is_another_image(
     assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", UNLESS_SLOW)
 def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     checkpoint: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:
@@ -128,7 +128,7 @@ def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) 
     check_backbone(lambda: build(family, directory, family.quick, train=train), SIZES[0], impossible=family.impossible)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", UNLESS_SLOW)
 def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     real = build(family, directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -69,6 +70,10 @@ def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
 def build(checkpoint: Path, text_length: int = 40, **settings: Any) -> Flux2KleinBackbone:
     options = Flux2KleinOptions(text_length=text_length)
     return Flux2KleinBackbone(section(checkpoint, **settings), options, device=torch.device("cpu"))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # -- the autoencoder's statistics --------------------------------------------------------------------------------------
@@ -171,8 +176,13 @@ def test_prompts_are_read_in_the_chat_template_without_thinking(checkpoint: Path
         assert not torch.cat([states[i] for i in (10, 20, 28)], -1).allclose(found, atol=1e-1)
 
 
-def test_distilled_models_have_no_guidance(tmp_path: Path, sketches: Callable[[str], Any]) -> None:
-    assert not build(make_tiny_flux2_klein(tmp_path / "distilled", distilled=True)).supports_guidance
+def test_distilled_models_have_no_guidance(copy: Path, sketches: Callable[[str], Any]) -> None:
+    """Their index says so; another entry would be refused."""
+    edit_json(copy / "model_index.json", is_distilled=True)
+    assert not build(copy).supports_guidance
+    edit_json(copy / "model_index.json", is_distilled="yes")
+    with pytest.raises(UserError, match=r"is_distilled is 'yes'; allowed is true or false"):
+        build(copy)
     assert [sketches(name).supports_guidance for name in (BASE_4B, DISTILLED_9B)] == [True, False]
 
 
@@ -191,9 +201,7 @@ def test_the_shift_depends_on_tokens_and_steps(
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-@pytest.mark.parametrize(
-    ("dtype", "autocast", "same"), [("bfloat16", False, 2), ("bfloat16", True, 2), ("float32", True, 0)]
-)
+@pytest.mark.parametrize(("dtype", "autocast", "same"), [("bfloat16", False, 2), ("float32", True, 0)])
 def test_bfloat16_weights_round_times(checkpoint: Path, dtype: str, autocast: bool, same: int) -> None:
     """0.901 to 0.903 are one time to a transformer in bfloat16, and three to one in float32, also under autocast."""
     backbone = build(checkpoint, dtype=dtype)

@@ -6,6 +6,7 @@ hours of time. The weights limit every size of a model.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,8 +20,8 @@ LAYERS = re.compile(r"(^|_)(layers|blocks)(_|$)")
 """Keys that count layers; each layer has at least one tensor."""
 COUNTS = re.compile(r"(^|_)(num|layers|blocks|groups|heads)(_|$)")
 """Keys that count something; some libraries accept -1 until the first image."""
-BASES = re.compile(r"(^|[._])theta$")
-"""Bases of rotary position embeddings, which are no sizes and can be of any magnitude."""
+NO_SIZE = re.compile(r"(^|_)theta$")
+"""Keys of numbers of any magnitude: the base of rotary position frequencies is 1e6 in Qwen3."""
 LARGEST = 4096
 """Numbers up to this size are always accepted, since image sizes and text lengths are not visible in weights."""
 LONGEST = 64
@@ -39,7 +40,7 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, list[int]], whe
             if len(value) > max(LONGEST, len(tensors)):
                 raise UserError(f"{where}: {key} has {len(value)} entries, but the weights are {len(tensors)} tensors")
             continue
-        if not abs(value) <= largest and not BASES.search(key):
+        if not abs(value) <= largest and not (NO_SIZE.search(key) and math.isfinite(value)):
             raise UserError(
                 f"{where}: {key} is {show(value)}, larger than every dimension of the weights (the largest is {side}); "
                 "it belongs to another model, or is a mistake"

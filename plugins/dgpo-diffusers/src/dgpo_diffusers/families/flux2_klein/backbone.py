@@ -77,8 +77,7 @@ class Flux2KleinBackbone(DiffusersBackbone):
         check_klein(pipeline, directory, LAYERS)
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Return {"prompt_embeds" [B, T, D]} as Flux2KleinPipeline does: three hidden states of Qwen3, including those
-        of padding."""
+        """Return {"prompt_embeds" [B, T, D]}: three hidden states of Qwen3 for each token, padding included."""
         prompt_embeds, _ = self.pipeline.encode_prompt(
             [prompt.text for prompt in prompts],
             device=self.device,

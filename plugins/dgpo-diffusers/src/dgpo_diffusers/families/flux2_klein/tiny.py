@@ -47,6 +47,7 @@ def make_tiny_flux2_klein(directory: str | Path, *, distilled: bool = False, see
             num_key_value_heads=1,
             head_dim=8,
             max_position_embeddings=512,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
             initializer_range=0.3,  # random weights of the usual size hardly tell prompts apart
             bos_token_id=0,
