@@ -129,8 +129,8 @@ class Lumina2Backbone(DiffusersBackbone):
         guided = super().guide(conditional, unconditional, guidance, x_sigma=x_sigma, sigma=sigma)
         if not self.options.renormalize:
             return guided
-        wanted, found = (vector_norm(v, dim=-1, keepdim=True) for v in (conditional, guided))
-        return guided * (wanted / found)
+        scale: Tensor = vector_norm(conditional, dim=-1, keepdim=True) / vector_norm(guided, dim=-1, keepdim=True)
+        return guided * scale
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 for x [B, C, h, w]. Lumina2's time is 1 - sigma, its output x0 - noise."""
