@@ -30,7 +30,10 @@ STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run."""
+    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run.
+
+    pipeline: arguments by name; a function gives one from the pipeline and the number of samples.
+    """
 
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
@@ -45,12 +48,13 @@ class Proof:
     kind, options: its class and the class of its options, with values; make: writes its tiny checkpoint into a
     directory; call: arguments of the pipeline in every call; cases: kinds of guidance by name; packed, unpacked: the
     backbone's latents [B, ...] to those that the pipeline takes, and those that it gives back, with the shape that
-    they have here; scheduler: the pipeline's scheduler to the one that it is compared with; sigmas: that scheduler,
-    after a call, to its sigmas as dgpo counts them, 0 at the end; sizes: two sizes that it can draw, not square;
-    impossible: one that it cannot; load: arguments of `load_lora_weights`; tolerance: of images; quick:
-    values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
-    changes of what the network is given; rollout: settings of short runs on the tiny checkpoint; alike: whether it
-    differs from another in settings alone, so that its contract is left to the slow tests.
+    they have here; normalized: the pipeline and what it gives back to the latents of its last step, where it returns
+    others; scheduler: the pipeline's scheduler to the one that it is compared with; sigmas: that scheduler, after a
+    call, to its sigmas as dgpo counts them, 0 at the end; sizes: two sizes that it can draw, not square; impossible:
+    one that it cannot; load: arguments of `load_lora_weights`; tolerance: of images; quick: values of options with
+    which it is quicker, where images do not matter; traps: mistakes that raise nothing, as changes of what the network
+    is given; rollout: settings of short runs on the tiny checkpoint; slow: whether all but latents and images is left
+    to `make test-all`, since another variant of the family is tested in `make test`.
     """
 
     kind: type[DiffusersBackbone]
@@ -62,15 +66,16 @@ class Proof:
     packed: Callable[[Tensor], Tensor] = lambda latents: latents
     unpacked: Callable[[Tensor, tuple[int, ...]], Tensor] = lambda latents, shape: latents
     scheduler: Callable[[Any], Any] = lambda scheduler: scheduler
+    normalized: Callable[[Any, Tensor], Tensor] = lambda pipeline, latents: latents
     sigmas: Callable[[Any], Tensor] = lambda scheduler: scheduler.sigmas
     sizes: Sequence[tuple[int, int]] = ((32, 48), (64, 32))
     impossible: tuple[int, int] = (32, 45)
     load: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-5
     rollout: Mapping[str, Any] = field(default_factory=dict)
-    alike: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
     traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    slow: bool = False
 
 
 CFG = {"plain": Case(pipeline={"guidance_scale": 1.0}), "cfg": Case(pipeline={"guidance_scale": 4.5}, guidance=4.5)}
@@ -110,15 +115,18 @@ def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> 
 
 def by_pipeline(proof: Proof, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
     """Latents or images [B, ...], images in [0, 1]."""
-    arguments = {**proof.call, **case.pipeline}
+    given = {**proof.call, **case.pipeline}
+    arguments = {name: value(pipeline, len(noise)) if callable(value) else value for name, value in given.items()}
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(noise)
     found = pipeline(
-        TEXTS[: len(noise)], height=size[0], width=size[1], num_inference_steps=STEPS,
+        prompt=TEXTS[: len(noise)], height=size[0], width=size[1], num_inference_steps=STEPS,
         latents=proof.packed(noise), output_type=output, **arguments,
     )  # fmt: skip
     media: Tensor = found[0]
-    return proof.unpacked(media, tuple(noise.shape[1:])) if output == "latent" else media
+    if output != "latent":
+        return media
+    return proof.unpacked(proof.normalized(pipeline, media), tuple(noise.shape[1:]))
 
 
 def by_backbone(

@@ -35,6 +35,7 @@ from tests.families.proof import (
 )  # fmt: skip
 
 FAMILIES = proofs()
+UNLESS_SLOW = [pytest.param(name, marks=pytest.mark.slow if found.slow else ()) for name, found in FAMILIES.items()]
 CASES = [(family, case) for family, found in FAMILIES.items() for case in found.cases]
 
 
@@ -101,7 +102,7 @@ def test_a_mistake_that_raises_nothing_is_another_image(
     assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", UNLESS_SLOW)
 def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     checkpoint: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:
@@ -120,9 +121,7 @@ def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if found.alike else ()) for name, found in FAMILIES.items()]
-)
+@pytest.mark.parametrize("name", UNLESS_SLOW)
 def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     check_backbone(
@@ -130,7 +129,7 @@ def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) 
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", UNLESS_SLOW)
 def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     real = build(family, directory)
@@ -165,7 +164,7 @@ def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size,
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", UNLESS_SLOW)
 def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     here, away = (build(family, directory, {**family.quick, "offload_text": away}) for away in (False, True))

@@ -27,6 +27,8 @@ KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
+    "Flux2KleinPipeline": "flux2-klein",
+    "Lumina2Pipeline": "lumina2",
     "StableDiffusionXLPipeline": "sdxl",
     "QwenImagePipeline": "qwen-image",
     "ZImagePipeline": "z-image",
@@ -100,7 +102,7 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
         raise UserError(
             f"{CHECKPOINT}: {path} is not a pipeline's index: _class_name is {show(found)}, not the name of a pipeline"
         )
-    if found != layout.pipeline:
+    if found not in (layout.pipeline, *layout.former):
         raise UserError(
             f"{CHECKPOINT}: {source} contains a {clean(found, 100)}; the backbone {layout.backbone} requires a "
             f"{layout.pipeline} ({layout.family}){_other(found, layout)}"

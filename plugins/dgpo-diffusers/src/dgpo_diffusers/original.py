@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -28,13 +29,15 @@ class Names:
 
     blocks: how the names of a block's layers begin, with * for a number, to how they begin originally and what follows
     in place of what, or None if that is the same. Names with spaces between are of layers that are one there, in this
-    order; all are as wide as the model but for those of an MLP. outside: every other layer. swapped: layers whose two
-    halves, scale and shift, change places where they have just these two. comfyui: the prefix that ComfyUI looks for,
-    "transformer" before diffusers' names, whose place it finds by itself, "diffusion_model" before the original ones.
+    order; widths: their numbers of outputs as multiples of the model's width, by default 4 for those of an MLP and 1
+    for others. outside: every other layer. swapped: layers whose two halves, scale and shift, change places where they
+    have just these two. comfyui: the prefix that ComfyUI looks for, "transformer" before diffusers' names, whose place
+    it finds by itself, "diffusion_model" before the original ones.
     """
 
     blocks: Mapping[str, tuple[str, Mapping[str, str] | None]]
     outside: Mapping[str, str]
+    widths: Mapping[str, Fraction] = field(default_factory=dict)
     swapped: Collection[str] = ()
     comfyui: Literal["transformer", "diffusion_model"] = "diffusion_model"
 
@@ -46,7 +49,7 @@ class Names:
             if inner in self.swapped and len(up) == 2 * down.shape[1]:
                 up = torch.cat(up.chunk(2)[::-1])
             found.setdefault(original, (layers, {}))[1][inner] = (down, up)
-        return {name: side_by_side(parts, layers) for name, (layers, parts) in found.items()}
+        return {name: side_by_side(parts, layers, self.widths) for name, (layers, parts) in found.items()}
 
     def comfyui_pairs(self, pairs: Pairs) -> Pairs:
         """Pairs by the keys that ComfyUI looks up."""
@@ -65,12 +68,17 @@ class Names:
         return self.outside[name], name, (name,)
 
 
-def side_by_side(parts: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """One pair (A, B) for a layer of several: each writes its own outputs, and those that are not adapted get zeros."""
+def side_by_side(
+    parts: Mapping[str, tuple[Tensor, Tensor]], layers: Sequence[str], widths: Mapping[str, Fraction]
+) -> tuple[Tensor, Tensor]:
+    """One pair (A, B) for a layer of several: each writes its own outputs, and those that are not adapted get zeros.
+
+    widths: as those of `Names`.
+    """
     if len(layers) == 1:
         return parts[layers[0]]
     downs = torch.cat([down for down, _ in parts.values()])
-    outputs = [downs.shape[1] * (MLP if "mlp" in layer else 1) for layer in layers]
+    outputs = [int(downs.shape[1] * widths.get(layer, MLP if "mlp" in layer else 1)) for layer in layers]
     ups, column = torch.zeros(sum(outputs), len(downs)), 0
     for layer, (down, up) in parts.items():
         first = sum(outputs[: layers.index(layer)])

@@ -35,6 +35,18 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.options:DiffusersOptions",
         ),
         Component(
+            name="flux2-klein",
+            summary="FLUX.2 klein (base and distilled) through diffusers",
+            implementation="dgpo_diffusers.families.flux2_klein.backbone:Flux2KleinBackbone",
+            options="dgpo_diffusers.families.flux2_klein.options:Flux2KleinOptions",
+        ),
+        Component(
+            name="lumina2",
+            summary="Lumina-Image 2.0 through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.lumina2.backbone:Lumina2Backbone",
+            options="dgpo_diffusers.families.lumina2.options:Lumina2Options",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
