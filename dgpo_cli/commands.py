@@ -79,12 +79,12 @@ class Commands(TyperGroup):
         return found
 
     def _not_installed(self, registry: Registry) -> Iterator[tuple[str, str]]:
-        from dgpo_core.plugins.installable import installable
+        from dgpo_core.plugins.installable import installable, pip_install
 
         for name, distribution in installable().get("command", {}).items():
             word, *more = self._words(name)
             if word and not more and name not in registry.commands() and ("command", name) not in registry.conflicts():
-                yield word, f"pip install {distribution}"
+                yield word, pip_install(distribution)
 
     def _claimed_twice(self, registry: Registry) -> Iterator[tuple[str, str]]:
         for (kind, name), owners in registry.conflicts().items():
