@@ -1,1 +1,1 @@
-"""The command line: a thin face over the engine, one module per command."""
+"""The command line: a thin layer over the engine, one module per command."""

@@ -75,8 +75,8 @@ def check(layout: Layout) -> None:
         )
     if layout.processes > (most := max(SOME, os.cpu_count() or 1)):
         raise UserError(
-            f"--processes: {layout.processes} are more than this machine can do with; there is use for one a card, or "
-            f"one a few CPU cores: at most {most}"
+            f"--processes: {layout.processes} exceed what this machine can use, one per GPU or one per few "
+            f"CPU cores: at most {most}"
         )
     if layout.machine >= layout.machines:
         raise UserError(

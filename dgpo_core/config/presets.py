@@ -1,4 +1,4 @@
-"""Presets: pieces of run files that are laid over one, such as the settings that fit a model to a card.
+"""Presets: pieces of run files that are laid over one, such as the settings that fit a model to a GPU.
 
 A backbone's package may bring some as `presets/NAME.yaml`; a file of one's own is given by its path.
 """

@@ -81,7 +81,7 @@ def test_layout() -> None:
             Layout(2, machines=2, machine=2, address="a:1"),
             "--machine-rank: machines are numbered from 0 to 1, there is",
         ),
-        (Layout(100_000), "--processes: 100000 are more than this machine can do with; .*: at most [0-9]+$"),
+        (Layout(100_000), "--processes: 100000 exceed what this machine can use, .*: at most [0-9]+$"),
         (Layout(2, address="29500"), "--address: '29500' is not HOST:PORT"),
         (Layout(2, address="host:port"), "--address: 'host:port' is not HOST:PORT"),
         (Layout(2, address="host:70000"), "--address: 'host:70000' is not HOST:PORT"),
