@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from dgpo_cli.metavars import name_values
 from dgpo_cli.paths import with_home
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _made(target: Any, name: str, registered: RegisteredCommand) -> Any:
     if not callable(target):
         raise PluginError(what)
     try:
+        name_values(target)
         application = with_home(target)
         if not isinstance(target, typer.Typer):
             function, application = application, typer.Typer(rich_markup_mode=None, add_completion=False)

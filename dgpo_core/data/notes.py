@@ -43,8 +43,8 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
     where = f" ({first.origin})" if first.origin else ""
     return (
         f"prompts.heldout: {len(shared)} of {len(drawn)} held-out prompts ({_share(len(shared), len(drawn))}) are "
-        f"training prompts too{f', {alike} of them but for case or spaces' if alike else ''}, the first is "
-        f"{shown(first.text)}{where}: evaluation then measures what was trained on; take them out of one of the two"
+        f"also training prompts{f', {alike} of them except for case or spaces' if alike else ''}, the first is "
+        f"{shown(first.text)}{where}; remove them from one of the two"
     )
 
 

@@ -177,9 +177,11 @@ def texts(*found: str) -> list[Prompt]:
 def test_heldout_prompts_that_are_trained_on_are_counted() -> None:
     said = overlap(texts("a", "b", "a"), texts("b", "c", "d"), 10)
     assert said is not None
-    assert said.startswith("prompts.heldout: 1 of 3 held-out prompts (33 %) are training prompts too, the first is 'b'")
+    assert said.startswith(
+        "prompts.heldout: 1 of 3 held-out prompts (33 %) are also training prompts, the first is 'b'"
+    )
     assert "(p.txt:1)" in said
-    assert "but for case" not in said
+    assert "except for case" not in said
     assert overlap(texts("a", "b"), texts("c", "d"), 10) is None
     assert overlap(texts("a"), [], 10) is None
 
@@ -189,7 +191,7 @@ def test_case_spaces_and_forms_of_a_letter_make_no_other_prompt() -> None:
     train = texts("a  RED\tcircle ", "caf\u00c9", "\uff21", "Stra\u00dfe", "same")
     said = overlap(train, texts("A red Circle", "cafe\u0301", "a", "STRASSE", "same", "other"), 10)
     assert said is not None
-    assert "5 of 6 held-out prompts (83 %) are training prompts too, 4 of them but for case or spaces" in said
+    assert "5 of 6 held-out prompts (83 %) are also training prompts, 4 of them except for case or spaces" in said
 
 
 def test_the_overlap_is_that_of_the_prompts_evaluation_draws() -> None:

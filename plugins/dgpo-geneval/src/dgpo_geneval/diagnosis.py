@@ -35,7 +35,7 @@ def diagnose(prompt: Prompt, variant: VariantName, verdict: Verdict | None, reas
 def _clauses(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
     """One line a clause: what was asked for, and what was found."""
     for clause in verdict.include:
-        asked = f"{clause.required}{'' if exact else ' or more'} {clause.color or ''} {clause.label}"
+        asked = f"{clause.color or ''} {clause.label}"
         count = f"{len(clause.objects)} of {clause.found}" if clause.shared else str(clause.found)
         found = [count, *(clause.colors or ())]
         if clause.position is not None:
@@ -46,7 +46,8 @@ def _clauses(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
                 found += (
                     clause.relation.seen if clause.relation.target_matched else [f"but the {other} is not as asked"]
                 )
-        yield {"text": f"{' '.join(asked.split())}: found {', '.join(found)}", "ok": clause.satisfied}
+        number = f"{'exactly' if exact else 'at least'} {clause.required}"
+        yield {"text": f"{' '.join(asked.split())}, {number}: found {', '.join(found)}", "ok": clause.satisfied}
     for bound in verdict.exclude:
         asked = f"no {bound.label}" if bound.bound == 1 else f"at most {bound.bound - 1} {bound.label}"
         yield {"text": f"{asked}: found {bound.found}", "ok": bound.satisfied}
