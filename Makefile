@@ -30,7 +30,7 @@ quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes a
 	$(BIN)/dgpo train examples/quickstart.yaml --resume auto
 	$(BIN)/dgpo report $(RUN)
 
-test: $(VENV)/.installed  ## Run the tests (at most 6 minutes on two cores)
+test: $(VENV)/.installed  ## Run the tests (12 to 15 minutes on two cores)
 	$(PYTEST) -m "not slow" $(if $(COVER),--cov --cov-report=) $(TEST)
 
 # Property tests are run again, with more examples. Coverage is that of both.
@@ -45,7 +45,7 @@ test-all:  ## Run every test
 coverage:  ## Run every test and measure coverage
 	$(MAKE) test-all COVER=1
 
-lint: $(VENV)/.installed  ## Linter, types, import floors
+lint: $(VENV)/.installed  ## Linter, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -55,9 +55,9 @@ lint: $(VENV)/.installed  ## Linter, types, import floors
 bench: $(VENV)/.installed  ## Measure speed as ratios and write docs/performance.md (half an hour)
 	$(BIN)/python -m benchmarks
 
-schemas: $(VENV)/.installed  ## Write schemas/json and CONTRIBUTING's floors anew
+schemas: $(VENV)/.installed  ## Write schemas/json and CONTRIBUTING's tables of layers
 	$(BIN)/dgpo schema
-	$(BIN)/python -m tests.floors
+	$(BIN)/python -m tests.layers
 
 clean:  ## Remove the environment and caches (never runs/)
 	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -76,7 +76,7 @@ def run(
     """Measure speed and write docs/performance.md with its figures.
 
     Without names every part for CPUs is measured, in about half an hour on two cores; others stay as recorded.
-    Numbers are ratios of one run wherever machines would differ. `gpu` needs a card.
+    Numbers are ratios of one run wherever machines would differ. `gpu` needs a GPU.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""The floor of an iteration: operations that have to be done, weights that have to be read, and what cards could do.
+"""The floor of an iteration: operations that have to be done, weights that have to be read, and what GPUs could do.
 
 Operations are torch's count on the model's meta model (`dgpo plan`). The least traffic is every pass reading the
 network's weights once: where the operations' time is far above it, a model is bound by arithmetic and not by memory.
@@ -28,7 +28,7 @@ CARD = "h200"
 @dataclass(frozen=True)
 class Floor:
     """operations: 10^15 of an iteration by phase; per_sample: 10^12 of a sample by phase; seconds: by phase at the peak
-    of `CARD`; traffic: seconds by phase that reading the weights takes there; peak: GiB of one card."""
+    of `CARD`; traffic: seconds by phase that reading the weights takes there; peak: GiB of one GPU."""
 
     name: str
     samples: int

@@ -1,9 +1,9 @@
-"""What a card reaches of its measured ceiling: SD3.5-M's and Wan 1.3B's architectures with random weights.
+"""What a GPU reaches of its measured ceiling: SD3.5-M's and Wan 1.3B's architectures with random weights.
 
     python -m benchmarks gpu                          # all of them, for docs/performance.md
     python -m benchmarks.gpu [CASE ...] [--merge] [--compile] [--output gpu.json]
 
-For a machine with a card and nothing else: no weights, no data, no network. An iteration is cut to `groups`
+For a machine with a GPU and nothing else: no weights, no data, no network. An iteration is cut to `groups`
 groups, because operations are linear in them; otherwise settings are the published ones: 24 members, 10 steps, guidance
 4.5, 4 training times, the example's LoRA. A reward that costs nothing takes the place of GenEval.
 """

@@ -3,7 +3,7 @@
     python benchmarks/overlap.py [RUN.yaml] [--iterations N]
 
 An iteration's samples are drawn in eight micro-batches, and each is scored while the next one is drawn. The reward
-sleeps for as long as drawing the micro-batch took; like a reward in another process, on another card or machine, it
+sleeps for as long as drawing the micro-batch took; like a reward in another process, on another GPU or machine, it
 takes no processor time from the rollout. One after the other both would take their sum; side by side, the scoring of
 the last micro-batch cannot hide: (8 + 1) / (8 + 8) = 0.56 of the sum is the best there is.
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from dgpo_cli.metavars import name_values
 from dgpo_cli.paths import with_home
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ class Commands(TyperGroup):
         return found
 
     def _not_installed(self, registry: Registry) -> Iterator[tuple[str, str]]:
-        from dgpo_core.plugins.installable import installable
+        from dgpo_core.plugins.installable import installable, pip_install
 
         for name, distribution in installable().get("command", {}).items():
             word, *more = self._words(name)
             if word and not more and name not in registry.commands() and ("command", name) not in registry.conflicts():
-                yield word, f"pip install {distribution}"
+                yield word, pip_install(distribution)
 
     def _claimed_twice(self, registry: Registry) -> Iterator[tuple[str, str]]:
         for (kind, name), owners in registry.conflicts().items():
@@ -106,6 +107,7 @@ def _made(target: Any, name: str, registered: RegisteredCommand) -> Any:
     if not callable(target):
         raise PluginError(what)
     try:
+        name_values(target)
         application = with_home(target)
         if not isinstance(target, typer.Typer):
             function, application = application, typer.Typer(rich_markup_mode=None, add_completion=False)

@@ -52,7 +52,7 @@ def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> N
 def statistics_line(records: Sequence[EvaluationRecord]) -> str:
     """Return the media statistics of an evaluation as a line: diversity 0.231, saturation 0.402, ..."""
     found = [f"{r.reward.replace('_', ' ')} {number(r.value)}" for r in records if r.role == "statistic"]
-    return f"media: {', '.join(found)}"
+    return f"image statistics: {', '.join(found)}"
 
 
 def _table(records: Sequence[EvaluationRecord]) -> Table:
@@ -128,6 +128,8 @@ class PlainProgress(Callback):
         """Return the fields of an iteration's line, in order."""
         rate = (time.monotonic() - self.began) / (metrics.iteration - self.first)
         spent = {phase: timing.phases[phase].seconds for phase in PHASES if phase in timing.phases}
+        if spent.get("compute_advantages", 1.0) < 0.05:  # would be shown as 0.0s
+            del spent["compute_advantages"]
         return {
             "reward": f"reward {number(metrics.reward.mean)} ± {number(metrics.reward.std)}",
             "kl": f"kl {number(metrics.kl, 4)}",

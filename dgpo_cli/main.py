@@ -79,7 +79,7 @@ def dgpo(
 ) -> None:
     """Post-train diffusion and flow models with Direct Group Preference Optimization.
 
-    A run file says what to train on what; it is checked before anything heavy starts:
+    A run file describes the model, the prompts and the rewards. It is checked before any model is loaded:
 
         dgpo validate examples/quickstart.yaml
 

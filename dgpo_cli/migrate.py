@@ -11,7 +11,7 @@ import typer
 __all__ = ["migrate"]
 
 Files = Annotated[
-    list[Path], typer.Argument(help="Run files, presets, ablation files, files of reward services.", metavar="FILE...")
+    list[Path], typer.Argument(help="Run files, presets, ablation files, files of reward services.", metavar="FILE")
 ]
 
 

@@ -53,7 +53,7 @@ def list_components(kind: Kind = None, as_json: AsJson = False) -> None:
 
 @show.command(no_args_is_help=True)
 def show_component(
-    name: Annotated[str, typer.Argument(help="Name of a component, as in `use: NAME`.")],
+    name: Annotated[str, typer.Argument(help="Name of a component, as in `use: NAME`.", metavar="NAME")],
     kind: Kind = None,
     as_json: AsJson = False,
 ) -> None:
@@ -114,7 +114,7 @@ def _description(registry: Registry, component: RegisteredComponent) -> Iterator
     model = registry.options_model(component)
     schema = _schema(registry, component)
     yield f"{component.component.name} ({component.kind})"
-    yield f"  {clean(component.component.summary)}"
+    yield from _wrapped(clean(component.component.summary), "  ")
     yield f"  from {component.distribution} {component.version}, {component.component.implementation}"
     if not schema.get("properties"):
         yield "  no options"
@@ -122,9 +122,9 @@ def _description(registry: Registry, component: RegisteredComponent) -> Iterator
     yield "  options:"
     for name, field in schema["properties"].items():
         default = "required" if name in schema.get("required", []) else f"default {_default(model, name)}"
-        yield f"    {name}: {_type(field, schema.get('$defs', {}))}, {default}"
+        yield from _wrapped(f"{name}: {_type(field, schema.get('$defs', {}))}, {default}", "    ")
         if field.get("description"):
-            yield f"        {field['description']}"
+            yield from _wrapped(field["description"], "        ")
 
 
 def _default(model: type[BaseModel], name: str) -> str:
@@ -180,6 +180,17 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         words += f" of ({_type(field['items'], definitions)})"
     bounds = [f"{_BOUNDS[key]} {field[key]:g}" for key in _BOUNDS if key in field]
     return words + (f" {' and '.join(bounds)}" if bounds else "")
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Wrap a text to the terminal, or to 80 columns without one; continuation lines are indented by four more."""
+    import textwrap
+
+    more = indent if len(indent) > 4 else indent + "    "
+    width = max(_terminal_width() or 80, 40)
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _terminal_width() -> int | None:

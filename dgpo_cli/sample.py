@@ -53,8 +53,8 @@ def sample(
 ) -> None:
     """Draw images or videos from a run or from a base model.
 
-    Without prompts it takes held-out ones of the run. One row of grid.png is one prompt. A video is written as 00.mp4
-    with all its frames in 00.png; one row of grid.png is then one video.
+    Without --prompt or --prompts, it uses held-out prompts of the run. One row of grid.png is one prompt. A video
+    is written as 00.mp4 with all its frames in 00.png; one row of grid.png is then one video.
 
     Examples:
 
@@ -62,7 +62,7 @@ def sample(
 
         dgpo sample runs/quickstart --model base --output before
 
-        dgpo sample runs/edits -p "make it snow" --media street.png --negative "people"
+        dgpo sample runs/edits -p "make it snow" --media street.png
     """
     from dgpo_cli.opening import note, working_on
     from dgpo_core.api.calls import sides_of_text

@@ -87,7 +87,7 @@ def train(
 ) -> None:
     """Train a model with Direct Group Preference Optimization.
 
-    Writes runs/NAME: checkpoints, metrics, evaluations and images. Ctrl-C saves and stops; --resume goes on.
+    Writes runs/NAME: checkpoints, metrics, evaluations and images. Ctrl-C saves and stops; --resume continues the run.
 
     Examples:
 

@@ -25,18 +25,18 @@ def validate(
 ) -> None:
     """Check a run file without loading models.
 
-    Keys, values, plugins and their options, prompts, and weights that a plugin brings: every mistake is shown with its
-    line. Held-out prompts that are trained on are counted. No model is loaded; `dgpo train --dry-run` goes that far.
+    Checks keys, values, plugins and their options, prompts, and weights that a plugin includes. Every mistake is shown
+    with its line. No model is loaded; `dgpo train --dry-run` also loads it.
 
     A run file needs four sections:
 
-        run: {name: shapes, iterations: 50}
+        run: {name: first, iterations: 200}
 
         backbone: {use: sd3, checkpoint: models/sd35-medium}
 
-        prompts: {train: train.jsonl, heldout: heldout.jsonl}
+        prompts: {train: train.txt, heldout: heldout.txt}
 
-        rewards: [{use: geneval, options: {detector: shapes}}]
+        rewards: [{use: pickscore}]
 
     Example:
 
@@ -77,28 +77,32 @@ def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Sourc
     run, rollout, backbone = config.run, config.rollout, config.backbone
     samples = rollout.groups * rollout.group_size
     yield (
-        f"{run.name}: {run.iterations} iterations of {rollout.groups} groups x {rollout.group_size} samples "
-        f"= {samples:,} samples an iteration, {samples * run.iterations:,} in all"
+        f"{run.name}: {_iterations(run.iterations)} of {rollout.groups} groups x {rollout.group_size} samples\n"
+        f"    = {samples:,} samples per iteration, {samples * run.iterations:,} in total"
     )
-    trained = f"LoRA of rank {backbone.lora.rank}" if backbone.train == "lora" else "every weight"
+    trained = f"LoRA of rank {backbone.lora.rank}" if backbone.train == "lora" else "all weights"
     yield f"backbone: {backbone.use} from {backbone.checkpoint}, {trained}"
     guidance = f"guidance {rollout.guidance:g}" if rollout.guidance > 1 else "no guidance"
     sampler, sizes = rollout.sampler.use, named(different([*_flat(train), *_flat(heldout)], rollout.height_width))
     shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
     yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"
     yield "rewards: " + ", ".join(f"{reward.weight:g} x {reward.label}" for reward in config.rewards)
-    updates = config.optimizer.updates
+    updates, count = config.optimizer.updates, config.timesteps.count
     yield (
-        f"loss: {config.objective.use} at {config.timesteps.count} times with sigma in {_times(config)}, "
-        f"{updates} {'update' if updates == 1 else 'updates'} an iteration"
+        f"objective: {config.objective.use}, {count} {'timestep' if count == 1 else 'timesteps'} per sample, "
+        f"sigma in {_times(config)}, {updates} {'update' if updates == 1 else 'updates'} per iteration"
     )
-    yield f"prompts: {_prompts(config.prompts.blocks('train'), train)} to train on"
+    yield f"training prompts: {_prompts(config.prompts.blocks('train'), train)}"
     if config.prompts.heldout is None:
         yield "evaluation: none, there are no held-out prompts"
     else:
         every = config.evaluation.every
-        when = f"every {every} iterations" if every else "when the run ends"
-        yield f"evaluation: {when}, on {_prompts(config.prompts.blocks('heldout'), heldout)}"
+        when = ("every iteration" if every == 1 else f"every {every} iterations") if every else "when the run ends"
+        yield f"evaluation: {when}; held-out prompts: {_prompts(config.prompts.blocks('heldout'), heldout)}"
+
+
+def _iterations(count: int) -> str:
+    return f"{count} iteration{'' if count == 1 else 's'}"
 
 
 def _flat(sources: Sequence[Source]) -> list[Prompt]:
@@ -132,8 +136,8 @@ def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
 
 def _block(block: PromptsBlock, found: Sequence[Prompt]) -> str:
     if block.file is not None:
-        return f"{len(found)} of {block.file}{_more(found)}"
-    return f"those of {block.use}" + (f", the first {block.limit}" if block.limit else "") + _more(found)
+        return f"{len(found)} from {block.file}{_more(found)}"
+    return f"from the source {block.use}" + (f", the first {block.limit}" if block.limit else "") + _more(found)
 
 
 def _more(found: Sequence[Prompt]) -> str:

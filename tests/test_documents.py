@@ -332,7 +332,7 @@ def test_sampling_takes_four_lines_of_python_and_a_loss_six(
     Path("run.yaml").write_text(yaml.safe_dump(data))
     load_run("run.yaml").train()
     run_blocks(sampling)
-    assert Path("samples/03.png").is_file()
+    assert Path("samples-python/03.png").is_file()
     model = run_blocks(given, loss)["model"]
     assert isinstance(model, torch.nn.Module)
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
@@ -358,8 +358,10 @@ def test_the_page_on_python_runs_from_its_first_block_to_its_last(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("examples").symlink_to(ROOT / "examples")
+    small = {"run.iterations": 2, "rollout.groups": 2, "rollout.group_size": 4, "evaluation.prompts": 2}
+    load_run("examples/quickstart.yaml", small).train()  # the page uses the run of the quickstart
     names = run_blocks(*PYTHON)
-    assert Path("adapter/dgpo.json").is_file()
+    assert Path("adapter-python/dgpo.json").is_file()
     assert not cast(Scores, names["scores"]).missing.any()
     assert "override rollout.stepz=4: unknown key; did you mean steps?" in capsys.readouterr().out
 

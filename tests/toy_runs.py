@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TOY = Path("runs/toy")
-PHASES = r"rollout \S+s  score \S+s  compute advantages \S+s  optimize \S+s"
+PHASES = r"rollout \S+s  score \S+s  (?:compute advantages \S+s  )?optimize \S+s"
 LINE = rf"\[(\d)/4\] reward (\S+) ± (\S+)  kl (\S+)  σ\(S\) (\S+)  {PHASES}  left \S+s"
 
 
@@ -26,7 +26,7 @@ def media(iteration: int, names: Sequence[str] = ("saturation", "edge_density", 
     records = [r for r in logs("evaluations.jsonl") if (r["iteration"], r["role"]) == (iteration, "statistic")]
     found = {record["reward"]: record["value"] for record in records}
     assert list(found) == list(names)
-    return "  media: " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.3f}" for name in names)
+    return "  image statistics: " + ", ".join(f"{name.replace('_', ' ')} {found[name]:.3f}" for name in names)
 
 
 def tree(directory: Path) -> dict[str, bytes]:

@@ -23,6 +23,8 @@ def check_directory(output: Path, *, force: bool, target: Path | None = None) ->
     Always refuses the working directory, the home directory, a directory that contains the run directory or run file
     `target`, a run directory, and directories inside the subdirectories of a run.
     """
+    if target is not None and not target.exists():
+        raise UserError(f"{target}: no such run directory or run file")
     where = option("directory", output)
     if lone_surrogate(str(output.absolute())) is not None:
         raise UserError(f"{where}: has bytes that are not UTF-8 in its name, which other programs cannot open")
@@ -48,7 +50,9 @@ def check_directory(output: Path, *, force: bool, target: Path | None = None) ->
     if reason is not None:
         raise UserError(f"{where}: cannot be written: {reason}")
     if output.exists() and any(output.iterdir()) and not force:
-        raise UserError(f"{where}: exists and is not empty; {option('force', True)} replaces it")
+        raise UserError(
+            f"{where}: exists and is not empty; name another directory, or replace it with {option('force', True)}"
+        )
 
 
 def check_file(output: Path) -> None:

@@ -174,7 +174,8 @@ class Run:
     ) -> Run:
         """Train in this process, to the end or for `max_iterations` more iterations.
 
-        In the main thread, Ctrl-C (in a notebook: interrupt) saves the state and returns; `outcome` is "interrupted".
+        In the main thread Ctrl-C (in a notebook: interrupt) saves the state and returns; then
+        `outcome.outcome` is "interrupted".
 
         Args:
             resume: continue from the newest checkpoint, bit for bit; "auto" starts a run that has none.

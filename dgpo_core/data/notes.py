@@ -43,7 +43,7 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
     return (
         f"prompts.heldout: {len(shared)} of {len(drawn)} held-out prompts ({_percent(len(shared), len(drawn))}) are "
         f"also training prompts{f', {alike} of them except for case or spaces' if alike else ''}, the first is "
-        f"{shown(first.text)}{where}: the evaluation then includes training data; remove them from one of the two"
+        f"{shown(first.text)}{where}; remove them from one of the two"
     )
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["FILE", "NO_COMPONENTS", "how_to_install", "installable"]
+__all__ = ["FILE", "NO_COMPONENTS", "how_to_install", "installable", "pip_install"]
 
 FILE = Path(__file__).with_name("installable.json")
 NO_COMPONENTS = frozenset({"command", "transport", "kind", "hook"})
@@ -27,4 +27,9 @@ def installable() -> Mapping[str, Mapping[str, str]]:
 def how_to_install(kind: str, name: str) -> str | None:
     """Return how to install the plugin that provides a name; None if no plugin of the project does."""
     distribution = installable().get(kind, {}).get(name)
-    return distribution and f"it comes with {distribution}: pip install {distribution}"
+    return distribution and f"it comes with {distribution}; in a checkout of dgpo: {pip_install(distribution)}"
+
+
+def pip_install(distribution: str) -> str:
+    """Return the command that installs a distribution of the project from a checkout: it is on no package index."""
+    return f"pip install -e plugins/{distribution}"

@@ -20,6 +20,10 @@ __all__ = ["Names"]
 
 R = TypeVar("R", RegisteredComponent, RegisteredCommand, RegisteredTransport)
 SHOWN = " (`dgpo plugins list` shows all)"
+UNLIKE_ANY = (
+    ": no installed plugin declares it (`dgpo plugins list` shows all); if you have just created it: "
+    "pip install -e DIRECTORY"
+)
 
 
 class Names:
@@ -77,8 +81,10 @@ class Names:
         claimed = [k for k in candidates if (k, name) in self._claimed_twice or how_to_install(k, name)]
         if kind is not None or claimed:
             self.find(claimed[0] if claimed else str(kind), name)
-        what = f"unknown component {name!r}"
-        self._refuse("", name, "component", what, {other for k in kinds for other in self.components(k)}, more=SHOWN)
+        from dgpo_schemas.problems import nearest
+
+        what, known = f"unknown component {name!r}", {other for k in kinds for other in self.components(k)}
+        self._refuse("", name, "component", what, known, more=SHOWN if nearest(name, known) else UNLIKE_ANY)
 
     def kind(self, name: str, where: str) -> Kind:
         """Return a kind by name. Raises UserError with `where`, such as "--kind", if it is unknown."""

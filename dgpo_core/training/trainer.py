@@ -155,7 +155,7 @@ class Trainer:
         evaluated = (self.state.iteration // every + 1) * every * self.config.optimizer.updates  # updates by then
         if section.model != "ema" or self.config.prompts.heldout is None or evaluated >= first:
             return None
-        return f"evaluations before update {first} use the policy, because the EMA is not updated before"
+        return f"the EMA is updated for the first time after {first} updates; evaluations before that use the policy"
 
     def _agree(self, prompts: Mapping[str, Any], base: BaseRecord | None) -> None:
         """Raise UserError unless all ranks have the same run file, prompts and base model; file locations may

@@ -55,13 +55,14 @@ def _why(repository: str, revision: str | None, error: BaseException) -> str:
         return "the Hub has disabled it"
     if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} and variable:
         return (
-            f"{variable} is set, and the cache does not have all of it; unset it, or download the repository on a "
-            f"machine with network access ({download} --local-dir DIRECTORY) and use that directory"
+            f"{variable} is set, and the cache does not have all of it; unset it, or, on a machine with network "
+            f"access: {download} --local-dir DIRECTORY; then set the path to DIRECTORY"
         )
+    detail = "" if "LocalEntryNotFoundError" in names else f" ({reason})"  # its text repeats the sentence
     if names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ProxyError"}:
         return (
-            f"the Hub cannot be reached, and the cache does not have all of it ({reason}); download it on a machine "
-            f"with network access ({download} --local-dir DIRECTORY) and use that directory"
+            f"the Hub cannot be reached, and the cache does not have all of it{detail}; on a machine with network "
+            f"access: {download} --local-dir DIRECTORY; then set the path to DIRECTORY"
         )
     if "EntryNotFoundError" in names:
         return f"it is not a model in the required format: {reason}"

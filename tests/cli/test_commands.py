@@ -119,12 +119,12 @@ def test_without_the_lab_its_commands_say_what_to_install(
     monkeypatch.setattr(registry_module, "get_registry", lambda: bare)
     done = dgpo("report", "runs/x")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "unknown command 'report'; it comes with dgpo-lab: pip install dgpo-lab\n"
-    near = "unknown command 'reprot'; did you mean report? it comes with dgpo-lab: pip install dgpo-lab\n"
-    assert dgpo("reprot", "runs/x").err == near
+    how = "it comes with dgpo-lab; in a checkout of dgpo: pip install -e plugins/dgpo-lab\n"
+    assert done.err == f"unknown command 'report'; {how}"
+    assert dgpo("reprot", "runs/x").err == f"unknown command 'reprot'; did you mean report? {how}"
     assert "Not installed:\n" in (listed := dgpo("--help").out)
-    assert "\n  report  pip install dgpo-lab\n" in listed
-    assert "\n  new    pip install dgpo-kit\n" in dgpo("plugins", "--help").out
+    assert "\n  report  pip install -e plugins/dgpo-lab\n" in listed
+    assert "\n  new    pip install -e plugins/dgpo-kit\n" in dgpo("plugins", "--help").out
 
 
 def test_the_help_imports_no_command(tmp_path: Path) -> None:

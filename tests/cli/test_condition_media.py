@@ -65,8 +65,8 @@ def editing(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
 
 def test_a_run_keeps_and_shows_what_its_samples_were_drawn_from(dgpo: Run, edits: Path, editing: list[Prompt]) -> None:
     found = dgpo("validate", edits)
-    assert "2 of " in found.out
-    assert "(1 with media, 1 with a negative prompt) to train on" in found.out
+    assert "training prompts: 2 from " in found.out
+    assert "(1 with media, 1 with a negative prompt)\n" in found.out
     assert dgpo("train", edits).code == 0
     first = next(prompt for prompt in editing if prompt.media and prompt.text == "x")
     assert (first.negative, first.size) == ("<b>no</b>", (8, 8))

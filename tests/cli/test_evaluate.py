@@ -94,7 +94,7 @@ def test_the_table_says_what_the_log_says(dgpo: Run, trained: Any) -> None:
     assert lines[0] == "ema weights of runs/toy after iteration 4"
     known = {r["reward"]: r["value"] for r in all_logged(trained.path, 4) if r["role"] == "statistic"}
     assert lines[-2] == (
-        f"media: diversity {known['diversity']:.3f}, saturation {known['saturation']:.3f}, "
+        f"image statistics: diversity {known['diversity']:.3f}, saturation {known['saturation']:.3f}, "
         f"edge density {known['edge_density']:.3f}, dark pixels {known['dark_pixels']:.3f}"
     )
     assert lines[-1] == "6 prompts x 2 samples"
@@ -184,7 +184,7 @@ def test_several_rewards_stand_side_by_side_or_one_below_the_other(dgpo: Run, wr
     assert rows(two.out)[0] == ["task", "gloom", "95 % interval", "glare", "95 % interval"]
     four = dgpo("evaluate", write_run(rewards=rewards))
     assert max(map(len, four.out.splitlines())) <= 80
-    assert four.out.count("media: ") == 1
+    assert four.out.count("image statistics: ") == 1
     found = rows(four.out)
     assert [row[1] for row in found if row[0] == "task"] == names
     means = [float(row[1]) for row in found if row[0] == "mean"]

@@ -72,7 +72,7 @@ def test_nothing_is_overwritten_without_force(dgpo: Run, trained: Any) -> None:
     (out / "thesis.tex").write_text("years of work")
     done = dgpo("export", trained.path, "--output", out)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "--output adapter: exists and is not empty; --force replaces it\n"
+    assert done.err == "--output adapter: exists and is not empty; name another directory, or replace it with --force\n"
     assert tree(out) == {"thesis.tex": b"years of work"}
 
     assert dgpo("export", trained.path, "--output", out, "--force").code == 0

@@ -67,7 +67,7 @@ def test_an_alarm_in_the_log_of_a_run(dgpo: Run, write_run: Write) -> None:
     gloom = [line for line in lines if re.match(r"  evaluation after iteration 0: gloom 0\.\d{3} \[.*\] over 6", line)]
     assert len(gloom) == 1
     media = ", ".join(f"{name.replace('_', ' ')} {first[name]['value']:.3f}" for name in STATISTICS)
-    assert f"  media: {media}" in lines
+    assert f"  image statistics: {media}" in lines
     assert lines[-1] == "view the report: dgpo report runs/toy"
 
 
@@ -133,7 +133,7 @@ def test_evaluate_shows_monitors_beside_the_target(dgpo: Run, write_run: Write) 
     shown = dgpo("evaluate", file).out.splitlines()
     assert re.split(r"\s*[┃]\s*", shown[2])[1:-1] == ["task", "brightness", "95 % interval", "gloom", "95 % interval"]
     media = ", ".join(f"{r['reward'].replace('_', ' ')} {r['value']:.3f}" for r in found[2:])
-    assert shown[-2:] == [f"media: {media}", "6 prompts x 8 samples"]
+    assert shown[-2:] == [f"image statistics: {media}", "6 prompts x 8 samples"]
 
 
 def test_evaluate_counts_what_a_monitor_could_not_score(dgpo: Run, write_run: Write) -> None:
@@ -171,7 +171,7 @@ def test_tables_one_below_the_other_on_a_narrow_console() -> None:
         text = out.getvalue()
         assert text.count("95 % interval") == 2, "statistics have no place in the tables"
         assert text.count("┏") == tables
-        assert text.splitlines()[-1] == "media: dark pixels 0.250"
+        assert text.splitlines()[-1] == "image statistics: dark pixels 0.250"
 
 
 # -- report ---------------------------------------------------------------------------------------------------------

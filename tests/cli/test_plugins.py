@@ -132,8 +132,14 @@ def test_json_gives_the_options_schema(dgpo: Run) -> None:
             "unknown component 'brihgtness'; did you mean brightness? (`dgpo plugins list` shows all)",
         ),
         (["brihgtness", "--kind", "reward"], "unknown reward 'brihgtness'; did you mean brightness? (installed: bri"),
-        (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
-        (["shapes"], "unknown detector 'shapes'; it comes with dgpo-miniature: pip install dgpo-miniature"),
+        (
+            ["geneval"],
+            "unknown reward 'geneval'; it comes with dgpo-geneval; in a checkout of dgpo: pip install -e plugins/",
+        ),
+        (
+            ["shapes"],
+            "unknown detector 'shapes'; it comes with dgpo-miniature; in a checkout of dgpo: pip install -e plugins",
+        ),
         (["x", "--kind", "y"], "--kind y: unknown kind"),
     ],
 )

@@ -233,7 +233,7 @@ def test_nothing_is_overwritten_without_force(dgpo: Run, trained: Any) -> None:
     Path("photos/wedding.jpg").write_bytes(b"precious")
     done = dgpo("sample", trained.path, "--output", "photos")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "--output photos: exists and is not empty; --force replaces it\n"
+    assert done.err == "--output photos: exists and is not empty; name another directory, or replace it with --force\n"
     assert tree(Path("photos")) == {"wedding.jpg": b"precious"}
     assert dgpo("sample", trained.path, "-p", "x", "-n", 1, "--output", "photos", "--force").code == 0
     assert sorted(tree(Path("photos"))) == ["00.png", "grid.png", "prompts.json"]

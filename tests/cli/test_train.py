@@ -39,7 +39,7 @@ def test_a_new_run(dgpo: Run, write_run: Write) -> None:
         assert float(std) == pytest.approx(metrics["reward"]["std"], abs=6e-4)
         assert float(kl) == pytest.approx(metrics["kl"], abs=6e-5)
         assert float(sigmoid) == pytest.approx(metrics["sigmoid"], abs=6e-3)
-    evaluations = [line for line in lines if line.startswith(("  evaluation ", "  media: "))]
+    evaluations = [line for line in lines if line.startswith(("  evaluation ", "  image statistics: "))]
     assert evaluations == [
         line
         for e in scores()

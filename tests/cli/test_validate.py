@@ -29,11 +29,12 @@ def test_a_sound_file_is_summarized(dgpo: Run, file: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0] == f"{file}: valid"
     # 4 groups of 4 samples, 4 iterations.
-    assert "4 groups x 4 samples = 16 samples an iteration, 64 in all" in lines[1]
+    assert lines[1].endswith("4 groups x 4 samples")
+    assert lines[2] == "    = 16 samples per iteration, 64 in total"
     assert "LoRA of rank 4" in done.out
     assert "3 steps, shift 1, no guidance, 8x8" in done.out
-    assert "2 times with sigma in [0.3, 1], 1 update an iteration" in done.out
-    assert "every 2 iterations, on those of toy" in done.out
+    assert "2 timesteps per sample, sigma in [0.3, 1], 1 update per iteration" in done.out
+    assert "every 2 iterations; held-out prompts: from the source toy" in done.out
 
 
 def test_sizes_of_prompts_are_summarized(dgpo: Run, known: Registry, file: Path) -> None:
@@ -55,10 +56,10 @@ def test_overrides_are_summarized(dgpo: Run, file: Path, tmp_path: Path) -> None
     done = dgpo("validate", file, *arguments)
     assert done.err == ""
     assert "guidance 4.5" in done.out
-    assert "every weight" in done.out
-    assert "sigma in [0.5625, 1], 2 updates an iteration" in done.out
-    assert "those of toy, the first 2" in done.out
-    assert f"when the run ends, on 3 of {tmp_path}/p.txt" in done.out
+    assert "all weights" in done.out
+    assert "sigma in [0.5625, 1], 2 updates per iteration" in done.out
+    assert "from the source toy, the first 2" in done.out
+    assert f"when the run ends; held-out prompts: 3 from {tmp_path}/p.txt" in done.out
 
 
 def test_no_heldout_prompts(dgpo: Run, file: Path) -> None:
@@ -80,7 +81,8 @@ def test_sources_are_summarized(dgpo: Run, file: Path, tmp_path: Path) -> None:
     done = dgpo("validate", file)
     assert done.err == ""
     assert (
-        f"prompts: signs (75%; 3 of {tmp_path}/p.txt; all rewards), scenes (25%; those of toy; brightness) to train on"
+        f"training prompts: signs (75%; 3 from {tmp_path}/p.txt; all rewards), "
+        "scenes (25%; from the source toy; brightness)"
     ) in done.out
     data["prompts"]["train"][1] = {"source": "scenes", "file": str(tmp_path / "q.txt")}
     file.write_text(yaml.safe_dump(data))

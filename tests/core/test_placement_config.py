@@ -94,9 +94,9 @@ def test_a_place_whose_plugin_is_missing_is_reported_with_what_to_install(tmp_pa
         (problem,) = caught.value.problems
         assert problem.key == f"rewards.0.{key}"
         assert "run.yaml:" in problem.where
-        assert "pip install dgpo-remote" in problem.message
+        assert "pip install -e plugins/dgpo-remote" in problem.message
         block = RewardBlock.model_validate({"use": "brightness"} | where)
-        with pytest.raises(UserError, match=rf"^rewards.0.{key}: .*pip install dgpo-remote"):
+        with pytest.raises(UserError, match=rf"^rewards.0.{key}: .*pip install -e plugins/dgpo-remote"):
             place(block, bare, device=torch.device("cpu"), where="rewards.0")
     assert place(RewardBlock(use="brightness"), bare, device=torch.device("cpu")).is_remote is False
 

@@ -239,7 +239,9 @@ def test_an_unknown_name_says_what_is_near_and_what_there_is() -> None:
 def test_known_components_that_are_not_installed_say_what_to_install(kind: str, name: str) -> None:
     owner = installable()[kind][name]
     registry = Registry(discover=False)
-    with pytest.raises(PluginError, match=f"it comes with {owner}: pip install {owner}$"):
+    with pytest.raises(
+        PluginError, match=f"it comes with {owner}; in a checkout of dgpo: pip install -e plugins/{owner}$"
+    ):
         registry.find_command(name) if kind == "command" else registry.find(kind, name)
 
 

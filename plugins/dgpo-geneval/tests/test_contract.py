@@ -133,6 +133,6 @@ def test_without_the_distribution_the_sentence_says_what_to_install() -> None:
     with pytest.raises(PluginError) as caught:
         bare.register(ThirdParty(), distribution="dgpo-spots")
     assert str(caught.value) == (
-        "dgpo_detectors declares components of a kind that another plugin defines; it comes with dgpo-geneval: "
-        "pip install dgpo-geneval"
+        "dgpo_detectors declares components of a kind that another plugin defines; it comes with dgpo-geneval; "
+        "in a checkout of dgpo: pip install -e plugins/dgpo-geneval"
     )

@@ -52,43 +52,43 @@ BESIDE = [of("bench"), of("dog", position=["left of", 0])]
 @pytest.mark.parametrize(
     ("include", "scene", "said", "marked"),
     [
-        ([of("dog")], [dog()], [("1 or more dog: found 1", True)], [("dog 0.95", True)]),
-        ([of("dog")], [], [("1 or more dog: found 0", False)], []),
+        ([of("dog")], [dog()], [("dog, at least 1: found 1", True)], [("dog 0.95", True)]),
+        ([of("dog")], [], [("dog, at least 1: found 0", False)], []),
         # One of two is there: right as far as it goes.
-        ([of("dog", 2)], [dog()], [("2 or more dog: found 1", False)], [("dog 0.95", True)]),
+        ([of("dog", 2)], [dog()], [("dog, at least 2: found 1", False)], [("dog 0.95", True)]),
         # A surplus dog and a bench: nobody asked.
         (
             [of("dog")],
             [dog(), dog(score=0.5), BENCH],
-            [("1 or more dog: found 2", True)],
+            [("dog, at least 1: found 2", True)],
             [("dog 0.95", True), ("dog 0.50", None), ("bench 0.80", None)],
         ),
         # Below the threshold: not seen.
-        ([of("dog")], [dog(score=0.2)], [("1 or more dog: found 0", False)], []),
+        ([of("dog")], [dog(score=0.2)], [("dog, at least 1: found 0", False)], []),
         (
             [of("dog", 2, color="red")],
             [dog("red"), dog("blue", score=0.5)],
-            [("2 or more red dog: found 2, red, blue", False)],
+            [("red dog, at least 2: found 2, red, blue", False)],
             [("red dog 0.95", True), ("blue dog 0.50", False)],
         ),
         (
             BESIDE,
             [BENCH, dog(box=LEFT)],
-            [("1 or more bench: found 1", True), ("1 or more dog left of the bench: found 1, left of", True)],
+            [("bench, at least 1: found 1", True), ("dog left of the bench, at least 1: found 1, left of", True)],
             [("dog 0.95", True), ("bench 0.80", True)],
         ),
         (
             BESIDE,
             [BENCH, dog(box=RIGHT)],
-            [("1 or more bench: found 1", True), ("1 or more dog left of the bench: found 1, right of", False)],
+            [("bench, at least 1: found 1", True), ("dog left of the bench, at least 1: found 1, right of", False)],
             [("dog 0.95", False), ("bench 0.80", True)],
         ),
         (
             BESIDE,
             [dog(box=LEFT)],
             [
-                ("1 or more bench: found 0", False),
-                ("1 or more dog left of the bench: found 1, but the bench does not match", False),
+                ("bench, at least 1: found 0", False),
+                ("dog left of the bench, at least 1: found 1, but the bench does not match", False),
             ],
             [("dog 0.95", True)],
         ),
@@ -96,13 +96,16 @@ BESIDE = [of("bench"), of("dog", position=["left of", 0])]
         (
             [of("dog", color="red"), of("dog", color="blue")],
             [dog("blue"), dog("red", score=0.9), dog("green", score=0.5)],
-            [("1 or more red dog: found 1 of 3, red", True), ("1 or more blue dog: found 1 of 3, blue", True)],
+            [("red dog, at least 1: found 1 of 3, red", True), ("blue dog, at least 1: found 1 of 3, blue", True)],
             [("blue dog 0.95", True), ("red dog 0.90", True), ("green dog 0.50", None)],
         ),
         (
             [of("dog", color="red"), of("dog", 2, color="blue")],
             [dog("blue"), dog("blue", score=0.9), dog("green", score=0.5)],
-            [("1 or more red dog: found 1 of 3, green", False), ("2 or more blue dog: found 2 of 3, blue, blue", True)],
+            [
+                ("red dog, at least 1: found 1 of 3, green", False),
+                ("blue dog, at least 2: found 2 of 3, blue, blue", True),
+            ],
             [("blue dog 0.95", True), ("blue dog 0.90", True), ("green dog 0.50", False)],
         ),
         # Two dogs to be left of the bench, one is.
@@ -110,8 +113,8 @@ BESIDE = [of("bench"), of("dog", position=["left of", 0])]
             [of("bench"), of("dog", 2, position=["left of", 0])],
             [BENCH, dog(box=LEFT), dog(box=RIGHT, score=0.5)],
             [
-                ("1 or more bench: found 1", True),
-                ("2 or more dog left of the bench: found 2, left of, right of", False),
+                ("bench, at least 1: found 1", True),
+                ("dog left of the bench, at least 2: found 2, left of, right of", False),
             ],
             [("dog 0.95", True), ("bench 0.80", True), ("dog 0.50", False)],
         ),
@@ -135,7 +138,7 @@ def test_exclude() -> None:
 
 def test_exact_counts() -> None:
     found = say("two_object", [of("dog")], [dog(), dog(score=0.5)], "geneval-flowgrpo")
-    assert lines(found) == [("1 dog: found 2", False)]
+    assert lines(found) == [("dog, exactly 1: found 2", False)]
     assert marks(found) == [("dog 0.95", True), ("dog 0.50", False)]
 
 

@@ -220,7 +220,8 @@ def test_components_as_a_run_file_uses_them(dgpo: Run, known: Registry, tmp_path
     [
         ([], "name the components to check, or set --kind, --distribution or --config"),
         (["brihgtness"], "unknown component 'brihgtness'; did you mean brightness?"),
-        (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval: pip install dgpo-geneval"),
+        (["geneval"], "unknown reward 'geneval'; it comes with dgpo-geneval; in a checkout of dgpo: pip install -e"),
+        (["wall"], "unknown component 'wall': no installed plugin declares it (`dgpo plugins list` shows all); if you"),
         (["--kind", "rewards"], "--kind rewards: unknown kind; did you mean reward?"),
         (
             ["--distribution", "toi"],

@@ -48,7 +48,7 @@ class Bare:
 def test_a_kind_that_is_not_installed_or_has_no_template(dgpo: Run, known: Registry) -> None:
     done = dgpo("plugins", "new", "detector", "mine")
     assert (done.code, done.out) == (2, "")
-    assert "unknown kind; it comes with dgpo-geneval: pip install dgpo-geneval (kinds: backbone" in done.err
+    assert "unknown kind; it comes with dgpo-geneval; in a checkout of dgpo: pip install -e plugins/" in done.err
     known.register(Bare(), distribution="bare")
     assert (
         dgpo("plugins", "new", "bare", "mine").err

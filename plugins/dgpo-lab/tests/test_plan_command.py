@@ -76,7 +76,7 @@ def file(tmp_path: Path) -> str:
 def test_plan_as_text(run: Run, file: str) -> None:
     found = run("plan", file, "--card", "all", "--processes", "2", "--price", "2")
     assert found.code == 0, found.err
-    assert "bench: 96 samples per iteration, on 2 cards" in found.out
+    assert "bench: 96 samples per iteration, on 2 GPUs" in found.out
     for word in (
         "text encoders",
         "rollout",
@@ -88,7 +88,7 @@ def test_plan_as_text(run: Run, file: str) -> None:
     ):
         assert word in found.out
     assert max(map(len, found.out.splitlines())) <= 80, "fits a terminal"
-    held, _, peaks = found.out.partition("GiB\n")[2].partition("peak memory per card, GiB\n")
+    held, _, peaks = found.out.partition("GiB\n")[2].partition("peak memory per GPU, GiB\n")
     assert "EMA and initial weights" in held
     ends = {re.match(r"  .*\d", row).end() for row in (held + peaks).splitlines() if re.match(r"  .*\d$", row)}  # type: ignore[union-attr]
     assert len(ends) == 1, "numbers are right-aligned in one column"
@@ -168,9 +168,9 @@ def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--card", "h20"], "--card: unknown card 'h20'; did you mean h200? (known: all, h200,"),
+        (["--card", "h20"], "--card: unknown GPU 'h20'; did you mean h200? (known: all, h200,"),
         (["--measured", "none.json"], "--measured: none.json is not an output of `dgpo bench --json`"),
-        (["--card", "all", "--measured", "none.json"], "--measured: a measurement is for one card"),
+        (["--card", "all", "--measured", "none.json"], "--measured: a measurement is of one GPU"),
     ],
 )
 def test_invalid_options_are_reported(options: list[str], complaint: str, run: Run, file: str) -> None:

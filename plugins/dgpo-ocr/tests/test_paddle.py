@@ -167,7 +167,7 @@ def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch, module: 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
         reward()
-    assert "pip install dgpo-remote rapidfuzz paddleocr paddlepaddle" in str(caught.value)
+    assert "pip install -e . -e plugins/dgpo-remote rapidfuzz paddleocr paddlepaddle" in str(caught.value)
     assert "worker: {python: paddle/bin/python}" in str(caught.value)
     assert module in str(caught.value).splitlines()[-1]
 

@@ -209,7 +209,7 @@ def test_requests_in_progress_finish_at_shutdown(
         assert [future.result().status_code for future in held] == [200] * 4
     server.thread.join(20)
     assert not server.thread.is_alive()
-    assert "draining: 4 requests in progress" in server.lines
+    assert "stopping: 4 requests in progress" in server.lines
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
 

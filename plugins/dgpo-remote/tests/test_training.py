@@ -111,7 +111,7 @@ def test_a_reward_served_by_the_command_gives_the_same_run(
     served = train("served", service={"urls": [lines[1].split()[-1]]})
     assert left(served) == left(train("here"))
     process.send_signal(signal.SIGTERM)
-    assert process.stderr.read() == "draining: 0 requests in progress\n"
+    assert process.stderr.read() == "stopping: 0 requests in progress\n"
     assert process.wait(20) == 0
 
 

@@ -66,8 +66,8 @@ def test_invalid_interpreters_are_reported(make: Make, tmp_path: Path) -> None:
 def test_interpreters_without_dgpo_are_reported(make: Make, tmp_path: Path) -> None:
     bare = script(tmp_path / "bare", f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
     assert refused(make, worker={"python": bare}) == (
-        f"rewards.0.worker.python: {bare} lacks dgpo; install it and the reward's plugin there: {bare} -m pip install "
-        "dgpo-remote ..."
+        f"rewards.0.worker.python: {bare} lacks dgpo; install it and the reward's plugin there, in a checkout of dgpo: "
+        f"{bare} -m pip install -e . -e plugins/dgpo-remote ..."
     )
     fake = tmp_path / "fake"
     (fake / "dgpo_core").mkdir(parents=True)
@@ -75,7 +75,10 @@ def test_interpreters_without_dgpo_are_reported(make: Make, tmp_path: Path) -> N
     old = {"environment": {"PYTHONPATH": str(fake)}}
     alone = script(tmp_path / "alone", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     message = refused(make, worker={"python": alone, **old})
-    assert f"{alone} lacks dgpo-remote; install the run's version there: {alone} -m pip install" in message
+    assert (
+        f"{alone} lacks dgpo-remote; install the run's version there, in a checkout of dgpo: {alone} -m pip install"
+        in message
+    )
     (fake / "dgpo_remote" / "worker").mkdir(parents=True)
     for package in ("dgpo_remote", "dgpo_remote/worker"):
         (fake / package / "__init__.py").touch()

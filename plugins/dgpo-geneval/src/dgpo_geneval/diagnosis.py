@@ -35,7 +35,7 @@ def diagnose(prompt: Prompt, variant: VariantName, verdict: Verdict | None, reas
 def _clauses(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
     """Yield one line per clause: what is required, and what was found."""
     for clause in verdict.include:
-        required = f"{clause.required}{'' if exact else ' or more'} {clause.color or ''} {clause.label}"
+        required = f"{clause.color or ''} {clause.label}"
         count = f"{len(clause.objects)} of {clause.found}" if clause.shared else str(clause.found)
         found = [count, *(clause.colors or ())]
         if clause.position is not None:
@@ -44,7 +44,11 @@ def _clauses(verdict: Verdict, exact: bool) -> Iterator[dict[str, Any]]:
             required += f" {relation} the {other}"
             if clause.relation is not None:
                 found += clause.relation.seen if clause.relation.target_matched else [f"but the {other} does not match"]
-        yield {"text": f"{' '.join(required.split())}: found {', '.join(found)}", "ok": clause.satisfied}
+        number = f"{'exactly' if exact else 'at least'} {clause.required}"
+        yield {
+            "text": f"{' '.join(required.split())}, {number}: found {', '.join(found)}",
+            "ok": clause.satisfied,
+        }
     for bound in verdict.exclude:
         allowed = f"no {bound.label}" if bound.bound == 1 else f"at most {bound.bound - 1} {bound.label}"
         yield {"text": f"{allowed}: found {bound.found}", "ok": bound.satisfied}

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["PaddleEngine"]
 
 INSTALL = """\
-engine 'paddleocr' requires PaddleOCR 3, in a separate environment because it pins NumPy and OpenCV:
+engine 'paddleocr' requires PaddleOCR 3, in a separate environment because it pins NumPy and OpenCV.
+In a checkout of dgpo:
   python -m venv paddle
-  paddle/bin/pip install dgpo-remote rapidfuzz paddleocr paddlepaddle
-  paddle/bin/pip install --no-deps dgpo-ocr
+  paddle/bin/pip install -e . -e plugins/dgpo-remote rapidfuzz paddleocr paddlepaddle
+  paddle/bin/pip install --no-deps -e plugins/dgpo-ocr
 and in the run file, beside `use: ocr`:
   worker: {python: paddle/bin/python}"""
 

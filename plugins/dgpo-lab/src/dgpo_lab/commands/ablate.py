@@ -15,7 +15,7 @@ __all__ = ["ablate"]
 
 
 def ablate(
-    file: Annotated[Path | None, typer.Argument(help="The ablation file (YAML).", metavar="[ABLATION.yaml]")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The ablation file (YAML).", metavar="ABLATION.yaml")] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Only rewrite the results of an ablation.", metavar="DIRECTORY")
     ] = None,

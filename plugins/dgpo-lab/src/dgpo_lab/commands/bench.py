@@ -14,7 +14,7 @@ __all__ = ["bench"]
 
 def bench(
     file: Annotated[
-        Path | None, typer.Argument(help="The run file (YAML); default the built-in miniature.", metavar="[RUN.yaml]")
+        Path | None, typer.Argument(help="The run file (YAML); default: the built-in miniature.", metavar="RUN.yaml")
     ] = None,
     overrides: Annotated[
         list[str] | None,

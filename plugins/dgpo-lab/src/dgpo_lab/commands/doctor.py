@@ -11,7 +11,7 @@ __all__ = ["doctor"]
 
 
 def doctor(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or unfinished.", metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or unfinished.", metavar="RUN")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of diagnoses instead of text.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if there is a problem.")] = False,
 ) -> None:

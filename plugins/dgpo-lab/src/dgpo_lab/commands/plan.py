@@ -32,7 +32,7 @@ def plan(
     card: Annotated[str, typer.Option(help="GPU to plan for; `--card all` compares all known GPUs.")] = "h200",
     processes: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Price of one GPU in USD per hour; default an approximate cloud price.")
+        float | None, typer.Option(min=0, help="Price of one GPU in USD per hour; default: an approximate cloud price.")
     ] = None,
     fraction: Annotated[
         float, typer.Option(min=0.01, max=1, help="Assumed fraction of the GPU's peak FLOP/s that the model reaches.")
@@ -70,11 +70,11 @@ def plan(
     from dgpo_schemas.yaml_text import dump_yaml
 
     if card != "all" and card not in CARDS:
-        raise UserError(f"--card: unknown card {card!r}{nearest(card, CARDS)} (known: all, {', '.join(CARDS)})")
+        raise UserError(f"--card: unknown GPU {card!r}{nearest(card, CARDS)} (known: all, {', '.join(CARDS)})")
     registry = get_registry()
     config = load_run_config(file, overrides or (), registry, preset=preset)
     if measured is not None and card == "all":
-        raise UserError("--measured: a measurement is for one card; give it with --card")
+        raise UserError("--measured: a measurement is of one GPU; name it with --card")
     fractions = {"rollout": fraction, "optimize": fraction}
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
@@ -143,7 +143,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _fractions(path: Path, tflops: float) -> dict[str, float]:
-    """Return the measured fraction of the card's peak by phase."""
+    """Return the measured fraction of the GPU's peak by phase."""
     import json
 
     from dgpo_core.errors import UserError
@@ -156,7 +156,7 @@ def _fractions(path: Path, tflops: float) -> dict[str, float]:
 
 
 def _row(plan: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
-    """Return whether the run fits a card, the seconds by phase, and the cost."""
+    """Return whether the run fits a GPU, the seconds by phase, and the cost."""
     seconds = plan.seconds(card.tflops, fractions)
     hour = (card.price if price is None else price) * plan.processes
     return {
@@ -189,21 +189,21 @@ def _lines(
 ) -> list[str]:  # fmt: skip
     """Format a plan as text."""
     total = config.rollout.groups * config.rollout.group_size
-    several = f", on {plan.processes} cards" if plan.processes > 1 else ""
+    several = f", on {plan.processes} GPUs" if plan.processes > 1 else ""
     lines = [
         f"{config.run.name}: {total} samples per iteration{several}",
         f"shift of the noise schedule: {plan.shift}",
         "",
-        "memory held permanently per card, GiB",
+        "permanent memory per GPU, GiB",
     ]
     lines += [f"  {name:<24} {size / GIB:7.2f}" for name, size in plan.held.items() if size]
-    lines += ["peak memory per card, GiB"]
+    lines += ["peak memory per GPU, GiB"]
     lines += [f"  {phase:<24} {size / GIB:7.1f}" for phase, size in plan.peaks.items()]
     lines += ["PFLOP per iteration"]
     lines += [f"  {phase:<24} {count / 1e15:7.2f}" for phase, count in plan.operations.items()]
     if plan.evaluation:
         lines.append(f"  {'evaluation':<24} {plan.evaluation / 1e15:7.2f}   (averaged over iterations)")
-    lines += ["", f"{'card':<9} {'fits':>5} {'rollout':>9} {'optimize':>9} {'iteration':>10} {'1000 iterations':>16}"]
+    lines += ["", f"{'GPU':<9} {'fits':>5} {'rollout':>9} {'optimize':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
         row = _row(plan, card, fractions, price)
         seconds, each = row["seconds"], sum(row["seconds"].values())
@@ -215,9 +215,10 @@ def _lines(
     origin = "measured" if measured else "assumed (--fraction, --measured)"
     lines += [
         "",
-        f"Time: at {shares} of the card's bf16 peak,",
+        f"Time: at {shares} of the GPU's bf16 peak,",
         f"{origin}; without rewards, evaluation and waiting.",
-        "Memory: tensors only, without rewards on the card and allocator fragmentation.",
+        "Memory: tensors only, without rewards that run on the GPU and without allocator",
+        "fragmentation.",
         "On the CPU, the estimate is within 2 % of the miniature's measured peak; it has",
         "not been compared with a measurement on a GPU.",
     ]

@@ -31,7 +31,7 @@ def serve(
 
     Images can also be sent by hand:
 
-        curl -F image=@cat.png -F prompt='a photo of a cat' http://127.0.0.1:8500/v1/score
+        curl -F image=@cat.png -F prompt='a cat' http://127.0.0.1:8500/v1/score
 
     A server that other machines can reach requires a token (token_variable). /health, /ready and /metrics are for
     load balancers and Prometheus. SIGTERM and Ctrl-C let requests in progress finish.

@@ -213,7 +213,7 @@ class Server(uvicorn.Server):
         if not self.service.draining:
             self.service.draining = True
             self._drain_until = time.monotonic() + self._serve_config.drain_seconds
-            self._say(f"draining: {self.service.inside} requests in progress")
+            self._say(f"stopping: {self.service.inside} requests in progress")
 
     async def on_tick(self, counter: int) -> bool:
         """Enforce timeouts, and return whether to stop. Called ten times per second."""

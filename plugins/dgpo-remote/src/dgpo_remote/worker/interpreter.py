@@ -55,8 +55,14 @@ def why_it_did_not_greet(
     if version < OLDEST:
         return f"{python} is Python {version[0]}.{version[1]}; workers require Python 3.11 or newer with dgpo installed"
     if not has_dgpo:
-        return f"{python} lacks dgpo; install it and the reward's plugin there: {python} -m pip install dgpo-remote ..."
+        return (
+            f"{python} lacks dgpo; install it and the reward's plugin there, in a checkout of dgpo: "
+            f"{python} -m pip install -e . -e plugins/dgpo-remote ..."
+        )
     if not has_worker:
-        return f"{python} lacks dgpo-remote; install the run's version there: {python} -m pip install dgpo-remote"
+        return (
+            f"{python} lacks dgpo-remote; install the run's version there, in a checkout of dgpo: "
+            f"{python} -m pip install -e plugins/dgpo-remote"
+        )
     late = "" if waited is None else f" within {waited:g} s (worker.start_timeout)"
     return f"the worker in {python} did not start{late}{last}"

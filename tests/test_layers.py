@@ -1,19 +1,19 @@
-"""The floors of CONTRIBUTING.md are those that `make lint` checks."""
+"""The layers of CONTRIBUTING.md are those that `make lint` checks."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
 
-from tests.floors import PAGE, checked, written
+from tests.layers import PAGE, checked, written
 
 
-def test_the_page_shows_the_floors_that_are_checked() -> None:
+def test_the_page_shows_the_layers_that_are_checked() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert written(page) == page, "`python -m tests.floors` writes them anew"
+    assert written(page) == page, "run `python -m tests.layers`"
 
 
-def test_every_package_of_the_repository_has_a_floor() -> None:
+def test_every_package_of_the_repository_has_a_layer() -> None:
     root = PAGE.parent
     ours = {"dgpo_core", "dgpo_cli", "dgpo_schemas", *(p.name for p in root.glob("plugins/*/src/dgpo_*"))}
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]

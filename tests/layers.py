@@ -1,7 +1,7 @@
-"""The floors of CONTRIBUTING.md, from the import checker's configuration: `python -m tests.floors` writes them anew.
+"""Tables of layers in CONTRIBUTING.md, generated from the import checker's configuration by `python -m tests.layers`.
 
-A floor's packages come from `[tool.importlinter]` in pyproject.toml, what they are from the first sentence of
-each one's docstring. `tests/test_floors.py` asks whether the page says what is checked.
+The packages of a layer come from `[tool.importlinter]` in pyproject.toml, their content from the first sentence of each
+docstring. `tests/test_layers.py` checks that the page is up to date.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PAGE", "checked", "floors", "written"]
+__all__ = ["PAGE", "checked", "layers", "written"]
 
 root = Path(__file__).parents[1]
 
 PAGE = root / "CONTRIBUTING.md"
-BEGIN, END = "<!-- floors: made by `python -m tests.floors` -->\n", "<!-- floors end -->\n"
+BEGIN, END = "<!-- layers: made by `python -m tests.layers` -->\n", "<!-- layers end -->\n"
 
 
 def checked() -> Sequence[Mapping[str, Any]]:
@@ -29,17 +29,17 @@ def checked() -> Sequence[Mapping[str, Any]]:
     return found
 
 
-def floors() -> str:
+def layers() -> str:
     """Markdown: one table for each contract of layers, and a line for each other contract."""
     return "\n".join([*_tables(), *_others()]) + "\n"
 
 
 def written(page: str) -> str:
-    """The page with the floors of today between its markers."""
+    """The page with up-to-date tables between its markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    assert after, f"{PAGE.name} has no markers of floors"
-    return before + BEGIN + "\n" + floors() + "\n" + END + after
+    assert after, f"{PAGE.name} has no markers of layers"
+    return before + BEGIN + "\n" + layers() + "\n" + END + after
 
 
 def _tables() -> Iterator[str]:
@@ -47,7 +47,7 @@ def _tables() -> Iterator[str]:
         if contract["type"] != "layers":
             continue
         (container,) = contract.get("containers", [""])
-        yield from (f"**{contract['name']}**", "", "| floor | module | what |", "|---|---|---|")
+        yield from (f"**{contract['name']}**", "", "| layer | module | content |", "|---|---|---|")
         for number, layer in reversed(list(enumerate(reversed(contract["layers"])))):
             for name in (name.strip(" ()") for name in re.split(r"[|:]", layer)):
                 yield f"| {number} | `{name}` | {_what(f'{container}.{name}' if container else name)} |"
@@ -70,7 +70,7 @@ def _what(module: str) -> str:
                 text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
                 first = re.split(r"\.\s|\.$|\n\n", text, maxsplit=1)[0]
                 return " ".join(first.split()).replace("|", "\\|")
-    raise FileNotFoundError(f"{module}, which pyproject.toml names as a floor")
+    raise FileNotFoundError(f"{module}, which pyproject.toml names as a layer")
 
 
 if __name__ == "__main__":
