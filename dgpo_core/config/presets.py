@@ -1,6 +1,6 @@
 """Presets: pieces of run files that are laid over one, such as the settings that fit a model to a card.
 
-A backbone's package may bring some as `presets/NAME.yaml`; a file of one's own is given by its path.
+The package of a backbone's module may bring some as `presets/NAME.yaml`; a file of one's own is given by its path.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["presets_of", "with_preset"]
 
 def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
     """Name to file of what the backbone's package brings, in the order of names' numbers."""
-    package = registry.find("backbone", backbone).component.implementation.split(":")[0].split(".")[0]
-    directory = Path(str(files(package))) / "presets"
+    module = registry.find("backbone", backbone).component.implementation.split(":")[0]
+    directory = Path(str(files(module.rpartition(".")[0] or module))) / "presets"
     found = sorted(directory.glob("*.yaml"), key=lambda path: (len(path.stem), path.stem))
     return {path.stem: path for path in found}
 

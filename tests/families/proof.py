@@ -5,7 +5,7 @@ A module of this directory per family has `PROOFS`; `proofs` collects them. Shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,18 +20,20 @@ from dgpo_kit.drawing import draw
 from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = [
-    "CFG", "EMPTY", "NEGATIVE", "SIZES", "STEPS", "TEXTS", "Case", "Proof", "build", "by_backbone", "by_pipeline",
+    "CFG", "EMPTY", "NEGATIVE", "STEPS", "TEXTS", "Case", "Proof", "build", "by_backbone", "by_pipeline",
     "load", "noise_of", "proofs",
 ]  # fmt: skip
 
 TEXTS = ["a red circle", "two blue squares, left", "green"]
-SIZES = [(32, 48), (64, 32)]
 STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run."""
+    """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run.
+
+    pipeline: arguments by name; a function gives one from the pipeline and the number of samples.
+    """
 
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
@@ -46,8 +48,9 @@ class Proof:
     kind, options: its class and the class of its options, with values; make: writes its tiny checkpoint into a
     directory; call: arguments of the pipeline in every call; cases: kinds of guidance by name; packed, unpacked: the
     backbone's latents [B, ...] to those that the pipeline takes, and those that it gives back, with the shape that
-    they have here; sigmas: the pipeline's scheduler, after a call, to its sigmas as dgpo counts them, 0 at the end;
-    impossible: a size that it cannot draw; load: arguments of `load_lora_weights`; tolerance: of images; quick:
+    they have here; scheduler: the pipeline's scheduler to the one that it is compared with; sigmas: that scheduler,
+    after a call, to its sigmas as dgpo counts them, 0 at the end; sizes: two sizes that it can draw, not square;
+    impossible: one that it cannot; load: arguments of `load_lora_weights`; tolerance: of images; quick:
     values of options with which it is quicker, where images do not matter; traps: mistakes that raise nothing, as
     changes of what the network is given; rollout: settings of short runs on the tiny checkpoint.
     """
@@ -60,7 +63,9 @@ class Proof:
     cases: Mapping[str, Case]
     packed: Callable[[Tensor], Tensor] = lambda latents: latents
     unpacked: Callable[[Tensor, tuple[int, ...]], Tensor] = lambda latents, shape: latents
+    scheduler: Callable[[Any], Any] = lambda scheduler: scheduler
     sigmas: Callable[[Any], Tensor] = lambda scheduler: scheduler.sigmas
+    sizes: Sequence[tuple[int, int]] = ((32, 48), (64, 32))
     impossible: tuple[int, int] = (32, 45)
     load: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-5
@@ -86,6 +91,7 @@ def proofs() -> dict[str, Proof]:
 def load(proof: Proof, directory: Path) -> Any:
     pipeline = proof.kind.layout.kind.from_pretrained(directory)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = proof.scheduler(pipeline.scheduler)
     return pipeline
 
 
@@ -105,7 +111,8 @@ def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> 
 
 def by_pipeline(proof: Proof, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
     """Latents or images [B, ...], images in [0, 1]."""
-    arguments = {**proof.call, **case.pipeline}
+    given = {**proof.call, **case.pipeline}
+    arguments = {name: value(pipeline, len(noise)) if callable(value) else value for name, value in given.items()}
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(noise)
     found = pipeline(

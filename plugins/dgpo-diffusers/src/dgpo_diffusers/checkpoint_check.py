@@ -27,6 +27,7 @@ KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
+    "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
 }
 """Known pipelines and their backbones, for suggestions in messages."""

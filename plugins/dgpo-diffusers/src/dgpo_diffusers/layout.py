@@ -28,7 +28,8 @@ class Layout:
     ("text_encoder", "text_encoder_2", ...) among them; denoiser: the subdirectory of the network that is trained.
     vocabularies: a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers
     would make an empty tokenizer. optional: subdirectory of a model or tokenizer to how to do without it, in words.
-    tied: subdirectory of a model to its weights that are another name for one which is there. alike: a regular
+    tied: subdirectory of a model to its weights that are another name for one which is there. unused: parts of the
+    pipeline that nothing here needs, as a safety checker; they are neither fetched nor loaded. alike: a regular
     expression of other pipelines' names that are made of the same models. numbers: subdirectory of a model to settings
     of its config.json that images are computed with, and that must be numbers.
     grid: how diffusers' pipeline spaces the times (`dgpo_core.types.Schedule`).
@@ -46,6 +47,7 @@ class Layout:
     denoiser: str = "transformer"
     optional: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unused: Sequence[str] = ()
     alike: str = ""
     numbers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     grid: Literal["even", "scheduler"] = "scheduler"

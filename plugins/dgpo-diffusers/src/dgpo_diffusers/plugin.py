@@ -23,6 +23,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
+            name="sd",
+            summary="Stable Diffusion 1.5 and 2.1 through diffusers",
+            implementation="dgpo_diffusers.families.sd.backbone:SDBackbone",
+            options="dgpo_diffusers.options:DiffusersOptions",
+        ),
+        Component(
             name="sdxl",
             summary="Stable Diffusion XL through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sdxl.backbone:SDXLBackbone",
