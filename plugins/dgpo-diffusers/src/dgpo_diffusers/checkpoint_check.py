@@ -27,6 +27,7 @@ KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
+    "LTXPipeline": "ltx-video",
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
 }

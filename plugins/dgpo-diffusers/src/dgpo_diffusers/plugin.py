@@ -23,6 +23,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
+            name="ltx-video",
+            summary="LTX-Video through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.ltx_video.backbone:LTXVideoBackbone",
+            options="dgpo_diffusers.families.ltx_video.options:LTXVideoOptions",
+        ),
+        Component(
             name="sd",
             summary="Stable Diffusion 1.5 and 2.1 through diffusers",
             implementation="dgpo_diffusers.families.sd.backbone:SDBackbone",
