@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_diffusers.families.ltx_video.backbone import SEED, LTXVideoBackbone
+from dgpo_diffusers.families.ltx_video.backbone import LTXVideoBackbone
+from dgpo_diffusers.families.ltx_video.decoding import SEED
 from dgpo_diffusers.families.ltx_video.options import LTXVideoOptions
 from dgpo_diffusers.families.ltx_video.tiny import make_tiny_ltx_video
 from tests.families.proof import CFG, NEGATIVE, Proof

@@ -28,6 +28,7 @@ KNOWN = {
     "WanPipeline": "wan",
     "FluxPipeline": "flux",
     "LTXPipeline": "ltx-video",
+    "LTXConditionPipeline": "ltx-video",
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
 }
@@ -99,7 +100,7 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
         raise UserError(
             f"{CHECKPOINT}: {path} is not a pipeline's index: _class_name is {show(found)}, not the name of a pipeline"
         )
-    if found != layout.pipeline:
+    if found not in (layout.pipeline, *layout.accepted):
         raise UserError(
             f"{CHECKPOINT}: {source} contains a {clean(found, 100)}; the backbone {layout.backbone} requires a "
             f"{layout.pipeline} ({layout.family}){_other(found, layout)}"

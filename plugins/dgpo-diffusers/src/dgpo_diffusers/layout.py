@@ -24,8 +24,9 @@ class Layout:
     """A family's checkpoints and adapters.
 
     backbone: the name in a run file; family: the models in words; pipeline: the name of diffusers' class, which an
-    index holds. models: subdirectory to the name of a class of diffusers or transformers, "vae" and the text encoders
-    ("text_encoder", "text_encoder_2", ...) among them; denoiser: the subdirectory of the network that is trained.
+    index holds; accepted: names of other pipelines of the same models, which an index may hold too. models:
+    subdirectory to the name of a class of diffusers or transformers, "vae" and the text encoders ("text_encoder",
+    "text_encoder_2", ...) among them; denoiser: the subdirectory of the network that is trained.
     vocabularies: a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers
     would make an empty tokenizer. optional: subdirectory of a model or tokenizer to how to do without it, in words.
     tied: subdirectory of a model to its weights that are another name for one which is there. unused: parts of the
@@ -47,6 +48,7 @@ class Layout:
     denoiser: str = "transformer"
     optional: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    accepted: Sequence[str] = ()
     unused: Sequence[str] = ()
     alike: str = ""
     numbers: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -30,6 +30,7 @@ def load_meta(family: Family) -> Any:
     available.
     """
     index, configs = _described(family)
+    family.index = index
     try:
         return _made_of(family, index, configs)
     except Exception as error:  # the libraries may raise anything for an unexpected value

@@ -32,13 +32,14 @@ class LTXVideoOptions(DiffusersOptions):
         description="Frames per second (`frame_rate` in diffusers), an input of the transformer: the same frames at "
         "another rate are another video.",
     )
-    text_length: Int = Field(
-        default=128,
+    text_length: Int | None = Field(
+        default=None,
         ge=1,
         le=512,
         json_schema_extra={"examples": [128, 256]},
-        description="Number of T5 tokens per prompt (`max_sequence_length` in diffusers). T5 attends to padding, so "
-        "another length changes the videos slightly; the transformer does not.",
+        description="Number of T5 tokens per prompt (`max_sequence_length` in diffusers). Default: that of the "
+        "checkpoint's pipeline, 128, or 256 for 0.9.5 and later. T5 attends to padding, so another length changes the "
+        "videos slightly; the transformer does not.",
     )
     decode_timestep: Float = Field(
         default=0.05,
