@@ -81,15 +81,19 @@ class LTXVideoBackbone(DiffusersBackbone):
         check_ltx_video(pipeline, directory)
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Return {"prompt_embeds" [B, T, D], "mask" [B, T]}, T = `text_length`: T5 token embeddings, computed with
-        padding and without a mask, and 1 for tokens of the prompt, 0 for padding, which the transformer ignores."""
-        prompt_embeds, mask, _, _ = self.pipeline.encode_prompt(
+        """Return {"prompt_embeds" [B, T, D], "mask" [B, T]}, T = `text_length`: T5 token embeddings, and 1 for tokens
+        of the prompt, 0 for padding, which the transformer ignores. T5 itself attends to padding in LTXPipeline, and
+        does not in LTXConditionPipeline."""
+        given = self.pipeline.tokenizer(
             [prompt.text for prompt in prompts],
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.text_length,
-            device=self.device,
+            padding="max_length",
+            max_length=self.text_length,
+            truncation=True,
+            return_tensors="pt",
         )
-        return Conditioning({"prompt_embeds": prompt_embeds, "mask": mask.to(prompt_embeds.dtype)})
+        tokens, mask = given.input_ids.to(self.device), given.attention_mask.to(self.device)
+        text = self.pipeline.text_encoder(tokens, attention_mask=mask if self.conditional else None)[0]
+        return Conditioning({"prompt_embeds": text, "mask": mask.to(text.dtype)})
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:
         """Return the row shapes of T5's token embeddings and of their mask."""

@@ -38,8 +38,8 @@ class LTXVideoOptions(DiffusersOptions):
         le=512,
         json_schema_extra={"examples": [128, 256]},
         description="Number of T5 tokens per prompt (`max_sequence_length` in diffusers). Default: that of the "
-        "checkpoint's pipeline, 128, or 256 for 0.9.5 and later. T5 attends to padding, so another length changes the "
-        "videos slightly; the transformer does not.",
+        "checkpoint's pipeline, 128, or 256 for 0.9.5 and later. Before 0.9.5, T5 attends to padding: another length "
+        "changes the videos.",
     )
     decode_timestep: Float = Field(
         default=0.05,
