@@ -15,7 +15,7 @@ from tests.families.proof import CFG, NEGATIVE, Proof
 
 
 def unpacked(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, shape[1:])
+    return tokens.transpose(1, 2).reshape(-1, *shape)
 
 
 def decoding(pipeline: Any, count: int) -> list[torch.Generator]:
