@@ -53,11 +53,6 @@ PROOFS = {
         },
         **LTX,
     ),
-    "ltx-video, shift 1": Proof(
-        make=lambda directory: make_tiny_ltx_video(directory, shift={"shift": 1.0}),
-        cases={"cfg": CFG["cfg"]},
-        **LTX,
-    ),
     "ltx-video, denoising": Proof(
         make=lambda directory: make_tiny_ltx_video(directory, denoising=True),
         cases={"cfg": CFG["cfg"]},
