@@ -26,7 +26,7 @@ from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content
 from dgpo_miniature.world import random_scenes, render
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip
 from dgpo_schemas.base import UseBlock
-from tests.families.proof import SIZES, Proof, proofs
+from tests.families.proof import Proof, proofs
 
 Key = tuple[str, str]
 
@@ -60,7 +60,7 @@ def aesthetic(directory: Path) -> Given:
 
 def family(proof: Proof, directory: Path) -> Given:
     checkpoint = proof.make(directory / "tiny")
-    return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=SIZES[0])
+    return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=proof.sizes[0])
 
 
 GIVEN: dict[Key, Callable[[Path], Given]] = {
