@@ -94,7 +94,8 @@ def test_a_mistake_that_raises_nothing_is_another_image(
     """So that the comparison with the pipeline would show it."""
     family = FAMILIES[name]
     case = next(iter(family.cases.values()))
-    backbone, sigmas = build(family, checkpoint(name)), torch.tensor([1.0, 0.5, 0.0])
+    backbone = build(family, checkpoint(name))
+    sigmas = torch.tensor([backbone.sigma_range[1], 0.5, 0.0])
     noise = noise_of(backbone, family.sizes[0], 1)
     right = by_backbone(backbone, case, noise, family.sizes[0], sigmas)
     backbone.network = Corrupted(backbone.network, family.traps[trap])

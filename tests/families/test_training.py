@@ -75,6 +75,7 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
             run={"name": name, "iterations": 2, "process_timeout": PATIENT, **run},
             backbone=use | ({"lora": {"rank": 4, "alpha": 8}} if backbone is None else backbone),
             rollout=rollout | dict(proof.rollout),
+            **({"rewards": [{"use": "motion"}]} if proof.kind.media == "video" else {}),
             optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
             evaluation={"every": 2, "prompts": 2, "samples_per_prompt": 1, "images": 1, "many_step": None},
         )

@@ -37,10 +37,11 @@ from dgpo_core.types import Predictions, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.checkpoint_check import Index
 from dgpo_diffusers.families.sdxl.backbone import SDXLBackbone
-from dgpo_diffusers.families.sdxl.names import NAMES
-from dgpo_diffusers.families.sdxl.tiny import NOISE_LEVELS, make_tiny_sdxl
+from dgpo_diffusers.families.sdxl.tiny import make_tiny_sdxl
 from dgpo_diffusers.meta import _published
 from dgpo_diffusers.options import DiffusersOptions
+from dgpo_diffusers.testing import NOISE_LEVELS
+from dgpo_diffusers.unet import NAMES
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection, RunConfig

@@ -29,6 +29,9 @@ KNOWN = {
     "FluxPipeline": "flux",
     "Flux2KleinPipeline": "flux2-klein",
     "Lumina2Pipeline": "lumina2",
+    "LTXPipeline": "ltx-video",
+    "LTXConditionPipeline": "ltx-video",
+    "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "QwenImagePipeline": "qwen-image",
     "ZImagePipeline": "z-image",
@@ -102,7 +105,7 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
         raise UserError(
             f"{CHECKPOINT}: {path} is not a pipeline's index: _class_name is {show(found)}, not the name of a pipeline"
         )
-    if found not in (layout.pipeline, *layout.former):
+    if found not in (layout.pipeline, *layout.accepted):
         raise UserError(
             f"{CHECKPOINT}: {source} contains a {clean(found, 100)}; the backbone {layout.backbone} requires a "
             f"{layout.pipeline} ({layout.family}){_other(found, layout)}"

@@ -89,7 +89,7 @@ def open_checkpoint(
     names = list(wanted(index))
     left_out, directory = _left_out(layout, names), Path(source)
     if not here:
-        arguments: dict[str, Any] = dict.fromkeys(left_out & layout.optional.keys())
+        arguments: dict[str, Any] = dict.fromkeys((*(left_out & layout.optional.keys()), *layout.unused))
         if variant is not None:
             arguments["variant"] = variant
         directory = _fetched(
@@ -159,7 +159,7 @@ def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **setti
     settings: the pipeline's own arguments, as the index has them. It is put together here and not by diffusers, whose
     reading of an index stops at ways to leave a part out that are not its own. Raises UserError for damaged files.
     """
-    parts: dict[str, Any] = dict.fromkeys(opened.layout.models) | dict(models)
+    parts: dict[str, Any] = dict.fromkeys((*opened.layout.models, *opened.layout.unused)) | dict(models)
     for name in opened.layout.vocabularies:
         parts[name] = None if name in opened.left_out else _tokenizer(opened, name, parts[_encoder(name)])
     # Samplers bring their own times, so that the scheduler's class matters to nobody but users of the pipeline.

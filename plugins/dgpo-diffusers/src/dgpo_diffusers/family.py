@@ -29,6 +29,7 @@ class Family(Backbone):
     """Methods that `DiffusersBackbone` calls on a family.
 
     Attributes:
+        index: The checkpoint's index.
         pipeline: diffusers pipeline, on which a family calls `encode_prompt` and similar methods.
         network: The trained denoiser, including the adapter.
         others: Denoisers that are not trained, by subdirectory.
@@ -39,6 +40,7 @@ class Family(Backbone):
 
     layout: ClassVar[Layout]
     options: Any
+    index: Index
     pipeline: Any
     network: Any
     others: Mapping[str, Any]

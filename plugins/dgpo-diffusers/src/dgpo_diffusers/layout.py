@@ -24,12 +24,13 @@ class Layout:
     """A family's checkpoints and adapters.
 
     backbone: the name in a run file; family: the models in words; pipeline: the name of diffusers' class, which an
-    index holds; former: earlier names of this class, which an index may hold too. models: subdirectory to the name of
-    a class of diffusers or transformers, "vae" and the text encoders ("text_encoder", "text_encoder_2", ...) among
-    them; denoiser: the subdirectory of the network that is trained.
+    index holds; accepted: names of other pipelines of the same models, which an index may hold too. models:
+    subdirectory to the name of a class of diffusers or transformers, "vae" and the text encoders ("text_encoder",
+    "text_encoder_2", ...) among them; denoiser: the subdirectory of the network that is trained.
     vocabularies: a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers
     would make an empty tokenizer. optional: subdirectory of a model or tokenizer to how to do without it, in words.
-    tied: subdirectory of a model to its weights that are another name for one which is there. alike: a regular
+    tied: subdirectory of a model to its weights that are another name for one which is there. unused: parts of the
+    pipeline that nothing here needs, as a safety checker; they are neither fetched nor loaded. alike: a regular
     expression of other pipelines' names that are made of the same models. numbers: subdirectory of a model to settings
     of its config.json that images are computed with, and that must be numbers.
     grid: how diffusers' pipeline spaces the times (`dgpo_core.types.Schedule`).
@@ -47,7 +48,8 @@ class Layout:
     denoiser: str = "transformer"
     optional: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    former: Sequence[str] = ()
+    accepted: Sequence[str] = ()
+    unused: Sequence[str] = ()
     alike: str = ""
     numbers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     grid: Literal["even", "scheduler"] = "scheduler"

@@ -30,6 +30,7 @@ def load_meta(family: Family) -> Any:
     available.
     """
     index, configs = _described(family)
+    family.index = index
     try:
         return _made_of(family, index, configs)
     except Exception as error:  # the libraries may raise anything for an unexpected value
@@ -43,7 +44,7 @@ def _made_of(family: Family, index: Index, configs: Configurations) -> Any:
     section, layout = family.section, family.layout
     names = [name for name in family.components_to_load(index) if name in configs]
     exact = {"vae", family.trained(names)} if section.train == "full" else {"vae"}
-    components: dict[str, Any] = dict.fromkeys((*layout.models, *layout.vocabularies))
+    components: dict[str, Any] = dict.fromkeys((*layout.models, *layout.vocabularies, *layout.unused))
     with family.device, quiet():
         for name in names:
             kind = layout.kind_of(name)

@@ -23,6 +23,24 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.flux.options:FluxOptions",
         ),
         Component(
+            name="flux2-klein",
+            summary="FLUX.2 klein (base and distilled) through diffusers",
+            implementation="dgpo_diffusers.families.flux2_klein.backbone:Flux2KleinBackbone",
+            options="dgpo_diffusers.families.flux2_klein.options:Flux2KleinOptions",
+        ),
+        Component(
+            name="ltx-video",
+            summary="LTX-Video through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.ltx_video.backbone:LTXVideoBackbone",
+            options="dgpo_diffusers.families.ltx_video.options:LTXVideoOptions",
+        ),
+        Component(
+            name="lumina2",
+            summary="Lumina-Image 2.0 through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.lumina2.backbone:Lumina2Backbone",
+            options="dgpo_diffusers.families.lumina2.options:Lumina2Options",
+        ),
+        Component(
             name="qwen-image",
             summary="Qwen-Image through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.qwen_image.backbone:QwenImageBackbone",
@@ -35,16 +53,10 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.options:DiffusersOptions",
         ),
         Component(
-            name="flux2-klein",
-            summary="FLUX.2 klein (base and distilled) through diffusers",
-            implementation="dgpo_diffusers.families.flux2_klein.backbone:Flux2KleinBackbone",
-            options="dgpo_diffusers.families.flux2_klein.options:Flux2KleinOptions",
-        ),
-        Component(
-            name="lumina2",
-            summary="Lumina-Image 2.0 through diffusers, LoRA through peft",
-            implementation="dgpo_diffusers.families.lumina2.backbone:Lumina2Backbone",
-            options="dgpo_diffusers.families.lumina2.options:Lumina2Options",
+            name="sd",
+            summary="Stable Diffusion 1.5 and 2.1 through diffusers",
+            implementation="dgpo_diffusers.families.sd.backbone:SDBackbone",
+            options="dgpo_diffusers.options:DiffusersOptions",
         ),
         Component(
             name="sdxl",

@@ -21,8 +21,10 @@ from transformers import (
 
 from dgpo_diffusers.libraries import quiet
 
-__all__ = ["save_seeded", "text_encoders", "tiny_autoencoder", "tiny_clip", "tiny_t5"]
+__all__ = ["NOISE_LEVELS", "save_seeded", "text_encoders", "tiny_autoencoder", "tiny_clip", "tiny_t5"]
 
+NOISE_LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""Noise schedule of Stable Diffusion."""
 CHARACTERS = ascii_lowercase + digits + punctuation
 
 

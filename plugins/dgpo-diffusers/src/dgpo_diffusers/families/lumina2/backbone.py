@@ -42,7 +42,7 @@ class Lumina2Backbone(DiffusersBackbone):
         backbone="lumina2",
         family="Lumina-Image 2.0",
         pipeline="Lumina2Pipeline",
-        former=("Lumina2Text2ImgPipeline",),
+        accepted=("Lumina2Text2ImgPipeline",),
         models={
             "transformer": "Lumina2Transformer2DModel",
             "vae": "AutoencoderKL",

@@ -8,18 +8,13 @@ pooled text embedding. sigma = 1 is noise, 0 is data.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
-from dgpo_diffusers.backbone import DiffusersBackbone
-from dgpo_diffusers.families.sdxl.names import NAMES
 from dgpo_diffusers.layout import CLIP_VOCABULARY, Layout
-from dgpo_diffusers.parameterization import EpsilonPrediction, VPrediction
-from dgpo_schemas.problems import show
+from dgpo_diffusers.unet import ATTENTIONS, NAMES, UNetBackbone
 
 if TYPE_CHECKING:
     from dgpo_diffusers.checkpoint_check import Index
@@ -31,7 +26,7 @@ TIME_IDS = 6
 """Numbers of the size conditioning: the original size, the crop's corner, the target size."""
 
 
-class SDXLBackbone(DiffusersBackbone):
+class SDXLBackbone(UNetBackbone):
     """diffusers' UNet, autoencoder and two CLIPs of Stable Diffusion XL; trains a peft LoRA, or the whole UNet."""
 
     options: DiffusersOptions
@@ -49,7 +44,7 @@ class SDXLBackbone(DiffusersBackbone):
         vocabularies={"tokenizer": CLIP_VOCABULARY, "tokenizer_2": CLIP_VOCABULARY},
         alike="StableDiffusionXLPAGPipeline",
         numbers={"unet": ("in_channels",), "vae": ("scaling_factor",)},
-        lora_targets=("to_q", "to_k", "to_v", "to_out.0"),  # of attn1 and attn2 in every transformer block
+        lora_targets=ATTENTIONS,
         original=NAMES.original_pairs,
         comfyui=NAMES.comfyui_pairs,
     )
@@ -59,41 +54,17 @@ class SDXLBackbone(DiffusersBackbone):
         zeros = index.flag("force_zeros_for_empty_prompt", default=True)
         return {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
 
-    def check(self, pipeline: Any, directory: Path) -> None:
-        """Raise UserError for components that do not fit each other, or another kind of UNet."""
+    def fitting(self, pipeline: Any) -> Mapping[str, Any]:
+        """Return the settings that SDXL's UNet has with its autoencoder and its CLIPs."""
         unet, first, second = (getattr(pipeline, n).config for n in ("unet", "text_encoder", "text_encoder_2"))
-        for name, allowed in {
+        return {
             "in_channels": pipeline.vae.config.latent_channels,  # inpainting and editing have more
             "layers_per_block": 2,  # by which other programs name layers
             "addition_embed_type": "text_time",
             "time_cond_proj_dim": None,
             "cross_attention_dim": first.hidden_size + second.hidden_size,
             "projection_class_embeddings_input_dim": second.projection_dim + TIME_IDS * unet.addition_time_embed_dim,
-        }.items():
-            if unet[name] != allowed:
-                raise UserError(
-                    f"backbone.checkpoint: {directory}/unet/config.json: {name} is {show(unet[name])}; allowed is "
-                    f"{show(allowed)} in SDXL's UNet for text-to-image with the models beside it"
-                )
-
-    def parameterize(self) -> EpsilonPrediction:
-        """By `prediction_type` of the checkpoint's scheduler."""
-        config, kinds = self.pipeline.scheduler.config, {"epsilon": EpsilonPrediction, "v_prediction": VPrediction}
-        where, kind = f"backbone.checkpoint: {self.section.checkpoint}/scheduler", config.get("prediction_type")
-        if "beta_schedule" not in config or kind not in kinds or config.get("timestep_type") == "continuous":
-            raise UserError(
-                f"{where}: prediction_type is {show(kind)} of a {type(self.pipeline.scheduler).__name__}; allowed are "
-                "epsilon and v_prediction of EulerDiscreteScheduler, DDIMScheduler and others with a table of betas"
-            )
-        if kind == "epsilon" and config.get("rescale_betas_zero_snr"):
-            raise UserError(
-                f"{where}: prediction_type is epsilon with rescale_betas_zero_snr; allowed is v_prediction: a "
-                "prediction of the noise says nothing where all is noise"
-            )
-        try:
-            return kinds[kind](config)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
+        }
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
         """{"prompt_embeds" [B, T, D], "pooled" [B, P], "time_ids" [B, 6]}, as diffusers' pipeline makes them: both

@@ -8,12 +8,9 @@ from typing import Any
 import diffusers
 
 from dgpo_diffusers.libraries import library_class
-from dgpo_diffusers.testing import save_seeded, text_encoders, tiny_autoencoder, tiny_clip
+from dgpo_diffusers.testing import NOISE_LEVELS, save_seeded, text_encoders, tiny_autoencoder, tiny_clip
 
-__all__ = ["NOISE_LEVELS", "make_tiny_sdxl"]
-
-NOISE_LEVELS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-"""Noise schedule of Stable Diffusion."""
+__all__ = ["make_tiny_sdxl"]
 
 
 def make_tiny_sdxl(directory: str | Path, *, seed: int = 0, unet: dict[str, Any] | None = None) -> Path:
