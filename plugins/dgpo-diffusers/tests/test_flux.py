@@ -112,10 +112,10 @@ def test_possible_sides(checkpoint: Path) -> None:
     [(DEV, (512, 512), 1.878), (DEV, (1024, 1024), 3.158), (DEV, (2048, 1024), 6.317), (SCHNELL, (1024, 1024), 1.0)],
 )
 def test_times_of_published_models(
-    sketches: Callable[[str], Any], name: str, size: tuple[int, int], shift: float
+    meta_models: Callable[[str], Any], name: str, size: tuple[int, int], shift: float
 ) -> None:
     """mu goes from 0.5 at 256 tokens to 1.15 at 4096 and on; another grid would be another image."""
-    schedule = sketches(name).schedule(*size, 4)
+    schedule = meta_models(name).schedule(*size, 4)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", None, 1.0)
     assert schedule.shift == pytest.approx(shift, abs=1e-3)
     right, wrong = (sampler_times(4, replace(schedule, grid=grid)) for grid in ("even", "scheduler"))
@@ -152,17 +152,17 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[[str], Any]:
+def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: FluxBackbone.meta_model(section(name), FluxOptions()))
 
 
 @pytest.mark.parametrize(("name", "billions"), [(DEV, 11.90), (SCHNELL, 11.89)])
 def test_published_models_have_their_size_and_their_layers_are_adapted(
-    sketches: Callable[[str], Any], name: str, billions: float
+    meta_models: Callable[[str], Any], name: str, billions: float
 ) -> None:
     """Eight projections of 19 double blocks and three of 38 single ones; nothing outside of attention, and not
     `proj_out`, which as an ending is the layer that gives the velocity too."""
-    meta_model = sketches(name)
+    meta_model = meta_models(name)
     trained = meta_model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
@@ -177,9 +177,9 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
     assert meta_model.latent_shape(512, 512) == (16, 64, 64)
 
 
-def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any]) -> None:
+def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together."""
-    meta_model = sketches(DEV)
+    meta_model = meta_models(DEV)
     x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
     conditioning = meta_model.encode([Prompt("a", size=(512, 512))])
 
@@ -270,13 +270,13 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(sketches: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     options = FluxOptions.model_validate(config.backbone.options)
     assert (options.embedded_guidance, config.rollout.guidance, config.objective.kl_cfg) == (3.5, 1.0, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
-    schedule = sketches(DEV).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_models(DEV).schedule(*config.rollout.height_width, config.rollout.steps)
     assert (round(schedule.shift, 3), schedule.grid) == (1.878, "even")
     sigmas = sampler_times(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)

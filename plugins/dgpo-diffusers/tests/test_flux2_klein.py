@@ -53,7 +53,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[[str], Any]:
+def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: Flux2KleinBackbone.meta_model(section(name), Flux2KleinOptions()))
 
 
@@ -176,14 +176,14 @@ def test_prompts_are_read_in_the_chat_template_without_thinking(checkpoint: Path
         assert not torch.cat([states[i] for i in (10, 20, 28)], -1).allclose(found, atol=1e-1)
 
 
-def test_distilled_models_have_no_guidance(copy: Path, sketches: Callable[[str], Any]) -> None:
+def test_distilled_models_have_no_guidance(copy: Path, meta_models: Callable[[str], Any]) -> None:
     """Their index says so; another entry would be refused."""
     edit_json(copy / "model_index.json", is_distilled=True)
     assert not build(copy).supports_guidance
     edit_json(copy / "model_index.json", is_distilled="yes")
     with pytest.raises(UserError, match=r"is_distilled is 'yes'; allowed is true or false"):
         build(copy)
-    assert [sketches(name).supports_guidance for name in (BASE_4B, DISTILLED_9B)] == [True, False]
+    assert [meta_models(name).supports_guidance for name in (BASE_4B, DISTILLED_9B)] == [True, False]
 
 
 # -- times -------------------------------------------------------------------------------------------------------------
@@ -193,9 +193,9 @@ def test_distilled_models_have_no_guidance(copy: Path, sketches: Callable[[str],
     ("side", "steps", "shift"), [(384, 8, 7.12), (512, 10, 7.30), (1024, 4, 9.89), (1024, 28, 8.60), (1024, 50, 7.56)]
 )
 def test_the_shift_depends_on_tokens_and_steps(
-    sketches: Callable[[str], Any], side: int, steps: int, shift: float
+    meta_models: Callable[[str], Any], side: int, steps: int, shift: float
 ) -> None:
-    schedule = sketches(BASE_4B).schedule(side, side, steps)
+    schedule = meta_models(BASE_4B).schedule(side, side, steps)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", None, 1.0)
     assert schedule.shift == pytest.approx(shift, abs=5e-3)
 
@@ -220,10 +220,10 @@ def test_bfloat16_weights_round_times(checkpoint: Path, dtype: str, autocast: bo
     ("name", "billions", "double", "single"), [(BASE_4B, 3.876, 5, 20), (DISTILLED_9B, 9.08, 8, 24)]
 )
 def test_published_models_have_their_size_and_their_layers_are_adapted(
-    sketches: Callable[[str], Any], name: str, billions: float, double: int, single: int
+    meta_models: Callable[[str], Any], name: str, billions: float, double: int, single: int
 ) -> None:
     """Eight projections of each double block, and both of each single one: the usual suffixes bind nothing there."""
-    meta_model = sketches(name)
+    meta_model = meta_models(name)
     trained = meta_model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
@@ -238,9 +238,9 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
     assert meta_model.latent_shape(512, 512) == (128, 32, 32)
 
 
-def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any]) -> None:
+def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together."""
-    meta_model = sketches(BASE_4B)
+    meta_model = meta_models(BASE_4B)
     x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
     conditioning = meta_model.encode([Prompt("a", size=(512, 512))])
     width, image, text, rank = 3072, 1024, 512, 4
@@ -306,12 +306,12 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
 # -- the example and the presets ---------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(sketches: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.backbone.checkpoint, config.rollout.guidance, config.evaluation.guidance) == (BASE_4B, 4.0, 4.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 8)
-    schedule = sketches(BASE_4B).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_models(BASE_4B).schedule(*config.rollout.height_width, config.rollout.steps)
     assert (round(schedule.shift, 2), schedule.grid) == (7.12, "even")
     sigmas = sampler_times(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)

@@ -66,7 +66,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[..., Any]:
+def meta_models() -> Callable[..., Any]:
     return cache(lambda name, frames=161: LTXVideoBackbone.meta_model(section(name), LTXVideoOptions(frames=frames)))
 
 
@@ -187,10 +187,10 @@ def test_the_rate_is_an_input(checkpoint: Path) -> None:
     ("size", "frames", "tokens", "shift"), [((512, 704), 161, 7392, 25.3), ((256, 384), 81, 1056, 2.616)]
 )
 def test_times_of_the_published_model(
-    sketches: Callable[..., Any], size: tuple[int, int], frames: int, tokens: int, shift: float
+    meta_models: Callable[..., Any], size: tuple[int, int], frames: int, tokens: int, shift: float
 ) -> None:
     """mu goes from 0.95 at 1024 tokens to 2.05 at 4096 and on; frames count."""
-    meta_model = sketches(BASE, frames)
+    meta_model = meta_models(BASE, frames)
     assert meta_model.tokens(*size) == tokens
     schedule = meta_model.schedule(*size, 24)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", 0.1, 1.0)
@@ -283,10 +283,10 @@ def test_comfyuis_names_are_the_original_ones(checkpoint: Path, tmp_path: Path) 
     ("name", "billions", "layers"), [(BASE, 1.92, 28), pytest.param(LARGE, 13.0, 48, marks=pytest.mark.slow)]
 )
 def test_published_models_have_their_size_and_their_layers_are_adapted(
-    sketches: Callable[..., Any], name: str, billions: float, layers: int
+    meta_models: Callable[..., Any], name: str, billions: float, layers: int
 ) -> None:
     """Four projections of both attentions in every block."""
-    meta_model = sketches(name)
+    meta_model = meta_models(name)
     trained = meta_model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
@@ -302,9 +302,9 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
     assert (schedule.shift == 1, schedule.terminal) == ((True, None) if later else (False, 0.1))
 
 
-def test_operations_are_those_of_its_layers(sketches: Callable[..., Any]) -> None:
+def test_operations_are_those_of_its_layers(meta_models: Callable[..., Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of both attentions."""
-    meta_model = sketches(BASE, 81)
+    meta_model = meta_models(BASE, 81)
     x = torch.zeros(1, *meta_model.latent_shape(256, 384), device="meta")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         meta_model.velocity(x, torch.zeros(1, device="meta"), meta_model.encode([Prompt("a", size=(256, 384))]))
@@ -319,12 +319,12 @@ def test_operations_are_those_of_its_layers(sketches: Callable[..., Any]) -> Non
 # -- the example and the presets ---------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_its_settings(sketches: Callable[..., Any], registry: Registry) -> None:
+def test_the_example_holds_its_settings(meta_models: Callable[..., Any], registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     options = LTXVideoOptions.model_validate(config.backbone.options)
     assert (config.backbone.checkpoint, options.frames, options.fps) == (BASE, 81, 25.0)
     assert (config.rollout.guidance, config.rollout.group_size, config.optimizer.learning_rate) == (4.0, 8, 3e-4)
-    schedule = sketches(BASE, 81).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_models(BASE, 81).schedule(*config.rollout.height_width, config.rollout.steps)
     sigmas = sampler_times(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 15 for i in range(25)]

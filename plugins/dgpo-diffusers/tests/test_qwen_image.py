@@ -59,7 +59,7 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[[str], Any]:
+def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: QwenImageBackbone.meta_model(section(name), QwenImageOptions()))
 
 
@@ -169,10 +169,10 @@ def test_guided_velocities_have_the_norms_of_conditional_tokens(checkpoint: Path
 
 
 @pytest.mark.parametrize(("side", "shift"), [(512, 1.714), (1024, 2.001), (1328, 2.303)])
-def test_times_of_published_models(sketches: Callable[[str], Any], side: int, shift: float) -> None:
+def test_times_of_published_models(meta_models: Callable[[str], Any], side: int, shift: float) -> None:
     """mu goes from 0.5 at 256 tokens to 0.9 at 8192, and the last time is 0.02; another grid, or times that do not end
     there, would be other images."""
-    schedule = sketches(LATER).schedule(side, side, 10)
+    schedule = meta_models(LATER).schedule(side, side, 10)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", 0.02, 1.0)
     assert schedule.shift == pytest.approx(shift, abs=1e-3)
     times = sampler_times(10, schedule)
@@ -243,11 +243,11 @@ def test_statistics_of_latents_are_one_a_channel(checkpoint: Path, tmp_path: Pat
 # -- the model without its weights -------------------------------------------------------------------------------------
 
 
-def test_published_models_have_their_size_and_their_layers_are_adapted(sketches: Callable[[str], Any]) -> None:
+def test_published_models_have_their_size_and_their_layers_are_adapted(meta_models: Callable[[str], Any]) -> None:
     """Eight projections of 60 blocks, and nothing outside of attention. Both models have the same configurations."""
     known = json.loads(files("dgpo_diffusers.families.qwen_image").joinpath("qwen-image.json").read_text("utf-8"))
     assert [known[name] for name in (BASE, LATER)] == [{}, {}]
-    meta_model = sketches(LATER)
+    meta_model = meta_models(LATER)
     trained = meta_model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
@@ -262,10 +262,10 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(sketches:
     assert meta_model.latent_shape(512, 512) == (16, 64, 64)
 
 
-def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together; three blocks, as
     all are alike."""
-    meta_model = sketches(LATER)
+    meta_model = meta_models(LATER)
     monkeypatch.setattr(meta_model.network, "transformer_blocks", meta_model.network.transformer_blocks[:3])
     x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
     conditioning = meta_model.encode(prompts("a"))
@@ -316,13 +316,13 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(sketches: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
     assert list(presets_of("qwen-image", registry)) == ["48gb", "80gb"]
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.rollout.guidance, config.evaluation.guidance, config.objective.kl_cfg) == (4.0, 4.0, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
-    schedule = sketches(config.backbone.checkpoint).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_models(config.backbone.checkpoint).schedule(*config.rollout.height_width, config.rollout.steps)
     sigmas = sampler_times(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)], "the first 7 of 10 steps"

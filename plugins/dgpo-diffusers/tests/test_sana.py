@@ -154,14 +154,14 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[[str], Any]:
+def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: SanaBackbone.meta_model(section(name), DiffusersOptions()))
 
 
 @pytest.mark.parametrize(("name", "billions", "blocks"), [(LARGE, 1.60, 20), (SMALL, 0.59, 28)])
-def test_published_models(sketches: Callable[[str], Any], name: str, billions: float, blocks: int) -> None:
+def test_published_models(meta_models: Callable[[str], Any], name: str, billions: float, blocks: int) -> None:
     """Their size, the adapted layers (four projections of two attentions in every block), sides and times."""
-    model = sketches(name)
+    model = meta_models(name)
     trained = model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     count = sum(p.numel() for p in model.module.parameters() if id(p) not in adapted)
@@ -178,10 +178,10 @@ def test_published_models(sketches: Callable[[str], Any], name: str, billions: f
     assert_close(sampler_times(4, schedule).float(), euler.sigmas, atol=1e-6, rtol=0)
 
 
-def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any]) -> None:
+def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m]; linear attention over the image, the usual one over the text, and
     MLPs of convolutions."""
-    model = sketches(LARGE)
+    model = meta_models(LARGE)
     x = torch.zeros(1, *model.latent_shape(1024, 1024), device="meta")
     conditioning = model.encode([Prompt("a", size=(1024, 1024))])
     width, image, text, rank, hidden, head = 2240, 1024, 300, 4, 5600, 32
@@ -201,12 +201,12 @@ def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any]) -> N
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example(sketches: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example(meta_models: Callable[[str], Any], registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.rollout.guidance, config.evaluation.guidance, config.objective.kl_cfg) == (4.5, 4.5, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha) == (64, 128)
     sampler: Any = registry.create("sampler", config.rollout.sampler)
-    schedule = sketches(LARGE).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_models(LARGE).schedule(*config.rollout.height_width, config.rollout.steps)
     sigmas = sampler.sigmas(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)], "the first 0.7 of the steps"

@@ -56,7 +56,7 @@ def backbone(checkpoint: Path) -> SDBackbone:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[[str], Any]:
+def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: SDBackbone.meta_model(section(name), DiffusersOptions()))
 
 
@@ -258,10 +258,10 @@ def test_every_layer_has_a_place_in_each_format(checkpoint: Path, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "millions", "width"), [(FIRST, 859.52, 768), (SECOND, 865.91, 1024)])
 def test_published_models_have_their_size_and_their_layers_are_adapted(
-    sketches: Callable[[str], Any], name: str, millions: float, width: int
+    meta_models: Callable[[str], Any], name: str, millions: float, width: int
 ) -> None:
     """Four projections of both attentions in 16 transformer blocks, and in as many of the published models."""
-    meta_model = sketches(name)
+    meta_model = meta_models(name)
     trained = meta_model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)

@@ -146,14 +146,14 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module")
-def sketches() -> Callable[[str], Any]:
+def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: ZImageBackbone.meta_model(section(name), ZImageOptions()))
 
 
 @pytest.mark.parametrize(("name", "shift", "guided"), [(BASE, 6.0, True), (TURBO, 3.0, False)])
-def test_published_models(sketches: Callable[[str], Any], name: str, shift: float, guided: bool) -> None:
+def test_published_models(meta_models: Callable[[str], Any], name: str, shift: float, guided: bool) -> None:
     """Their size, the adapted layers (four projections of 30 blocks, and of two each for image and text), and times."""
-    model = sketches(name)
+    model = meta_models(name)
     trained = model.trainable()
     adapted = {id(parameter) for parameter in trained.values()}
     assert sum(p.numel() for p in model.module.parameters() if id(p) not in adapted) == 6_154_908_736
@@ -168,9 +168,9 @@ def test_published_models(sketches: Callable[[str], Any], name: str, shift: floa
     assert (right - wrong).abs().max() > 0.05
 
 
-def test_operations_are_those_of_its_layers(sketches: Callable[[str], Any]) -> None:
+def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention; the last layer runs over the text too."""
-    model = sketches(BASE)
+    model = meta_models(BASE)
     x = torch.zeros(1, *model.latent_shape(512, 512), device="meta")
     conditioning = model.encode([Prompt("a", size=(512, 512))])
     width, hidden, image, text, rank, embedded = 3840, 10240, 1024, 512, 4, 256
@@ -229,12 +229,12 @@ def test_kohyas_names_are_those_that_diffusers_reads(pairs: dict[str, tuple[Tens
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(sketches: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.rollout.guidance, config.evaluation.guidance, config.objective.kl_cfg) == (5.0, 5.0, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
-    schedule = sketches(BASE).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_models(BASE).schedule(*config.rollout.height_width, config.rollout.steps)
     sigmas = sampler_times(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 5 for i in range(11)], "the first half of the steps"
