@@ -99,7 +99,7 @@ CHANGES: tuple[Change, ...] = (
         "backbone", "unread", "unread(prompts)", "truncated_prompts(prompts)", None, "truncated_prompts", since=3
     ),
     Change(
-        "backbone", "meta_model", "meta_model(section, options)", "meta_model(section, options)", None, "meta_model", since=3
+        "backbone", "sketch", "sketch(section, options)", "meta_model(section, options)", None, "meta_model", since=3
     ),
     Change("backbone", "visitors", "visitors()", "offloaded_modules()", None, "offloaded_modules", since=3),
     Change("backbone", "parts", "parts()", "components()", None, "components", since=3),

@@ -479,7 +479,7 @@ def pass_of_two(one: DiffusersBackbone, size: tuple[int, int]) -> Tensor:
     return one.velocity(x, sigma, one.encode(prompts_of(count=2)))
 
 
-def sketched_operations(section: BackboneSection, options: DiffusersOptions, size: tuple[int, int]) -> int:
+def meta_operations(section: BackboneSection, options: DiffusersOptions, size: tuple[int, int]) -> int:
     meta_model = SDXLBackbone.meta_model(section, options)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         pass_of_two(meta_model, size)
@@ -487,7 +487,7 @@ def sketched_operations(section: BackboneSection, options: DiffusersOptions, siz
 
 
 def test_operations_are_those_of_its_layers(backbone: SDXLBackbone) -> None:
-    found = sketched_operations(backbone.section, backbone.options, (64, 96))
+    found = meta_operations(backbone.section, backbone.options, (64, 96))
     assert found == layer_operations(backbone.module, lambda: pass_of_two(backbone, (64, 96))) > 0
 
 
@@ -532,7 +532,7 @@ def test_the_example_is_planned(checkpoint: Path) -> None:
     config = example(f"backbone.checkpoint={checkpoint}")
     model = measure_model(config, get_registry())
     plan = make_plan(config, model, get_registry())
-    guided = sketched_operations(config.backbone, DiffusersOptions(), config.rollout.height_width)
+    guided = meta_operations(config.backbone, DiffusersOptions(), config.rollout.height_width)
     assert plan.operations["rollout"] > 576 * 20 * guided > 0
     assert plan.operations["optimize"] > 0
     frozen = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet").num_parameters()

@@ -25,7 +25,7 @@ mouse music mustard nature needle nest noble north nutmeg oak oasis ocean olive 
 otter owl paddle palace panda paper parrot pasta peach pearl pebble pencil pepper piano picnic pigeon pillow pilot
 pine pizza planet plum pocket poem polar pony poppy potato prairie puppet puzzle quartz queen quiet quilt rabbit radio
 rain rainbow raven reef ribbon rice river robin robot rocket rose ruby saddle safari saffron sage sail salad salmon
-salt sand school shadow shell ship silk silver singer sister meta_model smile snow socks solar song soup south spark spice
+salt sand school shadow shell ship silk silver singer sister sketch smile snow socks solar song soup south spark spice
 spider spring squash star stone storm story street sugar summer sunset swan table tango teapot temple thunder tiger
 timber toast tomato torch tower trail train trophy tulip tunnel turtle uncle unicorn valley vanilla velvet village
 violet violin walnut water whale wheat willow window winter wizard wolf wonder yarn yellow yogurt zebra zenith
