@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["SECTION_KEYS", "Backbone"]
 
 SECTION_KEYS = frozenset({
-    "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "dtype",
-    "gradient_checkpointing", "compile",
+    "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "lora.init",
+    "dtype", "gradient_checkpointing", "compile",
 })  # fmt: skip
 """Settings of `BackboneSection` that apply to any backbone, besides its `options`. The two values of `train` are listed
 separately."""

@@ -126,12 +126,14 @@ def write_record(
     base: BaseRecord | None,
     times: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]] = (),
+    start: Mapping[str, Any] | None = None,
 ) -> None:
     """run.json, then config.yaml: everything needed to understand and repeat the run.
 
     times: those of rollouts and training, which a run file may leave to the model (`Times.record`); changes: what
-    resumes have changed (`changes.recorded`). config.yaml comes last, because a change is known by it: what a killed
-    process did not write of both, the next one finds and writes again.
+    resumes have changed (`changes.recorded`); start: the weights that it started from, if not the base model's.
+    config.yaml comes last, because a change is known by it: what a killed process did not write of both, the next one
+    finds and writes again.
     """
     versions = {name: _version(name) for name in LIBRARIES}
     record = {
@@ -145,6 +147,7 @@ def write_record(
         "base": None if base is None else base.model_dump(mode="json"),
         "times": dict(times),
         "changes": [dict(one) for one in changes],
+        **({} if start is None else {"start": dict(start)}),
     }
     write_text(path / RECORD, json.dumps(sealed(record), indent=1) + "\n")
     write_text(path / CONFIG, config_text(config, registry))

@@ -37,7 +37,7 @@ class RunStore:
 
     def describe(
         self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None,
-        times: Mapping[str, Any], *, resumed: int | None = None,
+        times: Mapping[str, Any], *, start: Mapping[str, Any] | None = None, resumed: int | None = None,
     ) -> str | None:  # fmt: skip
         """Write down what the run is; a line about what a resume changed."""
         return None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, StrictModel, UseBlock
-from dgpo_schemas.places import PathOrName
+from dgpo_schemas.places import PathOrName, PathText
 
 __all__ = ["BackboneSection", "LoraSection", "PrecisionSection"]
 
@@ -25,6 +25,14 @@ class LoraSection(StrictModel):
         description="Linear layers to adapt: full names, or dot-separated suffixes of names. The default depends on "
         "the backbone: sd3 and wan adapt every attention projection, which may be more than a published recipe adapts "
         "(sd3 includes `attn2`; the sd35 examples list the published layers).",
+    )
+    init: PathText | None = Field(
+        default=None,
+        min_length=1,
+        description="Adapter to start from: a safetensors file, or a directory with one, in the format of diffusers, "
+        "peft, kohya or ComfyUI. Its scale is folded into the weights, so that alpha applies as usual; its rank may be "
+        "at most `rank`. The KL term and a frozen reference still use the base model without the adapter; "
+        "`objective.reference: start` makes the initial adapter the reference of both.",
     )
 
 

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dgpo_core.lora import LoraAdapter, Pairs, named
+from dgpo_core.lora import AdapterFile, LoraAdapter, Pairs, Update, named
+from dgpo_diffusers.adapter_reading import pipeline_updates
 
 if TYPE_CHECKING:
     from dgpo_diffusers.layout import Layout
@@ -36,10 +37,14 @@ class DiffusersAdapter(LoraAdapter):
     """Export formats. An instance omits those for which its layout has no names."""
 
     def __init__(self, network: nn.Module, section: LoraSection, *, layout: Layout, base: str) -> None:
-        super().__init__(network, section, targets=layout.lora_targets, base=base)
         self._layout = layout
+        super().__init__(network, section, targets=layout.lora_targets, base=base)
         self._programs = {"kohya": layout.original, "comfyui": layout.comfyui}
         self.formats = tuple(format for format in self.formats if self._programs.get(format, True))
+
+    def read(self, file: AdapterFile) -> dict[str, Update]:
+        """Return the updates of a file in the format of peft, diffusers, or another program that diffusers reads."""
+        return super().read(file) if file.is_peft else pipeline_updates(file, self._layout, self._network)
 
     def write(self, directory: Path, format: str) -> None:
         """Write the adapter to a directory: `diffusers` for the pipeline's `load_lora_weights(directory)`, `peft`,
