@@ -26,7 +26,8 @@ class Adapter(ABC):
     """Formats that `save` can write (`dgpo export --format`), the default first. Names contain a-z, 0-9 and dashes. A
     class attribute, or an instance attribute if the formats depend on the model."""
     supports: frozenset[str] = frozenset()
-    """Optional keys of `backbone.lora` that the adapter implements: `init`. A run file that sets another fails."""
+    """Optional keys of `backbone.lora` that the adapter implements: `init`, `rslora`, `dora`. A run
+    file that sets another fails."""
     source: Path | None = None
     """File that the adapter was initialized from; runs store its digest."""
     notes: Sequence[str] = ()

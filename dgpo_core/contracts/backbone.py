@@ -25,7 +25,7 @@ __all__ = ["SECTION_KEYS", "Backbone"]
 
 SECTION_KEYS = frozenset({
     "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "lora.init",
-    "dtype", "gradient_checkpointing", "compile",
+    "lora.rslora", "lora.dora", "dtype", "gradient_checkpointing", "compile",
 })  # fmt: skip
 """Settings of `BackboneSection` that apply to any backbone, besides its `options`. The two values of `train` are listed
 separately."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter
 from dgpo_core.errors import UserError
@@ -31,14 +31,17 @@ ADAPTER = "default"
 
 
 class LoraAdapter(Adapter):
-    """A LoRA adapter: each target linear layer outputs W x + alpha / rank * B A x, with A and B in float32.
+    """A LoRA adapter: each target linear layer outputs W x + s B A x, with A and B in float32.
+
+    s is alpha / rank, or alpha / sqrt(rank) with `rslora`. With `dora`, each row of W + s B A is also rescaled to a
+    trained norm, its magnitude, in float32.
 
     A is initialized from a normal distribution with standard deviation 1 / rank (peft's "gaussian"), B with zeros. A is
     drawn on the CPU from a fixed seed; the global random state is not changed.
     """
 
     formats: tuple[str, ...] = ("peft",)
-    supports = frozenset({"init"})
+    supports = frozenset({"init", "rslora", "dora"})
 
     def __init__(self, network: nn.Module, section: LoraSection, *, targets: Sequence[str], base: str) -> None:
         """Freeze `network`, on any device and in any dtype, and inject the adapter. Call before `torch.compile`.
@@ -50,12 +53,14 @@ class LoraAdapter(Adapter):
         Raises UserError for invalid targets and if peft is not installed.
         """
         peft = _peft()
-        self._network, self._base, self._rank = network, base, section.rank
+        self._network, self._base, self._rank, self._dora = network, base, section.rank, section.dora
         self.notes = []
         self._config: Any = peft.LoraConfig(
             r=section.rank,
             lora_alpha=int(section.alpha) if section.alpha.is_integer() else section.alpha,
             init_lora_weights="gaussian",
+            use_rslora=section.rslora,
+            use_dora=section.dora,
             target_modules=select_targets(network, section.targets, targets),
         )
         network.requires_grad_(False)
@@ -70,7 +75,11 @@ class LoraAdapter(Adapter):
         self._names = [name for name, p in network.named_parameters() if p.requires_grad]
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
-        if section.init is not None and not any(p.is_meta for p in self.parameters().values()):
+        if any(p.is_meta for p in self.parameters().values()):
+            return
+        if section.dora:
+            self._set_magnitudes()
+        if section.init is not None:
             self._start_from(open_adapter(Path(section.init)))
 
     def read(self, file: AdapterFile) -> dict[str, Update]:
@@ -85,6 +94,18 @@ class LoraAdapter(Adapter):
         return peft_updates(file)
 
     @torch.no_grad()
+    def _set_magnitudes(self) -> None:
+        """Set the magnitudes (DoRA) to the row norms of the adapted weights, in float32, which changes nothing."""
+        for name, layer in self.layers.items():
+            norms = self._sum(layer).norm(dim=1)
+            if not bool(norms.all()):
+                raise UserError(
+                    f"backbone.lora.dora: layer {name} has a row of zeros, which has no direction; leave this layer "
+                    "out of backbone.lora.targets, or set dora: false"
+                )
+            _magnitude(layer).data = norms
+
+    @torch.no_grad()
     def _start_from(self, file: AdapterFile) -> None:
         """Set the matrices so that the adapter computes what the file's does.
 
@@ -92,7 +113,7 @@ class LoraAdapter(Adapter):
         """
         updates = self.read(file)
         self.source = file.path
-        self.notes = check_updates(self._network, self.layers, updates, file, self._rank)
+        self.notes = check_updates(self._network, self.layers, updates, file, self._rank, dora=self._dora)
         for name, layer in self.layers.items():
             if (update := updates.get(name)) is None:
                 continue
@@ -100,9 +121,13 @@ class LoraAdapter(Adapter):
             layer.lora_A[ADAPTER].weight[:rank] = update.down.to(layer.lora_A[ADAPTER].weight.device)
             up = update.up * (update.scale / layer.scaling[ADAPTER])
             layer.lora_B[ADAPTER].weight[:, :rank] = up.to(layer.lora_B[ADAPTER].weight.device)
+            if self._dora:  # by default those of the adapted weight, which make a LoRA of it
+                norms = self._sum(layer).norm(dim=1) if update.magnitude is None else update.magnitude
+                _magnitude(layer).copy_(norms)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Return the matrices, named `LAYER.lora_A.default.weight` and `LAYER.lora_B.default.weight`."""
+        """Return the matrices, named `LAYER.lora_A.default.weight` and `LAYER.lora_B.default.weight`, and with DoRA the
+        magnitudes, `LAYER.lora_magnitude_vector.default.weight`."""
         return {name: self._network.get_parameter(name) for name in self._names}
 
     @contextmanager
@@ -133,13 +158,26 @@ class LoraAdapter(Adapter):
         try:
             with torch.no_grad():
                 for layer, weight in zip(layers, weights, strict=True):
-                    delta = layer.get_delta_weight(ADAPTER)
-                    weight.data = (weight.data.to(delta.dtype) + delta).to(weight.dtype)
+                    weight.data = self.adapted(layer).to(weight.dtype)
             with self.off():
                 yield
         finally:
             for weight, data in zip(weights, before, strict=True):
                 weight.data = data
+
+    @torch.no_grad()
+    def adapted(self, layer: Any) -> Tensor:
+        """Return the weight of one of `layers` with the current adapter merged, float32 [outputs, inputs]."""
+        weight = self._sum(layer)
+        if self._dora:
+            weight *= (_magnitude(layer).data / weight.norm(dim=1))[:, None]
+        return weight
+
+    def _sum(self, layer: Any) -> Tensor:
+        """Return the base weight plus the update, float32 [outputs, inputs]."""
+        delta: Tensor = layer.get_delta_weight(ADAPTER)
+        base: Tensor = layer.get_base_layer().weight.data
+        return base.to(delta.dtype) + delta
 
     def save(self, directory: Path, format: str) -> None:
         """Write the adapter. Format `peft`: `adapter_model.safetensors` and `adapter_config.json`, which
@@ -153,6 +191,7 @@ class LoraAdapter(Adapter):
         """Write the adapter to an existing directory. Subclasses override this to support more formats."""
         prefixed = {f"base_model.model.{name}": pair for name, pair in self.folded().items()}
         tensors = named(prefixed, ".lora_A.weight", ".lora_B.weight")
+        tensors |= {f"base_model.model.{name}.lora_magnitude_vector": m for name, m in self.magnitudes().items()}
         safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
         more = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": self._base}
         text = json.dumps(self.settings() | more, indent=2, sort_keys=True) + "\n"
@@ -166,12 +205,25 @@ class LoraAdapter(Adapter):
             pairs[name] = (down.clone(), up * layer.scaling[ADAPTER])
         return pairs
 
+    def magnitudes(self) -> dict[str, Tensor]:
+        """Return the current magnitudes [outputs] by layer name; empty without DoRA."""
+        layers = self.layers if self._dora else {}
+        return {name: _magnitude(layer).detach().float().cpu().clone() for name, layer in layers.items()}
+
     def settings(self) -> dict[str, Any]:
         """Return peft's config of the folded matrices, limited to fields that all versions of peft know.
 
         Older versions reject a config file with unknown fields.
         """
-        return {"r": self._rank, "lora_alpha": self._rank, "target_modules": sorted(self._config.target_modules)}
+        dora = {"use_dora": True} if self._dora else {}
+        return {
+            "r": self._rank, "lora_alpha": self._rank, "target_modules": sorted(self._config.target_modules), **dora,
+        }  # fmt: skip
+
+
+def _magnitude(layer: Any) -> nn.Parameter:
+    magnitude: nn.Parameter = layer.lora_magnitude_vector[ADAPTER].weight
+    return magnitude
 
 
 def _peft() -> Any:

@@ -180,7 +180,9 @@ def assemble(
         alpha = parts.get("alpha")
         scale = _scale(layer.removeprefix(prefix), len(down), None if alpha is None else float(alpha), config)
         magnitude = parts.get("magnitude")
-        found[layer] = Update(down.float(), up.float(), scale, None if magnitude is None else magnitude.float())
+        found[layer] = Update(
+            down.float(), up.float(), scale, None if magnitude is None else magnitude.float().squeeze(-1)
+        )
     return found
 
 

@@ -16,12 +16,18 @@ __all__ = ["check_updates"]
 
 
 def check_updates(
-    network: nn.Module, layers: Mapping[str, Any], updates: Mapping[str, Update], file: AdapterFile, rank: int
+    network: nn.Module,
+    layers: Mapping[str, Any],
+    updates: Mapping[str, Update],
+    file: AdapterFile,
+    rank: int,
+    *,
+    dora: bool,
 ) -> list[str]:
     """Return notes about layers that are not in the file.
 
-    layers: the adapted layers of `network` by name (peft's wrappers); rank: of the adapter. Raises UserError, naming
-    the file, the layer and the shapes, for an update that fits no adapted layer.
+    layers: the adapted layers of `network` by name (peft's wrappers); rank, dora: of the adapter. Raises UserError,
+    naming the file, the layer and the shapes, for an update that fits no adapted layer.
     """
     modules = dict(network.named_modules())
     for name, update in updates.items():
@@ -48,6 +54,12 @@ def check_updates(
             raise UserError(
                 f"{INIT}: {shown} has an update of shape {shape}, but this model's layer the shape "
                 f"{_shape(layers[name])}; allowed is an adapter of this model"
+            )
+        if update.magnitude is not None and not (dora and list(update.magnitude.shape) == shape[:1]):
+            problem = "backbone.lora.dora: true" if not dora else f"magnitudes of shape {shape[:1]}"
+            raise UserError(
+                f"{INIT}: {shown} has magnitudes of shape {list(update.magnitude.shape)} (DoRA); allowed with them is "
+                f"{problem}"
             )
         if len(update.down) > rank:
             raise UserError(

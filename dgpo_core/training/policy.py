@@ -27,7 +27,7 @@ ModelName = Literal["base", "policy", "ema_fast", "ema", "start"]
 STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
 LARGEST = 1e18
 """Largest weight whose square is finite in float32 and bfloat16."""
-OPTIONAL = frozenset({"init"})
+OPTIONAL = frozenset({"init", "rslora", "dora"})
 """Keys of `backbone.lora` that an adapter may not support."""
 
 

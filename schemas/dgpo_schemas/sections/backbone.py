@@ -19,6 +19,16 @@ class LoraSection(StrictModel):
     alpha: Float = Field(
         default=128.0, gt=0, le=1e6, description="Scaling: the low-rank update is multiplied by alpha / rank."
     )
+    rslora: bool = Field(
+        default=False,
+        description="Rank-stabilized LoRA (arXiv 2312.03732): multiply the update by alpha / sqrt(rank) instead.",
+    )
+    dora: bool = Field(
+        default=False,
+        description="DoRA (arXiv 2402.09353): also train the norm of each row of the adapted weights. A forward pass "
+        "computes the norms anew and is slower. It is exported to diffusers, peft and kohya, not to ComfyUI, whose "
+        "formula for the norms is another.",
+    )
     targets: list[str] | None = Field(
         default=None,
         min_length=1,
