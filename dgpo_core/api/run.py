@@ -328,7 +328,8 @@ class Run:
         Args:
             directory: to write; `force` replaces what is there.
             model: "policy", "ema_fast" or "ema".
-            format: "diffusers" (the usual default), "peft", "kohya" or "comfyui", as the backbone has them.
+            format: "diffusers" (the usual default), "peft", "kohya" or "comfyui", as the backbone has them; "merged"
+                or "merged-float32": the denoiser with the adapter merged, in the base model's dtype or in float32.
             checkpoint: "newest", "best", or an iteration.
 
         Returns:
