@@ -55,7 +55,7 @@ def export(target: Target, output: Path, format: str | None = None) -> None:
         with engine.policy.activate(target.model):
             if engine.backbone.adapter is None:
                 engine.backbone.save_weights(aside)
-            elif format in MERGED:
+            elif format is not None and format in MERGED:
                 engine.backbone.save_merged(aside, MERGED[format])
             else:
                 engine.backbone.adapter.save(aside, format or engine.backbone.adapter.formats[0])

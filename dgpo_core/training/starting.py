@@ -84,7 +84,9 @@ def start_new(run: TrainingRun) -> Start:
     fields: tuple[dict[str, Any], str] | None = None
     if processes.main:
         weights, fields = _read(run, config.run.init_from)
-    record, message = processes.broadcast_object(fields)
+    found = processes.broadcast_object(fields)
+    assert found is not None
+    record, message = found
     run.policy.start_from(processes.broadcast_tensors(weights))
     return Start(record, message)
 
