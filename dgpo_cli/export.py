@@ -19,7 +19,11 @@ def export(
     model: Annotated[str, typer.Option(help="policy, ema_fast or ema.")] = "ema",
     checkpoint: options.Checkpoint = "newest",
     format: Annotated[
-        str | None, typer.Option(help="diffusers (the default), peft, kohya or comfyui, if the backbone supports it.")
+        str | None,
+        typer.Option(
+            help="diffusers (the default), peft, kohya or comfyui, if the backbone supports it; merged: all weights of "
+            "the denoiser with the adapter merged, in the base model's data type, merged-float32: in float32."
+        ),
     ] = None,
     force: options.Force = False,
     overrides: Annotated[
@@ -41,6 +45,8 @@ def export(
         dgpo export runs/quickstart --output adapter
 
         dgpo export runs/quickstart --output comfyui --format comfyui
+
+        dgpo export runs/quickstart --output model --format merged
     """
     if (
         int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK") != "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,13 @@ ResumeHow = Annotated[
         metavar="[auto]",
         help="Continue from the newest checkpoint, bit for bit. --resume auto: start the run if it has none, for jobs "
         "that are queued again with the same command.",
+    ),
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN[@CHECKPOINT][:MODEL]",
+        help="Start from the trained weights of another run (run.init_from): by default its newest checkpoint's ema.",
     ),
 ]
 MaxIterations = Annotated[
@@ -76,6 +84,7 @@ def train(
     resume: ResumeHow = None,
     overrides: Overrides = None,
     preset: Preset = None,
+    init_from: InitFrom = None,
     accept: Accept = None,
     max_iterations: MaxIterations = None,
     dry_run: DryRun = False,
@@ -105,6 +114,8 @@ def train(
 
         dgpo train examples/sd35-geneval.yaml --preset 24gb
 
+        dgpo train second.yaml --init-from runs/first@best
+
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
     """
     from dgpo_core.api.training import read_run
@@ -114,7 +125,8 @@ def train(
         raise UserError("--accept: requires --resume; a new run has nothing to accept")
     registry = get_registry()
     accepted: list[Accepted] = [one.value for one in accept or []]
-    config, settings = read_run(file, overrides or [], preset, registry, resume=resume is not None)
+    start = [] if init_from is None else [f"run.init_from={json.dumps(init_from)}"]
+    config, settings = read_run(file, [*start, *(overrides or [])], preset, registry, resume=resume is not None)
     if processes * machines > 1:
         flags = [word for word, given in (("--quiet", quiet), ("--dry-run", dry_run)) if given]
         command = _command(file, resume, flags, accepted, preset, settings, max_iterations)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
 
 __all__ = ["check_export", "export"]
+
+MERGED: Mapping[str, Literal["float32"] | None] = {"merged": None, "merged-float32": "float32"}
+"""Formats of the whole network with its adapter merged, to the dtype of `Backbone.save_merged`."""
 
 
 def check_export(run: Path, model: str, format: str | None) -> None:
@@ -53,6 +57,8 @@ def export(target: Target, output: Path, format: str | None = None) -> None:
         with engine.policy.activate(target.model):
             if engine.backbone.adapter is None:
                 engine.backbone.save_weights(aside)
+            elif format is not None and format in MERGED:
+                engine.backbone.save_merged(aside, MERGED[format])
             else:
                 engine.backbone.adapter.save(aside, format or engine.backbone.adapter.formats[0])
         (aside / "dgpo.json").write_text(json.dumps(origin, indent=1) + "\n")
@@ -77,12 +83,15 @@ def _check_meta_model(run: Path, format: str) -> None:
 
 def _check_format(run: Path, format: str, backbone: Backbone | None) -> None:
     """Raise UserError for a format that the backbone does not support, or if it has no adapter."""
+    from dgpo_core.contracts import Backbone
+
     where = option("format", format)
     if backbone is None or backbone.adapter is None:
         raise UserError(
             f"{where}: is an adapter format, and {run} has no adapter (backbone.train: full); "
             f"leave {option('format')} out"
         )
-    formats = backbone.adapter.formats
+    merges = type(backbone).save_merged is not Backbone.save_merged
+    formats = (*backbone.adapter.formats, *(MERGED if merges else ()))
     if format not in formats:
         raise UserError(f"{where}: choose one of {', '.join(formats)}{nearest(format, formats)}")

@@ -336,7 +336,8 @@ class Run:
         Args:
             directory: the directory to write; `force` replaces its contents.
             model: "policy", "ema_fast" or "ema".
-            format: "diffusers" (the usual default), "peft", "kohya" or "comfyui", if the backbone supports it.
+            format: "diffusers" (the usual default), "peft", "kohya" or "comfyui", as the backbone has them; "merged"
+                or "merged-float32": the denoiser with the adapter merged, in the base model's dtype or in float32.
             checkpoint: "newest", "best", or an iteration.
 
         Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,21 @@ class Adapter(ABC):
     formats: tuple[str, ...]
     """Formats that `save` can write (`dgpo export --format`), the default first. Names contain a-z, 0-9 and dashes. A
     class attribute, or an instance attribute if the formats depend on the model."""
+    supports: frozenset[str] = frozenset()
+    """Optional keys of `backbone.lora` that the adapter implements: `init`, `rslora`, `dora`. A run
+    file that sets another fails."""
+    source: Path | None = None
+    """File that the adapter was initialized from; runs store its digest."""
+    notes: Sequence[str] = ()
+    """What users should know about how the adapter was initialized; shown once, at the start of a run."""
 
     @abstractmethod
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
         """Return the adapter's parameters, float32, keyed by their names in `Backbone.module`.
 
         Every call returns the same parameter objects. They require gradients and are initialized so that the network
-        computes the same output as with `off`. The engine swaps their values through `parameter.data`.
+        computes the same output as with `off`, or as with the adapter in `backbone.lora.init`. The engine swaps their
+        values through `parameter.data`.
         """
 
     @abstractmethod

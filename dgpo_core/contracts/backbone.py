@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["SECTION_KEYS", "Backbone"]
 
 SECTION_KEYS = frozenset({
-    "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "dtype",
-    "gradient_checkpointing", "compile",
+    "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "lora.init",
+    "lora.rslora", "lora.dora", "dtype", "gradient_checkpointing", "compile",
 })  # fmt: skip
 """Settings of `BackboneSection` that apply to any backbone, besides its `options`. The two values of `train` are listed
 separately."""
@@ -212,6 +212,14 @@ class Backbone(ABC):
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: p.detach().cpu().clone().contiguous() for name, p in self.trainable().items()}
         safetensors.torch.save_file(weights, directory / "weights.safetensors", {"format": "pt"})
+
+    def save_merged(self, directory: FilePath, dtype: Literal["float32"] | None) -> None:
+        """Write all weights of the network with the current adapter merged to `directory`, created if missing.
+
+        Merge in float32 and write in `dtype`; None means the dtypes of the base weights. Optional: used by `dgpo export
+        --format merged`. Raises UserError if the base weights cannot hold the update, such as quantized ones.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement save_merged")
 
     def base_directory(self) -> FilePath | None:
         """Return the directory that the base weights were read from, by default `backbone.checkpoint` if it is one.

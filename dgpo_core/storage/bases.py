@@ -19,7 +19,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.system.headers import read_header
 from dgpo_schemas.origin import BaseFile, BaseRecord
 
-__all__ = ["base_record", "differences"]
+__all__ = ["base_record", "differences", "file_record"]
 
 BLOCK = 4096
 WHOLE = 32 * 2**20
@@ -42,7 +42,7 @@ def base_record(directory: Path) -> BaseRecord | None:
     files = {}
     for path in _files(directory):
         try:
-            files[path.relative_to(directory).as_posix()] = _digest(path)
+            files[path.relative_to(directory).as_posix()] = file_record(path)
         except OSError as error:
             raise UserError(f"backbone.checkpoint: cannot read {path}: {error.strerror or error}") from error
     if not files:
@@ -85,7 +85,8 @@ def _files(directory: Path) -> Iterator[Path]:
                 yield folder / name
 
 
-def _digest(path: Path) -> BaseFile:
+def file_record(path: Path) -> BaseFile:
+    """What lies in a file. Raises OSError."""
     with path.open("rb") as handle:
         size = os.fstat(handle.fileno()).st_size
         regions = _regions(handle, size) if path.suffix == WEIGHTS else None

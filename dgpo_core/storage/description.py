@@ -126,12 +126,14 @@ def write_record(
     base: BaseRecord | None,
     times: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]] = (),
+    start: Mapping[str, Any] | None = None,
 ) -> None:
     """Write run.json, then config.yaml: everything needed to understand and repeat the run.
 
     times: resolved timesteps of rollouts and training (`Times.record`). changes: settings changed by resumes
-    (`changes.recorded`). config.yaml is written last, because changes are detected by comparison with it: if the
-    process is killed in between, the next one detects and writes them again.
+    (`changes.recorded`). start: the weights that the run started from, if not the base model's. config.yaml is written
+    last, because changes are detected by comparison with it: if the process is killed in between, the next one detects
+    and writes them again.
     """
     versions = {name: _version(name) for name in LIBRARIES}
     record = {
@@ -145,6 +147,7 @@ def write_record(
         "base": None if base is None else base.model_dump(mode="json"),
         "times": dict(times),
         "changes": [dict(change) for change in changes],
+        **({} if start is None else {"start": dict(start)}),
     }
     write_text(path / RECORD, json.dumps(sealed(record), indent=1) + "\n")
     write_text(path / CONFIG, config_text(config, registry))

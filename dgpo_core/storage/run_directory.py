@@ -256,19 +256,21 @@ class RunDirectory(RunStore):
         base: BaseRecord | None,
         times: Mapping[str, Any],
         *,
+        start: Mapping[str, Any] | None = None,
         resumed: int | None = None,
     ) -> str | None:
         """Write run.json and config.yaml: everything needed to understand and repeat the run.
 
-        times: `Times.record`. resumed: the iteration of the checkpoint, None for a new run. Returns a line about the
-        settings that this resume changed, or None.
+        times: `Times.record`; start: `Start.record`. resumed: the iteration of the checkpoint, None for a new run.
+        Returns a line about the settings that this resume changed, or None.
         """
         try:
             (self.path / OUTCOME).unlink(missing_ok=True)  # a resumed run has not ended
         except OSError as error:
             raise UserError(f"cannot remove {self.path / OUTCOME}: {why(error)}") from error
         after = [] if resumed is None else self.changes(resumed)
-        write_record(self.path, config, registry, prompts, base, times, after)
+        start = start if resumed is None else read_record(self.path).get("start")
+        write_record(self.path, config, registry, prompts, base, times, after, start)
         return None if resumed is None else reported(self._changed, resumed)
 
     def changes(self, iteration: int) -> list[dict[str, Any]]:

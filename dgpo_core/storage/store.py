@@ -41,7 +41,7 @@ class RunStore:
 
     def describe(
         self, config: RunConfig, registry: Registry, prompts: Mapping[str, Any], base: BaseRecord | None,
-        times: Mapping[str, Any], *, resumed: int | None = None,
+        times: Mapping[str, Any], *, start: Mapping[str, Any] | None = None, resumed: int | None = None,
     ) -> str | None:  # fmt: skip
         """Write the metadata of the run. Returns a line about settings that a resume changed, or None."""
         return None

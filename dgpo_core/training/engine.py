@@ -200,19 +200,21 @@ def build_engine(
     *,
     runtime: Runtime | None = None,
     join: bool | None = None,
+    new: bool = False,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Engine:
     """Build the model of a run file, with its checkpoint loaded, and its samplers; no rewards and no prompts.
 
     runtime: the runtime of a training run, which the caller closes; by default a Runtime is created with `join` and
-    closed with the engine. Raises UserError for configuration errors; then all resources are closed.
+    closed with the engine. new: the adapter starts from `backbone.lora.init`, which is not read otherwise. Raises
+    UserError for configuration errors; then all resources are closed.
     """
     with ExitStack() as closing:
         if runtime is None:
             runtime = Runtime(config, join=join)
             closing.callback(runtime.close)
         process_state = ProcessState()
-        backbone = _backbone(config, registry, runtime, process_state)
+        backbone = _backbone(config, registry, runtime, process_state, new=new)
         conditioning = ConditioningCache(backbone)
         sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
         other = config.evaluation.sampler
@@ -240,11 +242,16 @@ def _create(registry: Registry, process_state: ProcessState, kind: str, block: A
         return registry.create(kind, block, **arguments)
 
 
-def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState) -> Backbone:
+def _backbone(
+    config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState, *, new: bool
+) -> Backbone:
     if runtime.sharded and config.backbone.compile:
         raise UserError("backbone.compile: a model sharded by run.shard cannot be compiled")
     device = torch.device("cpu") if runtime.sharded else runtime.device
-    backbone: Backbone = _create(registry, process_state, "backbone", config.backbone, device=device)
+    section = config.backbone
+    if not new:
+        section = section.model_copy(update={"lora": section.lora.model_copy(update={"init": None})})
+    backbone: Backbone = _create(registry, process_state, "backbone", section, device=device)
     contract_checks.built(backbone)
     check_adapter(backbone)
     if runtime.sharded:
@@ -256,7 +263,7 @@ def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, process_s
 
 def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditioning: ConditioningCache) -> Policy:
     if not runtime.sharded:
-        return Policy(backbone, config.objective)
+        return Policy(backbone, config.objective, keep_start=config.starts_elsewhere)
     from dgpo_core.training.sharded_policy import ShardedPolicy
 
     @cache
@@ -266,4 +273,7 @@ def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditionin
         shape = contract_checks.latent_shape(backbone, size)
         return torch.zeros(1, *shape, device=runtime.device), conditioning([backbone.example(size)])
 
-    return ShardedPolicy(backbone, config.objective, runtime.processes, blank=blank, autocast=runtime.autocast)
+    return ShardedPolicy(
+        backbone, config.objective, runtime.processes, blank=blank, autocast=runtime.autocast,
+        keep_start=config.starts_elsewhere,
+    )  # fmt: skip

@@ -41,12 +41,15 @@ class Models:
     def others(self, *, statistic_only: bool = False) -> list[ModelName]:
         """The models to run besides the policy, for the loss or for the statistic alone.
 
-        Each model runs once, even if it has two uses: a frozen reference is the base, a dynamic one the fast EMA.
+        Each model runs once, even if it has two uses: a frozen reference is also the base model of the KL term, a
+        dynamic one is the fast EMA.
         """
-        objective, dynamic = self.objective, self.config.objective.reference == "ema_fast"
+        objective, reference = self.objective, self.config.objective.reference
+        dynamic = reference == "ema_fast"
+        frozen: ModelName = "start" if reference == "start" else "base"
         wanted: dict[ModelName, bool] = {
             "ema_fast": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
-            "base": (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic),
+            frozen: (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic),
         }
         return [model for model, needed in wanted.items() if needed]
 
@@ -57,9 +60,10 @@ class Models:
         predictions: dict[str, Tensor] = {}
         for model in self.others(statistic_only=statistic_only):
             # At most one of the two scales is not 1.
-            guidance = max(self._guidance, self.config.objective.kl_cfg) if model == "base" else self._guidance
+            old = model == "ema_fast"
+            guidance = self._guidance if old else max(self._guidance, self.config.objective.kl_cfg)
             with self.policy.activate(model):
-                predictions["old" if model == "ema_fast" else model] = self._velocity(b, guidance)
+                predictions["old" if old else "base"] = self._velocity(b, guidance)
         if self.objective.needs_reference:
             dynamic = self.config.objective.reference == "ema_fast"
             predictions["reference"] = predictions["old" if dynamic else "base"]

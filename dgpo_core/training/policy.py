@@ -1,4 +1,4 @@
-"""The policy: one network with several sets of weights: base, policy, fast EMA (the old policy) and EMA."""
+"""The policy: one network with several sets of weights: base, policy, fast EMA (the old policy), EMA and start."""
 
 from __future__ import annotations
 
@@ -23,26 +23,36 @@ if TYPE_CHECKING:
 
 __all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter"]
 
-ModelName = Literal["base", "policy", "ema_fast", "ema"]
+ModelName = Literal["base", "policy", "ema_fast", "ema", "start"]
 STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
 LARGEST = 1e18
 """Largest weight whose square is finite in float32 and bfloat16."""
+OPTIONAL = frozenset({"init", "rslora", "dora"})
+"""Keys of `backbone.lora` that an adapter may not support."""
 
 
 def check_adapter(backbone: Backbone) -> None:
-    """Raise UserError unless the backbone has an adapter exactly if backbone.train is lora."""
+    """Raise UserError unless the backbone has an adapter exactly if backbone.train is lora, and one that supports the
+    settings."""
     train, use = backbone.section.train, backbone.section.use
     if train == "lora" and backbone.adapter is None:
         raise UserError(f"backbone.train: lora: the backbone {use} has no adapter; set `train: full` (all weights)")
     if train == "full" and backbone.adapter is not None:
         raise UserError(f"backbone.train: full: the backbone {use} always has an adapter; set `train: lora`")
+    if backbone.adapter is not None:
+        for key in sorted(OPTIONAL - backbone.adapter.supports):
+            if getattr(backbone.section.lora, key):
+                raise UserError(
+                    f"backbone.lora.{key}: the adapter of the backbone {use} does not support it; remove it"
+                )
 
 
 class Policy:
     """A backbone with several sets of trained weights, one of which is active.
 
     Each model has its own tensors on the device; activating a model points the parameters at them, without a copy. With
-    an adapter, the base model is the network with the adapter disabled; in full fine-tuning it is a frozen copy.
+    an adapter, the base model is the network with the adapter disabled; in full fine-tuning it is a frozen copy. The
+    model `start` has the initial weights of a run that started from those of an adapter or of another run.
     Do not activate another model between a forward pass and its backward pass, which reads the active weights.
     """
 
@@ -51,7 +61,8 @@ class Policy:
     weights_sharded = False
     """Whether the trained weights are sharded too; all ranks must then call `state` together."""
 
-    def __init__(self, backbone: Backbone, objective: ObjectiveSection) -> None:
+    def __init__(self, backbone: Backbone, objective: ObjectiveSection, *, keep_start: bool = False) -> None:
+        """keep_start: keep the initial weights as the model `start`, also in `state`."""
         self.backbone = backbone
         self._network = contract_checks.Checked(backbone)
         self.objective = objective
@@ -65,7 +76,12 @@ class Policy:
         }
         if self._adapter is None:
             self._weights["base"] = [t.clone() for t in live]
-        self._start = self._weights.get("base") or [t.clone() for t in live]  # before a checkpoint is loaded
+        keep_start = keep_start or objective.reference == "start"
+        self._stored_models: tuple[ModelName, ...] = (*STORED, "start") if keep_start else STORED
+        own = None if keep_start else self._weights.get("base")
+        self._start = own or [t.clone() for t in live]  # before a checkpoint is loaded
+        if keep_start:
+            self._weights["start"] = self._start
         self._active: ModelName = "policy"
         self._updates = 0  # of the averages
 
@@ -225,11 +241,20 @@ class Policy:
             name, target = stored[key]
             target.copy_(self._local(self.local_shard(name, tensor)))
 
+    @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Set all models but the base to other initial weights, full tensors by parameter name."""
+        stored = self._stored()
+        for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+            shard = self._local(self.local_shard(name, tensor))
+            for model in self._stored_models:
+                stored[f"{model}/{name}"][1].copy_(shard)
+
     def _stored(self) -> dict[str, tuple[str, Tensor]]:
         """This rank's tensors of the stored models: `model/name` -> (parameter name, tensor)."""
         return {
             f"{model}/{name}": (name, tensor)
-            for model in STORED
+            for model in self._stored_models
             for name, tensor in zip(self.parameters, self._weights[model], strict=True)
         }
 

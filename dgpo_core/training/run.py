@@ -97,7 +97,7 @@ class TrainingRun(Engine):
 
     def notes(self) -> list[str]:
         """Return notes on settings that are valid but often unintended."""
-        found = []
+        found = [] if self.backbone.adapter is None else [*self.backbone.adapter.notes]
         if not (self.sampler.deterministic or self.objective.needs_path):
             found.append(
                 f"rollout.sampler: {self.config.rollout.sampler.use} is random, but objective: "
@@ -132,14 +132,14 @@ class TrainingRun(Engine):
 
 
 def build_run(
-    config: RunConfig, registry: Registry, runtime: Runtime, phases: Phases, stop: StopRequest
+    config: RunConfig, registry: Registry, runtime: Runtime, phases: Phases, stop: StopRequest, *, new: bool = True
 ) -> TrainingRun:
-    """Build all components of a run. Writes nothing.
+    """Build all components of a run. Writes nothing. new: not for a checkpoint, which has the weights.
 
     Raises UserError for configuration errors; then all resources are closed.
     """
     with ExitStack() as closing:
-        engine = build_engine(config, registry, runtime=runtime, on_message=phases.callbacks.on_message)
+        engine = build_engine(config, registry, runtime=runtime, new=new, on_message=phases.callbacks.on_message)
         closing.callback(engine.close)
         engine.check_guidance("objective.kl_cfg", config.objective.kl_cfg)
         engine.times.check_range()

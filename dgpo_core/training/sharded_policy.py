@@ -39,9 +39,10 @@ class ShardedPolicy(Policy):
         *,
         blank: Callable[[], tuple[Tensor, Conditioning]],
         autocast: Callable[[], AbstractContextManager[object]],
+        keep_start: bool = False,
     ) -> None:
         """blank: returns a latent [1, ...] and its conditioning for dummy passes."""
-        super().__init__(backbone, objective)
+        super().__init__(backbone, objective, keep_start=keep_start)
         self.weights_sharded = backbone.adapter is None
         if self.weights_sharded:
             self._live = self._weights["policy"]

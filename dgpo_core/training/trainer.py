@@ -20,6 +20,7 @@ from dgpo_core.training.callbacks import Callback, Callbacks, Phases
 from dgpo_core.training.loop import Loop
 from dgpo_core.training.observers import Logs, PluginObservers, Trackers
 from dgpo_core.training.run import TrainingRun, build_run
+from dgpo_core.training.starting import Start, start_new
 from dgpo_core.training.state import RunState
 from dgpo_schemas.manifest import CheckpointManifest
 from dgpo_schemas.metrics import OutcomeRecord
@@ -72,6 +73,8 @@ class Trainer:
         self.closing.callback(self.store.release)
         self.closing.callback(self.runtime.close)
         self._run: TrainingRun | None = None
+        self._resumed = False
+        self._start = Start()
 
     def train(
         self, *, resume: Resume = False, max_iterations: int | None = None, accept: Collection[Accepted] = ()
@@ -109,11 +112,17 @@ class Trainer:
         self.callbacks.on_end(OutcomeRecord(outcome=outcome, iteration=state.iteration, ended_by=state.ended_by))
 
     def build(self) -> TrainingRun:
-        """Build all components of the run, once. Writes nothing. Raises UserError for configuration errors."""
+        """Build all components of the run, once, with its initial weights unless it is resumed. Writes nothing.
+
+        Raises UserError for configuration errors.
+        """
         if self._run is None:
             phases = Phases(self.callbacks, self.runtime.synchronize)
-            self._run = build_run(self.config, self.registry, self.runtime, phases, self.stop)
+            new = not self._resumed
+            self._run = build_run(self.config, self.registry, self.runtime, phases, self.stop, new=new)
             self.closing.callback(self._run.close)
+            if new:
+                self._start = start_new(self._run)
         return self._run
 
     def close(self) -> None:
@@ -131,6 +140,7 @@ class Trainer:
         config, store, state, over = self.config, self.store, self.state, how == "auto"
         resume, checkpoint = store.open(config, self.registry, resume=None if how == "auto" else how)
         resume = self.processes.broadcast_object(resume)  # only the main process reads the directory
+        self._resumed = resume
         run = self.build()
         prompts = {"train": summary(run.train_prompts), "heldout": summary(run.heldout_prompts)}
         base = run.read_base()
@@ -143,9 +153,11 @@ class Trainer:
         state.timesteps, state.updates = deepcopy(run.timesteps.state_dict()), run.optimizer.updates
         times = run.times.record(run.sampler)
         resumed = state.iteration if resume else None
-        changed = store.describe(config, self.registry, prompts, base, times, resumed=resumed)
+        start = self._start.record
+        changed = store.describe(config, self.registry, prompts, base, times, start=start, resumed=resumed)
         state.had_ended = state.ended_by is not None
-        messages = [message for message in (changed, self._note_on_averages()) if message is not None]
+        found = (changed, self._start.message, self._note_on_averages())
+        messages = [message for message in found if message is not None]
         return messages, [*notes, *(f"warning: {note}" for note in run.notes())]
 
     def _note_on_averages(self) -> str | None:
@@ -164,6 +176,7 @@ class Trainer:
             "run file": without_places(self.config, self.registry),
             "prompts": dict(prompts),
             "base model": None if base is None else base.model_dump(mode="json", include={"files"}),
+            "initial adapter": (self._start.record or {}).get("file"),
         }
         for rank, remote in enumerate(self.processes.all_gather_object(local)):
             for name, value in local.items():

@@ -16,7 +16,7 @@ from dgpo_schemas.sections.prompts import PromptsSection
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.sections.rollout import RolloutSection
 from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, TimestepsSection
-from dgpo_schemas.sections.whole import StopSection
+from dgpo_schemas.sections.whole import RunSection, StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
 __all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "sources", "stop", "times", "without_effect"]
@@ -198,3 +198,17 @@ def without_effect(objective: ObjectiveSection, backbone: BackboneSection, rollo
         yield "backbone.lora", "has no effect because backbone.train is full; remove one of the two"
     if backbone.train == "full" and rollout.merge_adapter:
         yield "rollout.merge_adapter", "has no effect because backbone.train is full; remove it"
+
+
+def start(
+    run: RunSection, backbone: BackboneSection, objective: ObjectiveSection, *, starts_elsewhere: bool
+) -> Violations:
+    """Check that the initial weights come from one place, and that the reference `start` differs from the base."""
+    if objective.reference == "start" and not starts_elsewhere:
+        yield (
+            "objective.reference",
+            "the weights that the run starts from are the base model's; use `frozen`, or set backbone.lora.init or "
+            "run.init_from",
+        )
+    if run.init_from is not None and backbone.train == "lora" and backbone.lora.init is not None:
+        yield "backbone.lora.init", "has no effect because run.init_from is set; remove one of the two"

@@ -64,6 +64,12 @@ class RunConfig(StrictModel):
         rules.raise_all(violations(self))
         return self
 
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether the trained weights start from an adapter or from another run, not from the base model."""
+        adapter = self.backbone.train == "lora" and self.backbone.lora.init is not None
+        return adapter or self.run.init_from is not None
+
     def training_range(self, shift: float, highest: float = 1.0) -> tuple[float, float]:
         """Resolve (t_min, t_max) to sigmas in [0, 1].
 
@@ -89,4 +95,5 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
         *rules.sources(prompts, rewards, evaluation),
         *rules.stop(config.stop, prompts, rewards, evaluation),
         *rules.without_effect(config.objective, config.backbone, rollout),
+        *rules.start(config.run, config.backbone, config.objective, starts_elsewhere=config.starts_elsewhere),
     ]

@@ -313,3 +313,22 @@ def test_a_best_checkpoint_that_is_gone(dgpo: Run, trained: Any) -> None:
     assert (done.code, done.err) == (
         2, f"runs/toy/checkpoints: the best checkpoint, of iteration {best}, is missing; use newest\n"
     )  # fmt: skip
+
+
+def test_the_whole_network(dgpo: Run, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the backbone can merge; elsewhere it is not among the formats."""
+    done = dgpo("export", trained.path, "--format", "merged")
+    assert (done.code, done.out, done.err) == (2, "", "--format merged: choose one of toy\n")
+    asked = []
+
+    def save_merged(self: ToyBackbone, directory: Path, dtype: str | None) -> None:
+        asked.append(dtype)
+        safetensors.torch.save_file({"w": torch.ones(1)}, directory / "all.safetensors")
+
+    monkeypatch.setattr(ToyBackbone, "save_merged", save_merged, raising=False)
+    for format in ("merged", "merged-float32"):
+        assert dgpo("export", trained.path, "--format", format, "--output", format).code == 0
+        assert sorted(tree(Path(format))) == ["all.safetensors", "dgpo.json"]
+    assert asked == [None, "float32"]
+    done = dgpo("export", trained.path, "--format", "merge")
+    assert done.err == "--format merge: choose one of toy, merged, merged-float32; did you mean merged?\n"

@@ -182,3 +182,26 @@ def test_warnings_are_lines_without_a_traceback(dgpo: Run, write_run: Write, mon
         rf"\(at {re.escape(__file__)}:\d+\)",
         failed,
     )
+
+
+def test_a_run_starts_from_the_weights_of_another(dgpo: Callable[..., Any], trained: Any) -> None:
+    done = dgpo(
+        "train",
+        trained.file,
+        "--init-from",
+        f"{trained.path}@4:policy",
+        "--set",
+        "run.name=second",
+        "--set",
+        "run.output=runs",
+    )
+    assert done.code == 0, done.err
+    assert "starts from the policy weights of runs/toy after iteration 4" in done.err
+    config = yaml.safe_load(Path("runs/second/config.yaml").read_text())
+    assert config["run"]["init_from"] == f"{trained.path.absolute()}@4:policy"
+    done = dgpo(
+        "train", trained.file, "--init-from", "runs/nowhere", "--set", "run.name=third", "--set", "run.output=runs"
+    )
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("run.init_from: runs/nowhere: no such run directory; allowed is RUN, RUN@CHECKPOINT")
+    assert not Path("runs/third").exists()

@@ -82,13 +82,16 @@ def test_the_same_as_one_process(setting: str, counts: tuple[int, ...], driver: 
 
 
 @pytest.mark.parametrize(
-    ("train", "checkpointing"), [pytest.param("lora", True, marks=pytest.mark.slow), ("full", False)]
-)
+    ("train", "checkpointing"),
+    [pytest.param("lora", True, marks=pytest.mark.slow), pytest.param("dora", True, marks=pytest.mark.slow),
+     ("full", False)],
+)  # fmt: skip
 def test_a_network_with_blocks(train: str, checkpointing: bool, driver: Driver, tmp_path: Path) -> None:
     """SD3's, gathered block by block, in float32: up to the order of sums, of which AdamW makes steps."""
     backbone = {
-        "use": "sd3", "checkpoint": str(make_tiny_checkpoint(tmp_path / "sd3")), "train": train,
-        "gradient_checkpointing": checkpointing, "lora": {"rank": 4, "alpha": 8},
+        "use": "sd3", "checkpoint": str(make_tiny_checkpoint(tmp_path / "sd3")),
+        "train": "full" if train == "full" else "lora",
+        "gradient_checkpointing": checkpointing, "lora": {"rank": 4, "alpha": 8, "dora": train == "dora"},
     }  # fmt: skip
     if train == "full":
         del backbone["lora"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, StrictModel, UseBlock
-from dgpo_schemas.places import PathOrName
+from dgpo_schemas.places import PathOrName, PathText
 
 __all__ = ["BackboneSection", "LoraSection", "PrecisionSection"]
 
@@ -19,12 +19,30 @@ class LoraSection(StrictModel):
     alpha: Float = Field(
         default=128.0, gt=0, le=1e6, description="Scaling: the low-rank update is multiplied by alpha / rank."
     )
+    rslora: bool = Field(
+        default=False,
+        description="Rank-stabilized LoRA (arXiv 2312.03732): multiply the update by alpha / sqrt(rank) instead.",
+    )
+    dora: bool = Field(
+        default=False,
+        description="DoRA (arXiv 2402.09353): also train the norm of each row of the adapted weights. A forward pass "
+        "computes the norms anew and is slower. It is exported to diffusers, peft and kohya, not to ComfyUI, whose "
+        "formula for the norms is another.",
+    )
     targets: list[str] | None = Field(
         default=None,
         min_length=1,
         description="Linear layers to adapt: full names, or dot-separated suffixes of names. The default depends on "
         "the backbone: sd3 and wan adapt every attention projection, which may be more than a published recipe adapts "
         "(sd3 includes `attn2`; the sd35 examples list the published layers).",
+    )
+    init: PathText | None = Field(
+        default=None,
+        min_length=1,
+        description="Adapter to start from: a safetensors file, or a directory with one, in the format of diffusers, "
+        "peft, kohya or ComfyUI. Its scale is folded into the weights, so that alpha applies as usual; its rank may be "
+        "at most `rank`. The KL term and a frozen reference still use the base model without the adapter; "
+        "`objective.reference: start` makes the initial adapter the reference of both.",
     )
 
 

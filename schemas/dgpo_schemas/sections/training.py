@@ -85,10 +85,11 @@ class ObjectiveSection(UseBlock):
         "disables clipping.",
     )
     clip_kl: bool = Field(default=False, description="Also exclude clipped samples from the KL term.")
-    reference: Literal["frozen", "ema_fast"] = Field(
+    reference: Literal["frozen", "ema_fast", "start"] = Field(
         default="frozen",
-        description="Reference model of the group preference: the frozen base model, or the fast EMA of the policy. "
-        "The KL term always uses the base model.",
+        description="Reference model of the group preference: the frozen base model, the fast EMA of the policy, or "
+        "`start`, the frozen weights that the run started from (`backbone.lora.init`, `run.init_from`). The KL term "
+        "uses the base model, and with `start` these weights too.",
     )
     ema_fast: EmaFastSection = Field(
         default_factory=EmaFastSection,

@@ -35,6 +35,14 @@ class RunSection(StrictModel):
         description="Number of training iterations. Each generates samples, scores them, computes advantages and "
         "optimizes.",
     )
+    init_from: PathText | None = Field(
+        default=None,
+        min_length=1,
+        description="Run directory whose trained weights this run starts from, with a new optimizer and new averages: "
+        "`RUN`, or `RUN@CHECKPOINT:MODEL` with `newest` (the default), `best` or an iteration, and `ema` (the "
+        "default), `ema_fast` or `policy`. Both runs need the same backbone and adapter settings. The KL term and a "
+        "frozen reference still use the base model; see `objective.reference`.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         json_schema_extra=FROM_THERE_ON,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from dgpo_diffusers.family import Family
 from dgpo_diffusers.geometry import nearest_size
 from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import load
+from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
 
 if TYPE_CHECKING:
@@ -203,3 +204,8 @@ class DiffusersBackbone(Family):
     def save_weights(self, directory: Path) -> None:
         """Save the denoiser in float32, for its `from_pretrained`."""
         self.network.save_pretrained(directory)
+
+    def save_merged(self, directory: Path, dtype: Literal["float32"] | None) -> None:
+        """Save the denoiser with the adapter merged in float32, for its `from_pretrained`."""
+        assert isinstance(self.adapter, DiffusersAdapter)
+        write_merged(self.network, self.adapter.merged_weights(), directory, None if dtype is None else torch.float32)

@@ -157,7 +157,8 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
     for name, module in backbone.components().items():
         frozen = [p for p in module.parameters() if id(p) not in trainable]
         held[name] = sum(map(_bytes, (*frozen, *module.buffers())))
-    kept = 3  # ema_fast, ema, and the initial weights, which are the base model of full fine-tuning
+    # ema_fast, ema, and the initial weights, which are usually also the base model of full fine-tuning
+    kept = 4 if backbone.adapter is None and config.starts_elsewhere else 3
     return held | {
         "trained weights": trained,
         "EMA and initial weights": kept * trained,

@@ -1,9 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) for the linear layers of any network, using peft.
-
-peft is an optional dependency, `pip install 'dgpo[lora]'`, imported when an adapter is created. Saved files of every
-format have the scale alpha / rank folded into B, and store alpha = rank if the format has a field for it, so that
-programs apply the same strength whether or not they read alpha.
-"""
+"""The adapter of any network, using peft."""
 
 from __future__ import annotations
 
@@ -12,9 +7,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -22,30 +16,32 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter
 from dgpo_core.errors import UserError
+from dgpo_core.lora.files import AdapterFile, Pair, Update, named, open_adapter, peft_updates
+from dgpo_core.lora.starting import check_updates
+from dgpo_core.lora.targets import select_targets
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
     from dgpo_schemas.sections.backbone import LoraSection
 
-__all__ = ["LoraAdapter", "Pairs", "named", "select_targets"]
+__all__ = ["ADAPTER", "LoraAdapter"]
 
 ADAPTER = "default"
 """Adapter name in peft."""
-FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""torch modules that read the weights of their linear layers directly, without calling the layers."""
-
-Pairs: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
-"""Layer name to (A [rank, inputs], B [outputs, rank]), float32 on the CPU. The weight update is B A."""
 
 
 class LoraAdapter(Adapter):
-    """A LoRA adapter: each target linear layer outputs W x + alpha / rank * B A x, with A and B in float32.
+    """A LoRA adapter: each target linear layer outputs W x + s B A x, with A and B in float32.
+
+    s is alpha / rank, or alpha / sqrt(rank) with `rslora`. With `dora`, each row of W + s B A is also rescaled to a
+    trained norm, its magnitude, in float32.
 
     A is initialized from a normal distribution with standard deviation 1 / rank (peft's "gaussian"), B with zeros. A is
     drawn on the CPU from a fixed seed; the global random state is not changed.
     """
 
     formats: tuple[str, ...] = ("peft",)
+    supports = frozenset({"init", "rslora", "dora"})
 
     def __init__(self, network: nn.Module, section: LoraSection, *, targets: Sequence[str], base: str) -> None:
         """Freeze `network`, on any device and in any dtype, and inject the adapter. Call before `torch.compile`.
@@ -57,11 +53,14 @@ class LoraAdapter(Adapter):
         Raises UserError for invalid targets and if peft is not installed.
         """
         peft = _peft()
-        self._network, self._base, self._rank = network, base, section.rank
+        self._network, self._base, self._rank, self._dora = network, base, section.rank, section.dora
+        self.notes = []
         self._config: Any = peft.LoraConfig(
             r=section.rank,
             lora_alpha=int(section.alpha) if section.alpha.is_integer() else section.alpha,
             init_lora_weights="gaussian",
+            use_rslora=section.rslora,
+            use_dora=section.dora,
             target_modules=select_targets(network, section.targets, targets),
         )
         network.requires_grad_(False)
@@ -76,9 +75,59 @@ class LoraAdapter(Adapter):
         self._names = [name for name, p in network.named_parameters() if p.requires_grad]
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
+        if any(p.is_meta for p in self.parameters().values()):
+            return
+        if section.dora:
+            self._set_magnitudes()
+        if section.init is not None:
+            self._start_from(open_adapter(Path(section.init)))
+
+    def read(self, file: AdapterFile) -> dict[str, Update]:
+        """Return the updates of a file by layer name. Reads peft's format; subclasses override this to read more.
+
+        Raises UserError for other formats.
+        """
+        if not file.is_peft:
+            raise file.unreadable(
+                next(iter(file.tensors)), "which is no tensor name of peft, the only format read here"
+            )
+        return peft_updates(file)
+
+    @torch.no_grad()
+    def _set_magnitudes(self) -> None:
+        """Set the magnitudes (DoRA) to the row norms of the adapted weights, in float32, which changes nothing."""
+        for name, layer in self.layers.items():
+            norms = self._sum(layer).norm(dim=1)
+            if not bool(norms.all()):
+                raise UserError(
+                    f"backbone.lora.dora: layer {name} has a row of zeros, which has no direction; leave this layer "
+                    "out of backbone.lora.targets, or set dora: false"
+                )
+            _magnitude(layer).data = norms
+
+    @torch.no_grad()
+    def _start_from(self, file: AdapterFile) -> None:
+        """Set the matrices so that the adapter computes what the file's does.
+
+        A smaller rank is filled up: A keeps its further random rows, B its zeros, so that they train but add nothing.
+        """
+        updates = self.read(file)
+        self.source = file.path
+        self.notes = check_updates(self._network, self.layers, updates, file, self._rank, dora=self._dora)
+        for name, layer in self.layers.items():
+            if (update := updates.get(name)) is None:
+                continue
+            rank = len(update.down)
+            layer.lora_A[ADAPTER].weight[:rank] = update.down.to(layer.lora_A[ADAPTER].weight.device)
+            up = update.up * (update.scale / layer.scaling[ADAPTER])
+            layer.lora_B[ADAPTER].weight[:, :rank] = up.to(layer.lora_B[ADAPTER].weight.device)
+            if self._dora:  # by default those of the adapted weight, which make a LoRA of it
+                norms = self._sum(layer).norm(dim=1) if update.magnitude is None else update.magnitude
+                _magnitude(layer).copy_(norms)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Return the matrices, named `LAYER.lora_A.default.weight` and `LAYER.lora_B.default.weight`."""
+        """Return the matrices, named `LAYER.lora_A.default.weight` and `LAYER.lora_B.default.weight`, and with DoRA the
+        magnitudes, `LAYER.lora_magnitude_vector.default.weight`."""
         return {name: self._network.get_parameter(name) for name in self._names}
 
     @contextmanager
@@ -109,13 +158,33 @@ class LoraAdapter(Adapter):
         try:
             with torch.no_grad():
                 for layer, weight in zip(layers, weights, strict=True):
-                    delta = layer.get_delta_weight(ADAPTER)
-                    weight.data = (weight.data.to(delta.dtype) + delta).to(weight.dtype)
+                    weight.data = self.adapted(layer).to(weight.dtype)
             with self.off():
                 yield
         finally:
             for weight, data in zip(weights, before, strict=True):
                 weight.data = data
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """Return the weight of each adapted layer with the current adapter merged, float32 [outputs, inputs], by layer
+        name. Raises UserError if another layer, which is not adapted, uses one of the base weights too."""
+        if self._shared:
+            raise UserError("--format merged: two layers of the model share a weight, and only one of them is adapted")
+        return {name: self.adapted(layer) for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def adapted(self, layer: Any) -> Tensor:
+        """Return the weight of one of `layers` with the current adapter merged, float32 [outputs, inputs]."""
+        weight = self._sum(layer)
+        if self._dora:
+            weight *= (_magnitude(layer).data / weight.norm(dim=1))[:, None]
+        return weight
+
+    def _sum(self, layer: Any) -> Tensor:
+        """Return the base weight plus the update, float32 [outputs, inputs]."""
+        delta: Tensor = layer.get_delta_weight(ADAPTER)
+        base: Tensor = layer.get_base_layer().weight.data
+        return base.to(delta.dtype) + delta
 
     def save(self, directory: Path, format: str) -> None:
         """Write the adapter. Format `peft`: `adapter_model.safetensors` and `adapter_config.json`, which
@@ -129,12 +198,13 @@ class LoraAdapter(Adapter):
         """Write the adapter to an existing directory. Subclasses override this to support more formats."""
         prefixed = {f"base_model.model.{name}": pair for name, pair in self.folded().items()}
         tensors = named(prefixed, ".lora_A.weight", ".lora_B.weight")
+        tensors |= {f"base_model.model.{name}.lora_magnitude_vector": m for name, m in self.magnitudes().items()}
         safetensors.torch.save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
         more = {"peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": self._base}
         text = json.dumps(self.settings() | more, indent=2, sort_keys=True) + "\n"
         (directory / "adapter_config.json").write_text(text)
 
-    def folded(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def folded(self) -> dict[str, Pair]:
         """Return the current matrices by layer name, with the scale folded into B."""
         pairs = {}
         for name, layer in self.layers.items():
@@ -142,12 +212,25 @@ class LoraAdapter(Adapter):
             pairs[name] = (down.clone(), up * layer.scaling[ADAPTER])
         return pairs
 
+    def magnitudes(self) -> dict[str, Tensor]:
+        """Return the current magnitudes [outputs] by layer name; empty without DoRA."""
+        layers = self.layers if self._dora else {}
+        return {name: _magnitude(layer).detach().float().cpu().clone() for name, layer in layers.items()}
+
     def settings(self) -> dict[str, Any]:
         """Return peft's config of the folded matrices, limited to fields that all versions of peft know.
 
         Older versions reject a config file with unknown fields.
         """
-        return {"r": self._rank, "lora_alpha": self._rank, "target_modules": sorted(self._config.target_modules)}
+        dora = {"use_dora": True} if self._dora else {}
+        return {
+            "r": self._rank, "lora_alpha": self._rank, "target_modules": sorted(self._config.target_modules), **dora,
+        }  # fmt: skip
+
+
+def _magnitude(layer: Any) -> nn.Parameter:
+    magnitude: nn.Parameter = layer.lora_magnitude_vector[ADAPTER].weight
+    return magnitude
 
 
 def _peft() -> Any:
@@ -166,92 +249,3 @@ def _peft() -> Any:
     finally:
         log.setLevel(level)
     return peft
-
-
-def named(pairs: Pairs, down: str, up: str) -> dict[str, Tensor]:
-    """Return each layer's matrices as a flat dict, with the suffixes `down` for A and `up` for B."""
-    return {name + suffix: m for name, pair in pairs.items() for suffix, m in zip((down, up), pair, strict=True)}
-
-
-def select_targets(network: nn.Module, wanted: Sequence[str] | None, default: Sequence[str]) -> list[str]:
-    """Return the suffixes of module names to adapt, without duplicates; each matches at least one linear layer.
-
-    wanted: the user's targets; None selects the entries of `default` that match a linear layer of this network.
-    Raises UserError, listing the nearest valid suffixes, if a target matches nothing, a module that is not linear or
-    one that is never called, and if no default target matches.
-    """
-    unfit = _unfit(network)
-    fit = [name for name, reason in unfit.items() if reason is None]
-    chosen = list(dict.fromkeys(default if wanted is None else wanted))
-    if wanted is None:
-        matching = [target for target in chosen if any(_matches(name, target) for name in fit)]
-        if not matching:
-            _refuse(f"none of the default {', '.join(chosen)} matches a linear layer", " ".join(chosen), network, unfit)
-        chosen = matching
-    for target in chosen:
-        bound = [name for name in unfit if _matches(name, target)]
-        invalid = [name for name in bound if unfit[name] is not None]
-        if invalid or not bound:
-            what = f"matches {invalid[0]}, {unfit[invalid[0]]}" if bound else "matches no module of the network"
-            _refuse(f"{target!r} {what}", target, network, unfit)
-    return chosen
-
-
-def _refuse(problem: str, target: str, network: nn.Module, unfit: Mapping[str, str | None]) -> None:
-    valid = [
-        suffix
-        for suffix in _suffixes(network, [name for name, reason in unfit.items() if reason is None])
-        if all(reason is None for name, reason in unfit.items() if _matches(name, suffix))
-    ]
-    nearest = ", ".join(get_close_matches(target, valid, n=5, cutoff=0.0)) or "none"
-    raise UserError(f"backbone.lora.targets: {problem}; nearest suffixes of linear layers: {nearest}")
-
-
-def _unfit(network: nn.Module) -> dict[str, str | None]:
-    """Map every module name to the reason why the module cannot be adapted, or None if it can."""
-    modules = dict(network.named_modules(remove_duplicate=False))
-    aliases: dict[int, list[str]] = {}
-    for name, module in modules.items():
-        aliases.setdefault(id(module), []).append(name)
-    fused = {id(child): type(m).__name__ for m in modules.values() if isinstance(m, FUSED) for child in m.modules()}
-    reasons: dict[str, str | None] = {}
-    for name, module in modules.items():
-        if not name:
-            continue
-        others = [alias for alias in aliases[id(module)] if alias != name]
-        if not isinstance(module, nn.Linear):
-            reasons[name] = "which is not a linear layer of the network"
-        elif id(module) in fused:
-            reasons[name] = f"whose weight {fused[id(module)]} reads without calling it: an adapter has no effect"
-        elif others:
-            reasons[name] = f"which is the same module as {others[0]}: an adapter would apply to only one of the two"
-        else:
-            reasons[name] = None
-    return reasons
-
-
-def _matches(name: str, target: str) -> bool:
-    """Match full path components, as peft does for a list of targets: `attn.to_q` does not match `self_attn.to_q`."""
-    return name == target or name.endswith(f".{target}")
-
-
-def _suffixes(network: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return names without their block prefix, and their last components (`attn.to_out.0` and `to_out.0`), unique."""
-    suffixes: dict[str, None] = {}
-    for name in names:
-        inner = name.removeprefix(_block(network, name))
-        components = inner.split(".")
-        last = components[-2:] if components[-1].isdigit() else components[-1:]
-        suffixes |= {".".join(last): None, inner: None}
-    return list(suffixes)
-
-
-def _block(network: nn.Module, name: str) -> str:
-    """Return the innermost repeated block that contains a layer, such as `transformer_blocks.7.`, or ""."""
-    prefix, module, components = "", network, name.split(".")
-    for i, component in enumerate(components[:-1]):
-        outer, module = module, module.get_submodule(component)
-        uniform = len({type(child) for child in outer.children()}) == 1
-        if uniform and isinstance(outer, nn.ModuleList | nn.Sequential):
-            prefix = ".".join(components[: i + 1]) + "."
-    return prefix
