@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow import schedules
-from dgpo_core.types import Prompt
 from dgpo_diffusers.families.flux.backbone import FluxBackbone
 from dgpo_diffusers.families.flux.options import FluxOptions
 from dgpo_kit.contracts import check_backbone
@@ -137,7 +136,7 @@ def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path
     }
     assert all(p.device.type == "meta" for part in meta.components().values() for p in part.parameters())
     assert meta.latent_shape(*SIZES[0]) == real.latent_shape(*SIZES[0])
-    prompts = [Prompt(text, size=SIZES[0]) for text in TEXTS]
+    prompts = [replace(real.example(SIZES[0]), text=text) for text in TEXTS]
     for rows in ("encode", "unconditional"):
         found, wanted = (getattr(backbone, rows)(prompts).tensors for backbone in (meta, real))
         assert shapes(iter(found.items())) == shapes(iter(wanted.items()))
@@ -162,7 +161,7 @@ def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path]
     assert set(here.components()) - set(away.components()) == {"text encoders"}
     assert not here.offloaded_modules()
     assert set(away.offloaded_modules()) == {"text encoders"}
-    prompts = [Prompt(TEXTS[0], size=SIZES[0])]
+    prompts = [replace(here.example(SIZES[0]), text=TEXTS[0])]
     with away.encoding():
         found = away.encode(prompts).tensors
     for key, tensor in here.encode(prompts).tensors.items():

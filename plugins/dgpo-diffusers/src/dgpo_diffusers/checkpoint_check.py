@@ -26,6 +26,7 @@ INDEX = "model_index.json"
 KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
     "WanPipeline": "wan",
+    "WanImageToVideoPipeline": "wan-i2v",
     "FluxPipeline": "flux",
     "StableDiffusionXLPipeline": "sdxl",
 }
@@ -97,7 +98,7 @@ def read_index(path: Path, source: str, layout: Layout) -> Index:
         raise UserError(
             f"{CHECKPOINT}: {path} is not a pipeline's index: _class_name is {show(found)}, not the name of a pipeline"
         )
-    if found != layout.pipeline:
+    if found not in (layout.pipeline, *layout.also):
         raise UserError(
             f"{CHECKPOINT}: {source} contains a {clean(found, 100)}; the backbone {layout.backbone} requires a "
             f"{layout.pipeline} ({layout.family}){_other(found, layout)}"

@@ -19,7 +19,7 @@ from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import T5_VOCABULARY, Layout
-from dgpo_wan.checks import check_wan
+from dgpo_wan.checks import check_wan, text_to_video
 from dgpo_wan.options import COMPRESSION
 from dgpo_wan.original import NAMES
 
@@ -85,7 +85,7 @@ class WanBackbone(DiffusersBackbone):
 
     def check(self, pipeline: Any, directory: Path) -> None:
         """Raise UserError for components that do not fit each other, or text-to-video."""
-        check_wan(pipeline, directory)
+        check_wan(pipeline, directory, self.layout.backbone, text_to_video)
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
         """{"prompt_embeds" [B, T, D]}, T = `text_length`, as WanPipeline makes them: the tokens of a prompt attend to
@@ -129,7 +129,7 @@ class WanBackbone(DiffusersBackbone):
                 f"backbone.options.frames: {self.options.frames} is more than this checkpoint's position embeddings "
                 f"reach; the most is {1 + (reach - 1) * COMPRESSION}"
             )
-        return config.in_channels, frames, height // factor, width // factor
+        return self.vae.config.z_dim, frames, height // factor, width // factor
 
     def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
         """WanPipeline's rule: the high-noise expert from the boundary on."""
@@ -139,12 +139,12 @@ class WanBackbone(DiffusersBackbone):
         return high if expert == "high" else ~high, f"(backbone.options.expert: {expert}); set timesteps.{bound}"
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """Wan was trained on v = noise - x0 at timestep 1000 * sigma. x [B, C, f, h, w]. Wan 2.2 5B has a time for
-        every patch (`expand_timesteps`); in text-to-video they are all the same."""
-        out: Tensor = network(
-            hidden_states=x,
-            timestep=1000 * time,
-            encoder_hidden_states=conditioning.tensors["prompt_embeds"],
-            return_dict=False,
-        )[0]
+        """Wan was trained on v = noise - x0."""
+        out: Tensor = network(**self.inputs(x, time, conditioning), return_dict=False)[0]
         return out
+
+    def inputs(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        """Arguments of the transformer: x [B, C, f, h, w] at timestep 1000 * sigma. Wan 2.2 5B has a time for every
+        patch (`expand_timesteps`); in text-to-video they are all the same."""
+        embeds = conditioning.tensors["prompt_embeds"]
+        return {"hidden_states": x, "timestep": 1000 * time, "encoder_hidden_states": embeds}
