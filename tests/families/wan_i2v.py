@@ -39,6 +39,7 @@ I2V: dict[str, Any] = {
     "kind": ImageToVideoBackbone,
     "options": ImageToVideoOptions,
     "tolerance": 5e-4,  # as in `wan`
+    "quick": {"frames": 5},
 }
 SHORT: dict[str, Any] = {
     "values": {"frames": 9, "text_length": 24}, "call": {"num_frames": 9, "max_sequence_length": 24},
@@ -61,14 +62,14 @@ PROOFS = {
         },
     ),
     "wan-i2v, two experts": Proof(
-        make=lambda directory: make_tiny_i2v(directory, model="2.2-A14B", boundary=0.8),
+        make=lambda directory: make_tiny_i2v(directory, model="2.2-A14B", boundary=0.8, layers=1),
         cases={"cfg": CASES["cfg"]},
         **I2V,
         **SHORT | {"values": SHORT["values"] | {"expert": "low"}},
         load={"load_into_transformer_2": True},
     ),
     "wan-i2v, first frame": Proof(
-        make=lambda directory: make_tiny_i2v(directory, model="2.2-5B"),
+        make=lambda directory: make_tiny_i2v(directory, model="2.2-5B", layers=1),
         cases={"cfg": CASES["cfg"]},
         **I2V,
         **SHORT,

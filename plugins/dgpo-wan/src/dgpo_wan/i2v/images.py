@@ -21,15 +21,16 @@ def check_images(prompts: Sequence[Prompt], backbone: str) -> None:
         kinds = [medium.kind for medium in prompt.media]
         if kinds == ["image"]:
             continue
+        wanted = f"but the backbone {backbone} requires one condition image"
         if not kinds:
-            problem = "has no condition image, but the backbone {} requires one: add `media: IMAGE.png`"
+            problem = f"has no media, {wanted}: give its path as `media`"
         elif len(kinds) > 1:
-            problem = f"has {len(kinds)} media, but the backbone {{}} takes one condition image: keep the first frame"
+            problem = f"has {len(kinds)} media, {wanted}: keep the first frame"
         else:
-            video = name_of(prompt.media[0])
-            problem = f"has a video ({video}), but the backbone {{}} takes an image: save the video's first frame"
-        origin = f"{prompt.origin}: " if prompt.origin else ""
-        raise UserError(f"{origin}the prompt {problem.format(backbone)}")
+            problem = (
+                f"has a video ({name_of(prompt.media[0])}), {wanted}: save the first frame of the video as an image"
+            )
+        raise UserError(f"{f'{prompt.origin}: ' if prompt.origin else ''}the prompt {problem}")
 
 
 @cache
