@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from PIL import Image
@@ -23,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgpo_cli.main import main
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.contracts import TimestepContext
@@ -229,6 +231,49 @@ def test_diffusers_reads_the_original_names(tiny: Callable[[str], Path], tmp_pat
     assert found.keys() == wanted.keys()
     for name, change in wanted.items():
         assert_close(found[name].double(), change, atol=1e-6, rtol=0, msg=name)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["2.1", "2.2-5B"])
+def test_a_run_trains_and_samples_from_condition_images(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    model: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for color in ("red", "blue"):
+        Image.new("RGB", (40, 30), color).save(f"{color}.png")
+    prompts = [{"prompt": "a circle", "media": "red.png"}, {"prompt": "green", "media": "blue.png"}]
+    Path("prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in prompts))
+    Path("text.jsonl").write_text(json.dumps({"prompt": "a circle"}) + "\n")
+    Path("run.yaml").write_text(
+        yaml.safe_dump({
+            "run": {"name": "moving", "iterations": 2},
+            "backbone": {
+                "use": "wan-i2v", "checkpoint": str(tiny(model)), "lora": {"rank": 2, "alpha": 2},
+                "options": {"frames": 5} | ({"text_length": 24} if model == "2.2-5B" else {}),
+            },
+            "prompts": {"train": "prompts.jsonl", "heldout": "prompts.jsonl"},
+            "rollout": {"steps": 2, "group_size": 2, "groups": 1, "resolution": [16, 32], "guidance": 2.0},
+            "rewards": [{"use": "motion"}],
+            "timesteps": {"count": 1},
+            "evaluation": {"every": 2, "at_start": False, "prompts": 1, "samples_per_prompt": 1, "many_step": None},
+        })
+    )  # fmt: skip
+
+    def dgpo(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        return int(ended.value.code or 0)
+
+    assert dgpo("train", "run.yaml") == 0
+    record = json.loads(Path("runs/moving/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["change_norm"] > 0
+    assert dgpo("sample", "runs/moving", "-p", "a circle", "--media", "red.png", "-n", "1", "--output", "out") == 0
+    assert json.loads(Path("out/conditions.json").read_text())[0]["media"].startswith("media-")
+    assert dgpo("train", "run.yaml", "--set", "prompts.train=text.jsonl", "--set", "run.name=other") == 2
+    assert "text.jsonl:1: the prompt has no media, but the backbone wan-i2v requires" in capsys.readouterr().err
 
 
 # -- the model without its weights -------------------------------------------------------------------------------------

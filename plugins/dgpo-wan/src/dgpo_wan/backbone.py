@@ -46,7 +46,7 @@ class WanBackbone(DiffusersBackbone):
     options: WanOptions
     layout = Layout(
         backbone="wan",
-        family="Wan 2.1 and 2.2 text-to-video; image-to-video, VACE and Animate are other pipelines",
+        family="Wan 2.1 and 2.2 text-to-video; image-to-video is wan-i2v, VACE and Animate are other pipelines",
         pipeline="WanPipeline",
         models={
             "transformer": "WanTransformer3DModel",
