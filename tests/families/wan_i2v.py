@@ -69,7 +69,7 @@ PROOFS = {
         load={"load_into_transformer_2": True},
     ),
     "wan-i2v, first frame": Proof(
-        make=lambda directory: make_tiny_i2v(directory, model="2.2-5B", layers=1),
+        make=lambda directory: make_tiny_i2v(directory, model="2.2-5B"),
         cases={"cfg": CASES["cfg"]},
         **I2V,
         **SHORT,

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo_core.media.images import to_image
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.checks import check_wan
 from dgpo_wan.i2v.checks import check_text_length, image_to_video
-from dgpo_wan.i2v.images import check_images, example_image
+from dgpo_wan.i2v.images import check_images, example_image, image_of
 from dgpo_wan.options import COMPRESSION
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class ImageToVideoBackbone(WanBackbone):
             (medium,) = prompt.media
             key = medium.digest, prompt.size
             if key not in found:
-                found[key] = self._image_rows(to_image(medium.read()), prompt.size)
+                found[key] = self._image_rows(image_of(medium), prompt.size)
         rows = [found[prompt.media[0].digest, prompt.size] for prompt in prompts]
         return Conditioning({**super().embed(prompts).tensors} | {n: torch.cat([r[n] for r in rows]) for n in rows[0]})
 
