@@ -5,16 +5,19 @@ A module of this directory per family has `PROOFS`; `proofs` collects them. Shap
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from dgpo_core.types import Prompt
+from dgpo_core.media.conditions import condition_medium
+from dgpo_core.types import ConditionMedium, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_kit.drawing import draw
 from dgpo_schemas.sections.backbone import BackboneSection
@@ -32,13 +35,22 @@ STEPS = 3
 class Case:
     """A kind of guidance: by which arguments the pipeline has it, and by which options and guidance a run.
 
-    pipeline: arguments by name; a function gives one from the pipeline and the number of samples.
+    pipeline: arguments by name; a function gives one from the pipeline and the number of samples. image: the condition
+    image of the i-th sample; the pipeline then makes each sample by itself.
     """
 
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
     negative: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    image: Callable[[int], Image.Image] | None = None
+
+    def media(self, i: int) -> tuple[ConditionMedium, ...]:
+        if self.image is None:
+            return ()
+        content = io.BytesIO()
+        self.image(i).save(content, "PNG")
+        return (condition_medium(content.getvalue()),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +127,27 @@ def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> 
 
 def by_pipeline(proof: Proof, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
     """Latents or images [B, ...], images in [0, 1]."""
+    if case.image is None:
+        return _of_texts(proof, pipeline, case, TEXTS[: len(noise)], noise, size, output)
+    found = []
+    for i in range(len(noise)):
+        mine = replace(case, pipeline={**case.pipeline, "image": case.image(i)})
+        found.append(_of_texts(proof, pipeline, mine, TEXTS[i : i + 1], noise[i : i + 1], size, output))
+    return torch.cat(found)
+
+
+def _of_texts(
+    proof: Proof, pipeline: Any, case: Case, texts: list[str], noise: Tensor, size: tuple[int, int], output: str
+) -> Tensor:
     given = {**proof.call, **case.pipeline}
-    arguments = {name: value(pipeline, len(noise)) if callable(value) else value for name, value in given.items()}
+    arguments = {
+        name: value(pipeline, len(noise)) if callable(value) and name != "image" else value
+        for name, value in given.items()
+    }
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(noise)
     found = pipeline(
-        prompt=TEXTS[: len(noise)], height=size[0], width=size[1], num_inference_steps=STEPS,
+        prompt=texts, height=size[0], width=size[1], num_inference_steps=STEPS,
         latents=proof.packed(noise), output_type=output, **arguments,
     )  # fmt: skip
     media: Tensor = found[0]
@@ -133,5 +160,8 @@ def by_backbone(
     backbone: DiffusersBackbone, case: Case, noise: Tensor, size: tuple[int, int], sigmas: Tensor
 ) -> Tensor:
     """Latents by Euler steps."""
-    prompts = [Prompt(text, negative=case.negative, size=size) for text in TEXTS[: len(noise)]]
+    prompts = [
+        Prompt(text, negative=case.negative, media=case.media(i), size=size)
+        for i, text in enumerate(TEXTS[: len(noise)])
+    ]
     return draw(backbone, prompts, noise, sigmas, case.guidance)

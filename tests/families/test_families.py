@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow import schedules
-from dgpo_core.types import Prompt
 from dgpo_diffusers.families.flux.backbone import FluxBackbone
 from dgpo_diffusers.families.flux.options import FluxOptions
 from dgpo_kit.contracts import check_backbone
@@ -140,7 +139,7 @@ def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path
     }
     assert all(p.device.type == "meta" for part in meta.components().values() for p in part.parameters())
     assert meta.latent_shape(*family.sizes[0]) == real.latent_shape(*family.sizes[0])
-    prompts = [Prompt(text, size=family.sizes[0]) for text in TEXTS]
+    prompts = [replace(real.example(family.sizes[0]), text=text) for text in TEXTS]
     for rows in ("encode", "unconditional"):
         found, wanted = (getattr(backbone, rows)(prompts) for backbone in (meta, real))
         # Rows of different lengths are as long as the longest possible one.
@@ -172,7 +171,7 @@ def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path]
     assert set(here.components()) - set(away.components()) == {"text encoders"}
     assert not here.offloaded_modules()
     assert set(away.offloaded_modules()) == {"text encoders"}
-    prompts = [Prompt(TEXTS[0], size=family.sizes[0])]
+    prompts = [replace(here.example(family.sizes[0]), text=TEXTS[0])]
     with away.encoding():
         found = away.encode(prompts).tensors
     for key, tensor in here.encode(prompts).tensors.items():

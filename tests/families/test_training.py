@@ -19,7 +19,7 @@ from dgpo_schemas.run import RunConfig
 from tests.families.proof import proofs
 from tests.integration.test_processes import KILLED, PATIENT, Driver, Run, assert_all_well, difference
 
-ELSEWHERE = ("sd3", "wan")
+ELSEWHERE = ("sd3", "wan", "wan-i2v")
 """Families whose own packages test whole runs."""
 FAMILIES = {name: proof for name, proof in proofs().items() if "," not in name and name not in ELSEWHERE}
 

@@ -18,14 +18,15 @@ from dgpo_wan.options import WanOptions
 from dgpo_wan.testing import make_tiny_checkpoint
 
 
-def test_the_declared_component_is_a_backbone() -> None:
-    (component,) = plugin.dgpo_backbones()
-    module, _, name = component.implementation.partition(":")
-    assert component.name == "wan"
-    assert issubclass(getattr(import_module(module), name), Backbone)
+def test_the_declared_components_are_backbones() -> None:
     registry = Registry(discover=False)
     registry.register(plugin, distribution="dgpo-wan")
-    check_declaration(registry, "backbone", "wan")
+    components = plugin.dgpo_backbones()
+    assert [component.name for component in components] == ["wan", "wan-i2v"]
+    for component in components:
+        module, _, name = component.implementation.partition(":")
+        assert issubclass(getattr(import_module(module), name), Backbone)
+        check_declaration(registry, "backbone", component.name)
 
 
 def test_the_entry_point_names_the_plugin() -> None:

@@ -122,8 +122,11 @@ class DiffusersBackbone(Family):
     def _encoded(self, embed: Callable[[Sequence[Prompt]], Conditioning], prompts: Sequence[Prompt]) -> Conditioning:
         if self.without_weights:
             count, device = len(prompts), next(self.network.parameters()).device
-            rows = {n: torch.zeros(count, *s, dtype=self.dtype, device=device) for n, s in self.rows().items()}
-            return Conditioning(rows)
+            size = prompts[0].size
+            assert size is not None, "every prompt has a size"
+            shapes = [(n, s, self.dtype) for n, s in self.rows().items()]
+            shapes += [(n, s, torch.float32) for n, s in self.condition_rows(*size).items()]
+            return Conditioning({n: torch.zeros(count, *s, dtype=dtype, device=device) for n, s, dtype in shapes})
         # The libraries warn about each truncated prompt; `truncated_prompts` reports their number once.
         with torch.autocast(self.device.type, enabled=False), quiet():
             return embed(prompts)

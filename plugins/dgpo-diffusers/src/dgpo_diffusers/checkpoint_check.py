@@ -26,6 +26,7 @@ INDEX = "model_index.json"
 KNOWN = {
     "StableDiffusion3Pipeline": "sd3",
     "WanPipeline": "wan",
+    "WanImageToVideoPipeline": "wan-i2v",
     "FluxPipeline": "flux",
     "Flux2KleinPipeline": "flux2-klein",
     "Lumina2Pipeline": "lumina2",

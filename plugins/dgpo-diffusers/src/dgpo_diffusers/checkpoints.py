@@ -42,6 +42,8 @@ __all__ = ["Opened", "load_model", "load_pipeline", "open_checkpoint"]
 
 BLOCK = re.compile(r"(.*?)\.\d+\.")
 """Of the name of a layer's weight: the name of the list of layers."""
+KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "ImageProcessorFast")
+"""Endings of classes that an index may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,10 @@ def open_checkpoint(
 
 
 def _left_out(layout: Layout, names: Collection[str]) -> set[str]:
-    """Models that are not among `names`, and the tokenizers of those text encoders."""
+    """Models that are not among `names`, with their tokenizers and image processors."""
     tokenizers = {name for name in layout.vocabularies if _encoder(name) not in names}
-    return (set(layout.models) - set(names)) | tokenizers
+    processors = {name for name, model in layout.processors.items() if model not in names}
+    return (set(layout.models) - set(names)) | tokenizers | processors
 
 
 def _encoder(tokenizer: str) -> str:
@@ -162,6 +165,9 @@ def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **setti
     parts: dict[str, Any] = dict.fromkeys((*opened.layout.models, *opened.layout.unused)) | dict(models)
     for name in opened.layout.vocabularies:
         parts[name] = None if name in opened.left_out else _tokenizer(opened, name, parts[_encoder(name)])
+    for name, model in opened.layout.processors.items():
+        unused = model in opened.left_out
+        parts[name] = None if unused else _named(opened, name, transformers, transformers.AutoImageProcessor)
     # Samplers bring their own times, so that the scheduler's class matters to nobody but users of the pipeline.
     parts["scheduler"] = _named(opened, "scheduler", diffusers, diffusers.FlowMatchEulerDiscreteScheduler)
     kind = opened.layout.kind
@@ -184,9 +190,9 @@ def _tokenizer(opened: Opened, name: str, encoder: Any) -> Any:
 
 
 def _named(opened: Opened, name: str, library: Any, default: Any, **settings: Any) -> Any:
-    """A scheduler or tokenizer, of the class that the index names if the library has it."""
+    """A scheduler, tokenizer or image processor, of the class that the index names if the library has it."""
     _, named = opened.index.part(name) or ("", "")
-    kind = getattr(library, named, None) if named.endswith(("Scheduler", "Tokenizer", "TokenizerFast")) else None
+    kind = getattr(library, named, None) if named.endswith(KINDS) else None
     with _loading(opened.directory / name):
         return (kind or default).from_pretrained(opened.directory / name, local_files_only=True, **settings)
 

@@ -71,7 +71,14 @@ class Family(Backbone):
 
     @abstractmethod
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of one row of each tensor of `embed`, from configurations only (tokenizers may be None)."""
+        """Return the shape of one row of each tensor of `embed`, from configurations only (tokenizers may be None).
+
+        Without those of `condition_rows`."""
+
+    def condition_rows(self, height: int, width: int) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of one row of each tensor of `embed` that depends on the size of a sample in pixels, such as
+        the latents of a condition image. They are float32. By default none."""
+        return {}
 
     def to_pixels(self, x0: Tensor) -> Tensor:
         """Decode float32 latents [B, C, ...] to images [B, 3, H, W] or videos [B, 3, F, H, W], roughly in [-1, 1].

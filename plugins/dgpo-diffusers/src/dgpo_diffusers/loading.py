@@ -27,9 +27,9 @@ SHORTEST = 3
 
 
 def load(family: Family) -> Any:
-    """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the autoencoder in float32, and the
-    trained denoiser in float32 too if all of it is trained; None in the place of what is left out. Sets the family's
-    `index`.
+    """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the models of `Layout.exact` in float32,
+    and the trained denoiser in float32 too if all of it is trained; None in the place of what is left out. Sets the
+    family's `index`.
 
     Only safetensors are read, never pickles. Raises UserError for a checkpoint that is missing, cannot be fetched, is
     of another architecture, damaged or quantized, and for parts that do not fit each other.
@@ -37,7 +37,7 @@ def load(family: Family) -> Any:
     section, layout = family.section, family.layout
     opened = open_checkpoint(section, layout, wanted=family.components_to_load, variant=family.options.variant)
     family.index = opened.index
-    exact = {"vae", family.trained(opened.variants)} if section.train == "full" else {"vae"}
+    exact = {*layout.exact, *([family.trained(opened.variants)] if section.train == "full" else [])}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
     models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
     pipeline = load_pipeline(opened, models, **family.settings(opened.index))

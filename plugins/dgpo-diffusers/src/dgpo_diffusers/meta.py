@@ -43,7 +43,7 @@ def load_meta(family: Family) -> Any:
 def _made_of(family: Family, index: Index, configs: Configurations) -> Any:
     section, layout = family.section, family.layout
     names = [name for name in family.components_to_load(index) if name in configs]
-    exact = {"vae", family.trained(names)} if section.train == "full" else {"vae"}
+    exact = {*layout.exact, *([family.trained(names)] if section.train == "full" else [])}
     components: dict[str, Any] = dict.fromkeys((*layout.models, *layout.vocabularies, *layout.unused))
     with family.device, quiet():
         for name in names:

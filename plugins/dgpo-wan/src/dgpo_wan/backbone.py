@@ -19,7 +19,7 @@ from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import T5_VOCABULARY, Layout
-from dgpo_wan.checks import check_wan
+from dgpo_wan.checks import check_wan, text_to_video
 from dgpo_wan.options import COMPRESSION
 from dgpo_wan.original import NAMES
 
@@ -47,7 +47,7 @@ class WanBackbone(DiffusersBackbone):
     options: WanOptions
     layout = Layout(
         backbone="wan",
-        family="Wan 2.1 and 2.2 text-to-video; image-to-video, VACE and Animate are other pipelines",
+        family="Wan 2.1 and 2.2 text-to-video; image-to-video is wan-i2v, VACE and Animate are other pipelines",
         pipeline="WanPipeline",
         models={
             "transformer": "WanTransformer3DModel",
@@ -84,7 +84,7 @@ class WanBackbone(DiffusersBackbone):
 
     def check(self, pipeline: Any, directory: Path) -> None:
         """Raise UserError for components that are inconsistent or not for text-to-video."""
-        check_wan(pipeline, directory)
+        check_wan(pipeline, directory, self.layout.backbone, text_to_video)
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Return {"prompt_embeds": [B, T, D]} with T = `text_length`, computed by WanPipeline.
@@ -133,7 +133,7 @@ class WanBackbone(DiffusersBackbone):
                 f"backbone.options.frames: {self.options.frames} exceeds the position embeddings of this checkpoint; "
                 f"the maximum is {1 + (limit - 1) * COMPRESSION}"
             )
-        return config.in_channels, frames, height // factor, width // factor
+        return self.vae.config.z_dim, frames, height // factor, width // factor
 
     def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
         """Return which times the trained expert predicts (WanPipeline: high noise from the boundary on), and advice."""
@@ -143,14 +143,12 @@ class WanBackbone(DiffusersBackbone):
         return high if expert == "high" else ~high, f"(backbone.options.expert: {expert}); set timesteps.{bound}"
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the velocity of x [B, C, f, h, w]. Wan predicts v = noise - x0 at timestep 1000 * sigma.
-
-        Wan 2.2 5B accepts a timestep per patch (`expand_timesteps`); in text-to-video they are all equal.
-        """
-        out: Tensor = network(
-            hidden_states=x,
-            timestep=1000 * time,
-            encoder_hidden_states=conditioning.tensors["prompt_embeds"],
-            return_dict=False,
-        )[0]
+        """Return the velocity of x [B, C, f, h, w]. Wan predicts v = noise - x0 at timestep 1000 * sigma."""
+        out: Tensor = network(**self.inputs(x, time, conditioning), return_dict=False)[0]
         return out
+
+    def inputs(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        """Arguments of the transformer: x [B, C, f, h, w] at timestep 1000 * sigma. Wan 2.2 5B has a time for every
+        patch (`expand_timesteps`); in text-to-video they are all the same."""
+        embeds = conditioning.tensors["prompt_embeds"]
+        return {"hidden_states": x, "timestep": 1000 * time, "encoder_hidden_states": embeds}

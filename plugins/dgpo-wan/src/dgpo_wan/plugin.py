@@ -14,6 +14,18 @@ dgpo_contract = 3
 
 @hookimpl
 def dgpo_backbones() -> Sequence[Component]:
-    """Declare the text-to-video backbone."""
-    summary = "Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft"
-    return [Component("wan", summary, "dgpo_wan.backbone:WanBackbone", "dgpo_wan.options:WanOptions")]
+    """Declare the backbones."""
+    return [
+        Component(
+            "wan",
+            "Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft",
+            "dgpo_wan.backbone:WanBackbone",
+            "dgpo_wan.options:WanOptions",
+        ),
+        Component(
+            "wan-i2v",
+            "Wan 2.1 and 2.2 image-to-video through diffusers",
+            "dgpo_wan.i2v.backbone:ImageToVideoBackbone",
+            "dgpo_wan.i2v.options:ImageToVideoOptions",
+        ),
+    ]
