@@ -18,7 +18,7 @@ from dgpo_schemas.text import error_text
 
 __all__ = ["encoder_identity"]
 
-LIBRARIES = ("diffusers", "transformers", "tokenizers", "sentencepiece", "ftfy")
+LIBRARIES = ("diffusers", "transformers", "tokenizers", "sentencepiece", "ftfy", "torchao", "bitsandbytes")
 """Libraries that rows depend on, besides torch; some are optional."""
 ELSEWHERE = {"use", "checkpoint", "revision", "train", "lora", "gradient_checkpointing", "compile", "cache", "options"}
 """Keys of the section that do not affect rows, or that affect them through the files and the class."""

@@ -119,7 +119,7 @@ def plan(
     cards = CARDS if card == "all" else {card: CARDS[card]}
     embeddings = None if kept is None else embeddings_of(config, models[config.backbone.model_dump_json()], kept)
     if as_json:
-        more = {"size": list(config.rollout.height_width)}
+        more: dict[str, Any] = {"size": list(config.rollout.height_width)}
         more |= {} if embeddings is None else {"embeddings": asdict(embeddings)}
         typer.echo(json.dumps(more | _as_data(result, cards, fractions, price, changes), indent=1))
         return
