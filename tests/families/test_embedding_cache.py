@@ -24,6 +24,7 @@ from dgpo_schemas.sections.backbone import EmbeddingCacheSection
 from tests.families.proof import SIZES, TEXTS, build, proofs
 
 FAMILIES = proofs()
+QUICK = ("flux", "sdxl")
 CACHE = EmbeddingCacheSection()
 
 
@@ -55,7 +56,9 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_encoders_are_loaded_for_the_first_prompt(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     plain, later = build(family, directory, family.quick), build(family, directory, family.quick, cache=CACHE)
