@@ -27,8 +27,8 @@ SECTION_KEYS = frozenset({
     "checkpoint", "revision", "train: lora", "train: full", "lora.rank", "lora.alpha", "lora.targets", "lora.init",
     "lora.rslora", "lora.dora", "dtype", "gradient_checkpointing", "compile",
 })  # fmt: skip
-"""Settings of `BackboneSection` that apply to any backbone, besides its `options`. The two values of `train` are listed
-separately."""
+"""Settings of `BackboneSection` that a class may support, besides its `options`. The two values of `train` are listed
+separately. `cache` requires `Backbone.encoder_identity` instead."""
 
 
 class Backbone(ABC):
@@ -230,6 +230,16 @@ class Backbone(ABC):
 
         place = Path(self.section.checkpoint)
         return place if place.is_dir() else None
+
+    def encoder_identity(self) -> str | None:
+        """Return a text that differs whenever a row of `encode` or `unconditional` for the same prompt may differ.
+
+        It is part of the key of the embeddings that `backbone.cache` keeps on disk. It covers the code, the files of
+        the text encoders, tokenizers and autoencoder, `backbone.dtype`, the options that rows depend on, and versions
+        of libraries; the engine adds torch, the device and the precision. None, the default, means that rows must not
+        be kept. With `section.cache` set, the text encoders may be loaded in `encoding`, when a row is missing.
+        """
+        return None
 
     @classmethod
     def meta_model(cls, section: BackboneSection, options: Any) -> Backbone:

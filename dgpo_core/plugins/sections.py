@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dgpo_core.contracts.backbone import SECTION_KEYS
+from dgpo_core.contracts.backbone import SECTION_KEYS, Backbone
 from dgpo_core.errors import PluginError, UserError
 from dgpo_schemas.problems import nearest
 from dgpo_schemas.sections.backbone import BackboneSection, LoraSection
-
-if TYPE_CHECKING:
-    from dgpo_core.contracts import Backbone
 
 __all__ = ["asks_for_more", "check_section"]
 
 
 def asks_for_more(section: BackboneSection) -> bool:
-    """Whether a section sets more than the checkpoint and the LoRA rank and alpha, so that it needs checking."""
-    return section.train == "full" or any(key not in ("lora.rank", "lora.alpha") for key, _ in _set(section))
+    """Return whether a section sets more than the checkpoint and the LoRA rank and alpha, so that it needs checking."""
+    if section.train == "full" or section.cache is not None:
+        return True
+    return any(key not in ("lora.rank", "lora.alpha") for key, _ in _set(section))
 
 
 def check_section(implementation: type[Backbone], section: BackboneSection) -> None:
@@ -47,6 +46,11 @@ def check_section(implementation: type[Backbone], section: BackboneSection) -> N
             raise UserError(
                 f"backbone.{key}: {value} has no effect, because {section.use} does not support this key; remove it"
             )
+    if section.cache is not None and implementation.encoder_identity is Backbone.encoder_identity:
+        raise UserError(
+            f"backbone.cache: {section.use} does not support this key: its class does not say what its embeddings "
+            "depend on (`Backbone.encoder_identity`); remove it"
+        )
     if "checkpoint" not in uses and section.checkpoint.startswith("package:"):
         raise UserError(
             f"backbone.checkpoint: {section.use} does not read a checkpoint and ignores {section.checkpoint}; use any "

@@ -28,6 +28,7 @@ from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.rollout import RolloutSampler
+from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def build_engine(
             closing.callback(runtime.close)
         process_state = ProcessState()
         backbone = _backbone(config, registry, runtime, process_state, new=new)
-        conditioning = ConditioningCache(backbone)
+        conditioning = ConditioningCache(backbone, stored=open_stored_rows(config, backbone, runtime.device))
         sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
         other = config.evaluation.sampler
         return Engine(

@@ -19,6 +19,7 @@ from dgpo_core.types import Conditioning, Prompt, same_places
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_core.distributed.passes import Pass
+    from dgpo_core.training.stored_rows import StoredRows
     from dgpo_schemas.sections.training import ObjectiveSection
 
 __all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter"]
@@ -274,8 +275,10 @@ class ConditioningCache:
     were missing from the cache, and a resumed run, whose cache is empty, would not be bit-identical.
     """
 
-    def __init__(self, backbone: Backbone, *, limit_bytes: int = 2 << 30) -> None:
+    def __init__(self, backbone: Backbone, *, stored: StoredRows | None = None, limit_bytes: int = 2 << 30) -> None:
+        """stored: rows on disk, which are used before prompts are encoded."""
         self._backbone = backbone
+        self._stored = stored
         self._limit = limit_bytes
         self._bytes = 0
         self._rows: OrderedDict[Hashable, Conditioning] = OrderedDict()
@@ -311,21 +314,30 @@ class ConditioningCache:
         keys = [key(prompt) for prompt in prompts]
         requested = dict(zip(keys, prompts, strict=True))
         rows = {k: self._rows[k] for k in requested if k in self._rows}
+        for k in requested:
+            if k not in rows and self._stored is not None and (row := self._stored.read(k)) is not None:
+                self._add(k, row, requested[k], method)
+                rows[k] = row
         missing = [k for k in requested if k not in rows]
         with (
             contract_checks.entered(self._backbone, self._backbone.encoding(), "encoding") if missing else nullcontext()
         ):
             for k in missing:
-                row = encode([requested[k]])
-                self._check(row, requested[k], method)
-                rows[k] = self._rows[k] = row
-                self._bytes += _bytes(row)
+                rows[k] = row = encode([requested[k]])
+                self._add(k, row, requested[k], method)
+                if self._stored is not None:
+                    self._stored.write(k, row)
         for k in requested:
             if k in self._rows:
                 self._rows.move_to_end(k)
         while self._bytes > self._limit and len(self._rows) > 1:
             self._bytes -= _bytes(self._rows.popitem(last=False)[1])
         return [rows[k] for k in keys]
+
+    def _add(self, key: Hashable, row: Conditioning, prompt: Prompt, method: str) -> None:
+        self._check(row, prompt, method)
+        self._rows[key] = row
+        self._bytes += _bytes(row)
 
     def _check(self, row: Conditioning, prompt: Prompt, method: str) -> None:
         contract_checks.conditioning(self._backbone, row, method)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.storage.bases import differences, file_record
+from dgpo_core.storage.bases import differences
 from dgpo_core.storage.checkpoint import Checkpoints
 from dgpo_core.storage.description import read_config, recorded_base
+from dgpo_core.weights import file_digest
 from dgpo_schemas.problems import nearest
 from dgpo_schemas.sections.backbone import LoraSection
 
@@ -76,7 +77,7 @@ def start_new(run: TrainingRun) -> Start:
     config, processes = run.config, run.runtime.processes
     adapter = run.backbone.adapter
     if adapter is not None and adapter.source is not None:
-        file = file_record(adapter.source).model_dump(mode="json")
+        file = file_digest(adapter.source).model_dump(mode="json")
         return Start({"adapter": str(adapter.source.absolute()), "file": file})
     if config.run.init_from is None:
         return Start()

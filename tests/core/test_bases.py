@@ -17,6 +17,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.storage import bases
 from dgpo_core.storage.bases import base_record, differences
+from dgpo_core.weights import digests
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -45,10 +46,10 @@ def write(directory: Path, weights: dict[str, Tensor] | None = None) -> Path:
     return directory
 
 
-@pytest.fixture(params=[0, bases.WHOLE], ids=["sampled", "whole"])
+@pytest.fixture(params=[0, digests.WHOLE], ids=["sampled", "whole"])
 def threshold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Both ways of reading."""
-    monkeypatch.setattr(bases, "WHOLE", request.param)
+    monkeypatch.setattr(digests, "WHOLE", request.param)
     value: int = request.param
     return value
 
@@ -75,7 +76,7 @@ def test_what_is_read(tmp_path: Path) -> None:
 
 def test_a_digest_of_samples_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Size, header, and of each tensor the first, middle and last 4096 bytes, or all of it."""
-    monkeypatch.setattr(bases, "WHOLE", 0)
+    monkeypatch.setattr(digests, "WHOLE", 0)
     record = base_record(write(tmp_path))
     raw = (tmp_path / WEIGHTS).read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
@@ -192,6 +193,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(errno.EACCES, "Permission denied")
 
     write(tmp_path)
-    monkeypatch.setattr(bases, "_digest", refuse)
+    monkeypatch.setattr(bases, "file_digest", refuse)
     with pytest.raises(UserError, match=r"backbone\.checkpoint: cannot read .*: Permission denied"):
         base_record(tmp_path)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.engine import build_engine
 from dgpo_core.training.trainer import Trainer
+from dgpo_core.types import Prompt
+from dgpo_diffusers.checkpoints import load_model
 from dgpo_kit.toy import plugin
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import RunConfig
@@ -147,3 +152,61 @@ def test_weights_that_are_sharded(family: str, train: str, driver: Driver, run: 
     assert_all_well(driver.train(one, 1))
     assert_all_well(driver.train(two, 2))
     assert_same(two, one)
+
+
+def cached(run: Callable[..., Run], family: str, name: str, **changes: Any) -> Run:
+    """A run that keeps its prompt embeddings in a directory that all runs of a test share."""
+    made = run(family, name, **changes)
+    data = yaml.safe_load(made.file.read_text())
+    data["backbone"]["cache"] = {"directory": str(made.path.parent / "embeddings")}
+    made.file.write_text(yaml.safe_dump(data))
+    return made
+
+
+@pytest.fixture
+def no_encoders(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, loading an encoder raises."""
+
+    def refuse(opened: Any, name: str, dtype: torch.dtype) -> Any:
+        assert name not in opened.layout.encoders, f"{name} is loaded"
+        return load_model(opened, name, dtype)
+
+    return lambda: monkeypatch.setattr("dgpo_diffusers.loading.load_model", refuse)
+
+
+@pytest.mark.parametrize("family", ["flux", pytest.param("sdxl", marks=pytest.mark.slow)])
+def test_a_second_run_loads_no_text_encoder(
+    family: str, run: Callable[..., Run], registry: Registry, no_encoders: Callable[[], None]
+) -> None:
+    """And comes to the same end as runs that load them, byte for byte."""
+    plain = run(family, "plain", iterations=1)
+    first, second = (cached(run, family, name, iterations=1) for name in ("first", "second"))
+    for made in (plain, first):
+        Trainer(config(made), registry).train()
+    no_encoders()
+    Trainer(config(second), registry).train()
+    assert without_names(first) == without_names(second) == without_names(plain)
+    assert [image.tolist() for image in second.images()] == [image.tolist() for image in plain.images()]
+    with closing(build_engine(config(second), registry)) as engine:
+        size = engine.config.rollout.height_width
+        with pytest.raises(AssertionError, match=r"text_encoder\w* is loaded"):
+            engine.conditioning([Prompt("a new prompt", size=size)])
+
+
+def without_names(run: Run) -> dict[str, bytes]:
+    return {name: content.replace(run.path.name.encode(), b"") for name, content in run.files().items()}
+
+
+@pytest.mark.slow
+def test_processes_share_embeddings(driver: Driver, run: Callable[..., Run]) -> None:
+    """Sharded or not, with a cache that is empty, full, or damaged."""
+    for shard, states in ((False, ("empty", "damaged")), (True, ("full",))):
+        plain = run("sdxl", f"plain-{shard}", shard=shard)
+        assert_all_well(driver.train(plain, 2))
+        for state in states:
+            made = cached(run, "sdxl", state, shard=shard)
+            if state == "damaged":
+                for path in made.path.parent.glob("embeddings/*/*.safetensors"):
+                    path.write_bytes(path.read_bytes()[:-1])
+            assert_all_well(driver.train(made, 2))
+            assert without_names(made) == without_names(plain), (shard, state)

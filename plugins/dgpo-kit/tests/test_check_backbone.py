@@ -327,3 +327,17 @@ def backbones() -> list[tuple[str, Check]]:
 @pytest.mark.parametrize(("requirement", "check"), backbones())
 def test_backbones(assert_found: Found, requirement: str, check: Check) -> None:
     assert_found(requirement, check)
+
+
+@pytest.mark.parametrize(
+    ("identity", "requirement"),
+    [
+        (lambda self: "", "must return None or a text"),
+        (lambda self: str(id(self)), "must be the same in every instance"),
+    ],
+)
+def test_an_encoder_identity_that_identifies_nothing(identity: Callable[[Any], str], requirement: str) -> None:
+    kind = type("Identified", (ToyBackbone,), {"encoder_identity": identity})
+    with pytest.raises(AssertionError, match=f"`encoder_identity` {requirement}"):
+        check_backbone(backbone(kind), (8, 8))
+    check_backbone(backbone(type("Same", (ToyBackbone,), {"encoder_identity": lambda self: "toy"})), (8, 8))

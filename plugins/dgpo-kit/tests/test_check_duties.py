@@ -111,7 +111,7 @@ def test_what_it_only_says_is_found(kind: type[Backbone], requirement: str) -> N
 
 def test_the_words_of_uses_are_the_sections_keys() -> None:
     lora = {f"lora.{key}" for key in LoraSection.model_fields}
-    keys = set(BackboneSection.model_fields) - {"use", "options", "train", "lora"}
+    keys = set(BackboneSection.model_fields) - {"use", "options", "train", "lora", "cache"}
     assert keys | lora | {"train: lora", "train: full"} == SECTION_KEYS
     assert Backbone.uses == SECTION_KEYS
 

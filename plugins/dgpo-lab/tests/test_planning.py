@@ -25,9 +25,10 @@ from dgpo_core.flow.paths import random_times
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import build_engine
 from dgpo_core.training.optimizer import Optimizer
-from dgpo_core.types import ScoredGroups
+from dgpo_core.types import Prompt, ScoredGroups
 from dgpo_kit.given import prompts_of
 from dgpo_kit.toy import run_data
+from dgpo_lab.planning.embeddings import embeddings_of
 from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.meter import LOOKS, Meter
@@ -387,3 +388,23 @@ def test_sd35_medium_is_as_large_as_published(everything: Registry) -> None:
     own = {id(p) for p in backbone.trainable().values()}
     tensors = [t for t in (*backbone.module.parameters(), *backbone.module.buffers()) if id(t) not in own]
     assert sum(t.numel() for t in tensors) * 2 / 1e9 == pytest.approx(4.94, abs=0.01)
+
+
+def test_embeddings_on_disk(tmp_path: Path) -> None:
+    """Distinct prompts and negative prompts, by size; the rows are those of the meta model."""
+    checkpoint = str(make_tiny_checkpoint(tmp_path / "sd3"))
+    backbone = {"use": "sd3", "checkpoint": checkpoint, "options": {"text_length": 0}, "cache": {"max_gb": 1e-3}}
+    config = RunConfig.model_validate(run_data(tmp_path, rollout={"resolution": 32}) | {"backbone": backbone})
+    model = measure_model(config, Registry())
+    row = sum(4 * t.numel() for t in model.backbone.encode([model.backbone.example((32, 32))]).tensors.values())
+    prompts = [Prompt("a"), Prompt("a", size=(32, 32)), Prompt("a", size=(64, 32)), Prompt("b", negative="c")]
+    found = embeddings_of(config, model, prompts)
+    assert found is not None
+    assert (found.rows, found.bytes, found.limit) == (3 + 3, 6 * row, 10**6)
+    assert found.encoders == model.held["text encoders"] > 0
+    assert found.lines()[0].startswith("backbone.cache: 6 embeddings, 0.0")
+    many = embeddings_of(config, model, [Prompt(f"{i}") for i in range(10**6 // row + 1)])
+    assert many is not None
+    assert many.lines()[1] == "keeps only the last used ones. All of them need max_gb: 2."
+    plain = config.model_copy(update={"backbone": config.backbone.model_copy(update={"cache": None})})
+    assert embeddings_of(plain, model, prompts) is None

@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, StrictModel, UseBlock
 from dgpo_schemas.places import PathOrName, PathText
 
-__all__ = ["BackboneSection", "LoraSection", "PrecisionSection"]
+__all__ = ["BackboneSection", "EmbeddingCacheSection", "LoraSection", "PrecisionSection"]
 
 
 class LoraSection(StrictModel):
@@ -46,6 +46,23 @@ class LoraSection(StrictModel):
     )
 
 
+class EmbeddingCacheSection(StrictModel):
+    """Cache of prompt embeddings on disk, shared by runs, processes and machines."""
+
+    directory: PathText | None = Field(
+        default=None,
+        description="Directory of the cache, created if missing. Default: `embeddings` in $DGPO_CACHE, or in `dgpo` "
+        "in $XDG_CACHE_HOME or ~/.cache.",
+    )
+    max_gb: Float = Field(
+        default=10.0,
+        gt=0,
+        le=1e6,
+        description="Maximum size of the directory in GB (10^9 bytes), of all models together. Beyond it, the least "
+        "recently used embeddings are deleted.",
+    )
+
+
 class BackboneSection(UseBlock):
     """The model to train, and how to train it."""
 
@@ -69,6 +86,12 @@ class BackboneSection(UseBlock):
     )
     compile: bool = Field(
         default=False, json_schema_extra=FROM_THERE_ON, description="Compile the model with torch.compile."
+    )
+    cache: EmbeddingCacheSection | None = Field(
+        default=None,
+        json_schema_extra=ANYTIME,
+        description="Keep prompt embeddings on disk, and load text encoders only when an embedding is missing there; "
+        "`{}` for the defaults. Results do not change. By default off.",
     )
 
     @model_serializer(mode="wrap")

@@ -21,8 +21,9 @@ from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_diffusers.family import Family
 from dgpo_diffusers.geometry import nearest_size
+from dgpo_diffusers.identity import encoder_identity
 from dgpo_diffusers.libraries import quiet, truncated_prompts
-from dgpo_diffusers.loading import load
+from dgpo_diffusers.loading import Deferred, load
 from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
 
@@ -43,7 +44,12 @@ class DiffusersBackbone(Family):
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
-        self.pipeline = (load_meta if self.without_weights else load)(self)
+        self._deferred: Deferred = {}
+        self._identity: str | None = None
+        if self.without_weights:
+            self.pipeline = load_meta(self)
+        else:
+            self.pipeline, self._deferred = load(self)
         self.vae = self.pipeline.vae
         networks = {name: net for name in self.layout.networks if (net := getattr(self.pipeline, name)) is not None}
         self.network = networks.pop(self.trained(networks))
@@ -77,7 +83,7 @@ class DiffusersBackbone(Family):
         return Path(place) if place else None
 
     def components(self) -> Mapping[str, nn.Module]:
-        """Return the denoisers, the autoencoder and, unless offloaded, the text encoders."""
+        """Return the denoisers, the autoencoder and, unless offloaded or not loaded yet, the text encoders."""
         others = {f"other {self.layout.denoiser}": module for module in self.others.values()}
         components = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
         return components if self.options.offload_text else components | self._text()
@@ -90,11 +96,39 @@ class DiffusersBackbone(Family):
         return {"text encoders": nn.ModuleList(self._encoders())}
 
     def _encoders(self) -> list[nn.Module]:
-        return [encoder for name in self.layout.encoders if (encoder := getattr(self.pipeline, name)) is not None]
+        loaded = [name for name in self.layout.encoders if name not in self._deferred]
+        return [encoder for name in loaded if (encoder := getattr(self.pipeline, name)) is not None]
+
+    def encoder_identity(self) -> str | None:
+        """See `identity.encoder_identity`. None for a model without weights, whose rows are zeros."""
+        directory = self.base_directory()
+        if self.without_weights or directory is None:
+            return None
+        self._identity = encoder_identity(self, directory)
+        return self._identity
+
+    def _load_encoders(self) -> None:
+        """Load the text encoders that were left out, because all rows so far were on disk.
+
+        Raises UserError if the checkpoint was changed since then.
+        """
+        if not self._deferred:
+            return
+        if (known := self._identity) is not None and self.encoder_identity() != known:
+            raise UserError(
+                f"backbone.checkpoint: files of {self.base_directory()} have changed since the model was loaded, and "
+                "its text encoders are needed now; start again"
+            )
+        models = {name: make() for name, make in self._deferred.items()}
+        self._deferred = {}
+        for name, model in models.items():
+            model.eval().requires_grad_(False)
+            setattr(self.pipeline, name, model if self.options.offload_text else model.to(self.device))
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """Keep the text encoders on the device while the context is active."""
+        """Keep the text encoders on the device while the context is active. Loads them if they were left out."""
+        self._load_encoders()
         try:
             for module in self.offloaded_modules().values():
                 module.to(self.device)
@@ -127,6 +161,7 @@ class DiffusersBackbone(Family):
             shapes = [(n, s, self.dtype) for n, s in self.rows().items()]
             shapes += [(n, s, torch.float32) for n, s in self.condition_rows(*size).items()]
             return Conditioning({n: torch.zeros(count, *s, dtype=dtype, device=device) for n, s, dtype in shapes})
+        self._load_encoders()
         # The libraries warn about each truncated prompt; `truncated_prompts` reports their number once.
         with torch.autocast(self.device.type, enabled=False), quiet():
             return embed(prompts)

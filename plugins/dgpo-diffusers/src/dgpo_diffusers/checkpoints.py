@@ -37,7 +37,7 @@ from dgpo_schemas.text import error_text
 if TYPE_CHECKING:
     from dgpo_schemas.sections.backbone import BackboneSection
 
-__all__ = ["Opened", "load_model", "load_pipeline", "open_checkpoint"]
+__all__ = ["Opened", "empty_model", "load_model", "load_pipeline", "open_checkpoint"]
 
 
 BLOCK = re.compile(r"(.*?)\.\d+\.")
@@ -154,6 +154,20 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Module
         model.set_input_embeddings(model.get_input_embeddings())  # the encoder's own become the shared ones
     assert isinstance(model, torch.nn.Module)
     return model
+
+
+def empty_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    """One model of a checkpoint without its weights, on torch's meta device. Raises UserError for its config.json."""
+    kind, directory = opened.layout.kind_of(name), opened.directory / name
+    config = getattr(kind, "config_class", None)  # of transformers
+    with _loading(directory, f" as {kind.__name__}"), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = (
+            kind.from_config(kind.load_config(directory, local_files_only=True))
+            if config is None
+            else kind(config.from_pretrained(directory, local_files_only=True))
+        )
+    assert isinstance(model, torch.nn.Module)
+    return model.to(dtype)
 
 
 def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **settings: Any) -> Any:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dgpo_core.errors import UserError
-from dgpo_diffusers.checkpoints import load_model, load_pipeline, open_checkpoint
+from dgpo_diffusers.checkpoints import empty_model, load_model, load_pipeline, open_checkpoint
 from dgpo_schemas.problems import is_number, show
 
 if TYPE_CHECKING:
     from dgpo_diffusers.family import Family
     from dgpo_diffusers.layout import Layout
 
-__all__ = ["load"]
+__all__ = ["Deferred", "load"]
+
+Deferred = Mapping[str, Callable[[], torch.nn.Module]]
+"""Models that are loaded later, by name: functions that load them on the CPU."""
 
 CLIP = ("max_position_embeddings", "eos_token_id")
 """Numbers of CLIP's text encoders that prompts are read with."""
@@ -26,11 +30,12 @@ SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
 
-def load(family: Family) -> Any:
+def load(family: Family) -> tuple[Any, Deferred]:
     """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the models of `Layout.exact` in float32,
     and the trained denoiser in float32 too if all of it is trained; None in the place of what is left out. Sets the
     family's `index`.
 
+    With `section.cache`, the encoders have no weights (meta device), and are returned as functions that load them.
     Only safetensors are read, never pickles. Raises UserError for a checkpoint that is missing, cannot be fetched, is
     of another architecture, damaged or quantized, and for parts that do not fit each other.
     """
@@ -39,7 +44,10 @@ def load(family: Family) -> Any:
     family.index = opened.index
     exact = {*layout.exact, *([family.trained(opened.variants)] if section.train == "full" else [])}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
-    models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
+    later = layout.encoders if section.cache is not None else ()
+    deferred = {name: partial(load_model, opened, name, dtypes[name]) for name in later if name in dtypes}
+    makers = {name: empty_model if name in deferred else load_model for name in dtypes}
+    models = {name: makers[name](opened, name, dtype) for name, dtype in dtypes.items()}
     pipeline = load_pipeline(opened, models, **family.settings(opened.index))
     clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]
     _check_numbers(opened.directory, pipeline, layout, clips)
@@ -52,7 +60,7 @@ def load(family: Family) -> Any:
             f"backbone.checkpoint: a config.json in {opened.directory} has a value of another kind than those of "
             f"{layout.family}: {error}"
         ) from error
-    return pipeline
+    return pipeline, deferred
 
 
 def _check_numbers(directory: Path, pipeline: Any, layout: Layout, clips: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +80,8 @@ def plan(
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
 
-    from dgpo_lab.planning.fit import at_largest_size, changed, fitting, nested
+    from dgpo_lab.planning.embeddings import embeddings_of
+    from dgpo_lab.planning.fit import all_prompts, at_largest_size, changed, fitting, nested
     from dgpo_lab.planning.plan import Model, make_plan, measure_model
 
     models: dict[str, Model] = {}
@@ -102,6 +104,7 @@ def plan(
     changes: dict[str, Any] = {}
     with _progress() as on_message, printing_aside():
         original, config = config, at_largest_size(config, registry)
+        kept = None if config.backbone.cache is None else all_prompts(original, registry)
         result = planned(config)
         solution = None if fit is None else fitting(config, planned, fit * GIB, accepts)
     if fit is not None:
@@ -114,14 +117,18 @@ def plan(
         changes, result = solution
         config = changed(config, changes)
     cards = CARDS if card == "all" else {card: CARDS[card]}
+    embeddings = None if kept is None else embeddings_of(config, models[config.backbone.model_dump_json()], kept)
     if as_json:
-        size = {"size": list(config.rollout.height_width)}
-        typer.echo(json.dumps(size | _as_data(result, cards, fractions, price, changes), indent=1))
+        more: dict[str, Any] = {"size": list(config.rollout.height_width)}
+        more |= {} if embeddings is None else {"embeddings": asdict(embeddings)}
+        typer.echo(json.dumps(more | _as_data(result, cards, fractions, price, changes), indent=1))
         return
     if fit is not None:
         yaml = "# change these settings\n" + dump_yaml(nested(changes, {})).rstrip()
         typer.echo((yaml if changes else f"{file} fits {fit:g} GiB without changes") + "\n")
     for line in _lines(config, result, cards, fractions, price, measured is not None):
+        typer.echo(line)
+    for line in () if embeddings is None else embeddings.lines():
         typer.echo(line)
     if config.rollout.height_width != original.rollout.height_width:
         size_text = named([config.rollout.height_width])

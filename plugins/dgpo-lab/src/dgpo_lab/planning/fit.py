@@ -16,7 +16,7 @@ from dgpo_schemas.run import RunConfig
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["at_largest_size", "changed", "fitting", "nested"]
+__all__ = ["all_prompts", "at_largest_size", "changed", "fitting", "nested"]
 
 Planned = Callable[[RunConfig], Plan]
 Accepts = Callable[[dict[str, Any]], bool]
@@ -54,13 +54,18 @@ def at_largest_size(config: RunConfig, registry: Registry) -> RunConfig:
 
     Returns the run unchanged if its prompts cannot be loaded.
     """
+    size = largest(all_prompts(config, registry), config.rollout.height_width)
+    return config if size == config.rollout.height_width else changed(config, {"rollout.resolution": list(size)})
+
+
+def all_prompts(config: RunConfig, registry: Registry) -> list[Prompt]:
+    """Return the training and held-out prompts of a run, without those that cannot be loaded."""
     prompts: list[Prompt] = []
     splits: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
     for split in splits:
         with suppress(UserError):
             prompts += [prompt for source in load_sources(config.prompts, split, registry) for prompt in source.prompts]
-    size = largest(prompts, config.rollout.height_width)
-    return config if size == config.rollout.height_width else changed(config, {"rollout.resolution": list(size)})
+    return prompts
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:

@@ -1,0 +1,96 @@
+"""`dgpo cache list` and `clear`: prompt embeddings on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dgpo_core.storage.embeddings import EncoderDirectory
+
+__all__ = ["clear", "list_encoders"]
+
+Directory = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the cache, `backbone.cache.directory`; default its default.", metavar="DIRECTORY"),
+]
+
+
+def list_encoders(
+    directory: Directory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the text encoders of which prompt embeddings are on disk (`backbone.cache`), the last used first.
+
+    Embeddings of a model are listed separately for every data type, device, option and version of a library that they
+    depend on.
+
+    Examples:
+
+        dgpo cache list
+
+        dgpo cache list --directory /shared/embeddings --json
+    """
+    import json
+
+    place, found = _found(directory)
+    if as_json:
+        typer.echo(json.dumps({"directory": str(place), "encoders": [_data(one) for one in found]}, indent=1))
+        return
+    typer.echo(f"{place}: {sum(one.bytes for one in found) / 1e9:.3f} GB")
+    for one in found:
+        data = _data(one)
+        size = f"{one.rows:>7} embeddings {one.bytes / 1e9:>8.3f} GB  {data['used'] or '-':<16}"
+        shown = f"{data['backbone']} {data['checkpoint']}, {data['dtype']}, {data['device']}"
+        typer.echo(f"  {one.path.name[:12]}  {size}  {shown}")
+
+
+def clear(
+    encoders: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of encoders, as in `dgpo cache list`; default all.", metavar="[ENCODER...]"),
+    ] = None,
+    directory: Directory = None,
+) -> None:
+    """Delete prompt embeddings on disk. Runs in progress are not affected: they compute them again.
+
+    Examples:
+
+        dgpo cache clear
+
+        dgpo cache clear 3f2a90c1d4e5
+    """
+    from dgpo_core.errors import UserError
+
+    place, found = _found(directory)
+    chosen = found
+    if encoders:
+        for name in encoders:
+            if not any(one.path.name.startswith(name) for one in found):
+                known = ", ".join(one.path.name[:12] for one in found) or "none"
+                raise UserError(f"{place}: there are no embeddings of an encoder {name!r} (known: {known})")
+        chosen = [one for one in found if one.path.name.startswith(tuple(encoders))]
+    for one in chosen:
+        one.remove()
+    rows, size = sum(one.rows for one in chosen), sum(one.bytes for one in chosen)
+    typer.echo(f"{place}: {rows} embeddings deleted, {size / 1e9:.3f} GB")
+
+
+def _found(directory: Path | None) -> tuple[Path, list[EncoderDirectory]]:
+    from dgpo_core.storage.embeddings import default_directory, encoder_directories
+
+    place = default_directory() if directory is None else directory.absolute()
+    return place, encoder_directories(place)
+
+
+def _data(one: EncoderDirectory) -> dict[str, Any]:
+    """Return JSON data about an encoder."""
+    from datetime import datetime
+
+    from dgpo_schemas.text import clean
+
+    shown = {key: clean(str(one.info.get(key, "?")), 200) for key in ("backbone", "checkpoint", "dtype", "device")}
+    used = datetime.fromtimestamp(one.used).isoformat(" ", "minutes") if one.rows else None
+    return {"encoder": one.path.name, **shown, "rows": one.rows, "bytes": one.bytes, "used": used}
