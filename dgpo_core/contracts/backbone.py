@@ -202,6 +202,13 @@ class Backbone(ABC):
         Decode in chunks, so that any B fits in memory.
         """
 
+    def decode_rollouts(self, x0: Tensor) -> Tensor:
+        """Decode the latents of training rollouts, which rewards score; the same shapes and range as `decode`.
+
+        By default `decode`. A backbone may use a cheaper decoder here; evaluations use `decode`.
+        """
+        return self.decode(x0)
+
     def save_weights(self, directory: FilePath) -> None:
         """Write the current weights of a run with `train: full` to `directory`, created if missing.
 

@@ -8,7 +8,7 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +24,7 @@ from dgpo_diffusers.geometry import nearest_size
 from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
     from dgpo_diffusers.options import DiffusersOptions
@@ -49,7 +50,9 @@ class DiffusersBackbone(Family):
         self.others = networks
         self.dtype = self.network.dtype
         self.prediction = self.parameterize()
-        staying = [self.vae, self.network, *networks.values()]
+        self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights)
+        tiny = [] if self.tiny_decoder is None else [self.tiny_decoder]
+        staying = [self.vae, *tiny, self.network, *networks.values()]
         for model in (*self._encoders(), *staying):
             model.eval().requires_grad_(False)
         if section.train == "lora":
@@ -79,6 +82,8 @@ class DiffusersBackbone(Family):
         """Return the denoisers, the autoencoder and, unless offloaded, the text encoders."""
         others = {f"other {self.layout.denoiser}": module for module in self.others.values()}
         components = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
+        if self.tiny_decoder is not None:
+            components["tiny decoder"] = self.tiny_decoder
         return components if self.options.offload_text else components | self._text()
 
     def offloaded_modules(self) -> Mapping[str, nn.Module]:
@@ -182,15 +187,23 @@ class DiffusersBackbone(Family):
             out[rows] = self.predict(network, x[rows], time[rows], selected).float()
         return out
 
-    @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
         Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
         autoencoder is a small part of the cost.
         """
+        tiny = self.tiny_decoder if self.options.tiny_decoder and self.options.tiny_decoder.evaluation else None
+        return self._decoded(x0, tiny or self.to_pixels)
+
+    def decode_rollouts(self, x0: Tensor) -> Tensor:
+        """Like `decode`, with the tiny decoder if there is one."""
+        return self._decoded(x0, self.tiny_decoder or self.to_pixels)
+
+    @torch.no_grad()
+    def _decoded(self, x0: Tensor, to_pixels: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            pixels = torch.cat([self.to_pixels(chunk) for chunk in torch.split(x0.float(), self.options.decode_chunk)])
+            pixels = torch.cat([to_pixels(chunk) for chunk in torch.split(x0.float(), self.options.decode_chunk)])
         return ((pixels.transpose(1, 2) if self.media == "video" else pixels) * 0.5 + 0.5).clamp(0, 1)
 
     def save_weights(self, directory: Path) -> None:

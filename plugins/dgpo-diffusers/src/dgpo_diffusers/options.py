@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from dgpo_schemas.base import ANYTIME, Int, Options
+from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
+from dgpo_schemas.places import PathOrName
 
-__all__ = ["DiffusersOptions"]
+__all__ = ["DiffusersOptions", "TinyDecoderSection"]
+
+
+class TinyDecoderSection(StrictModel):
+    """A tiny decoder (diffusers' AutoencoderTiny, the TAESD project) in the place of the autoencoder's."""
+
+    checkpoint: PathOrName = Field(
+        min_length=1,
+        json_schema_extra={"examples": ["madebyollin/taesd3", "taesd3_decoder.safetensors"]},
+        description="Directory in diffusers' format, .safetensors file of the TAESD project, or Hub repository. It "
+        "must be made for the model's autoencoder: taesd for SD1.5 and SD2.1, taesdxl, taesd3, taef1 for FLUX.1.",
+    )
+    evaluation: bool = Field(
+        default=False,
+        description="Decode evaluations and `dgpo sample` with it too. By default only the rollouts of training are, "
+        "and evaluations show what the full decoder gives.",
+    )
+
+
+TinyDecoder = Annotated[
+    TinyDecoderSection, ShortForm("checkpoint", "Directory, .safetensors file or Hub repository of a tiny decoder.")
+]
 
 
 class DiffusersOptions(Options):
@@ -23,6 +47,12 @@ class DiffusersOptions(Options):
         le=100_000,
         json_schema_extra=ANYTIME,
         description="Number of images per call of the autoencoder's decoder.",
+    )
+    tiny_decoder: TinyDecoder | None = Field(
+        default=None,
+        json_schema_extra=FROM_THERE_ON,
+        description="Decode rollouts with a tiny decoder: a thousandth of the operations, but smoother images, which "
+        "changes rewards; `dgpo decoders` measures by how much. Images only.",
     )
     variant: str | None = Field(
         default=None,
