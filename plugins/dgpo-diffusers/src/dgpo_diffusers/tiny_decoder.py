@@ -137,7 +137,7 @@ def _of_file(path: Path, without_weights: bool) -> TinyDecoder:
             model = _blank(**_sizes(layers))
             assert isinstance(model, nn.Module)
             if not without_weights:
-                model.decoder.layers.load_state_dict(layers)
+                model.get_submodule("decoder.layers").load_state_dict(layers)
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"{WHERE}: {path} is not a decoder of the TAESD project: {_line(error)}") from error
     return TinyDecoder(model)
