@@ -247,6 +247,16 @@ class Backbone(ABC):
         """
         return {"model": self.module}
 
+    def weight_bytes(self, weight: torch.Tensor) -> int:
+        """Return the bytes that one of the weights of `components` takes on a device, for `dgpo plan`.
+
+        By default those of its elements. A meta model whose weights are to be quantized returns fewer.
+        """
+        return weight.numel() * weight.element_size()
+
+    def check_sharding(self) -> None:  # noqa: B027 - optional
+        """Raise UserError if `module` cannot be sharded (`run.shard`). By default it can."""
+
     def blocks(self) -> Sequence[torch.nn.Module]:
         """Return the blocks of `module` that run in sequence, each called once per forward pass.
 

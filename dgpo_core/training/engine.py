@@ -250,6 +250,7 @@ def _backbone(config: RunConfig, registry: Registry, runtime: Runtime, process_s
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
+        backbone.check_sharding()
         shard(backbone, runtime.device, runtime.processes)
     return backbone
 

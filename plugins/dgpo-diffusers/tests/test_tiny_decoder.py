@@ -68,7 +68,8 @@ def normal(*shape: int) -> Tensor:
 
 def images(tiny: Any, x0: Tensor) -> Tensor:
     with torch.no_grad():
-        return (tiny.decode(x0).sample / 2 + 0.5).clamp(0, 1)
+        pixels: Tensor = tiny.decode(x0).sample
+    return (pixels / 2 + 0.5).clamp(0, 1)
 
 
 @pytest.mark.parametrize("prefix", ["directory", "", "decoder."])
@@ -146,8 +147,8 @@ def test_photographs_survive_the_real_weights(test_data: Path) -> None:
     decoder = _of_file(test_data / "taesd3_decoder.safetensors", False)
     assert isinstance(decoder, TinyDecoder)
     assert (decoder.channels, decoder.factor) == (16, 8)
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        photograph = Image.open(file).convert("RGB")
+    file: Any = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    photograph = Image.open(file).convert("RGB")
     cut = np.asarray(photograph.crop((0, 40, 512, 552)).resize((256, 256), Image.Resampling.LANCZOS))
     image = torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():

@@ -10,6 +10,7 @@ Sources: diffusers, `loaders/lora_pipeline.py`; kohya-ss, `networks/lora_sd3.py`
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from dgpo_core.lora import LoraAdapter, Pairs, named
+from dgpo_diffusers.quantized import is_quantized
 
 if TYPE_CHECKING:
     from dgpo_diffusers.layout import Layout
@@ -40,6 +42,10 @@ class DiffusersAdapter(LoraAdapter):
         self._layout = layout
         self._programs = {"kohya": layout.original, "comfyui": layout.comfyui}
         self.formats = tuple(format for format in self.formats if self._programs.get(format, True))
+
+    def merged(self) -> AbstractContextManager[None] | None:
+        """Like `LoraAdapter.merged`; None for quantized weights, to which an update cannot be added without loss."""
+        return None if is_quantized(self._network) else super().merged()
 
     def write(self, directory: Path, format: str) -> None:
         """Write the adapter to a directory: `diffusers` for the pipeline's `load_lora_weights(directory)`, `peft`,

@@ -24,6 +24,8 @@ from dgpo_diffusers.geometry import nearest_size
 from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.quantization import check, chosen
+from dgpo_diffusers.quantized import layers_to_quantize, place, stored_bytes
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -43,12 +45,19 @@ class DiffusersBackbone(Family):
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
+        check(self)
         self.pipeline = (load_meta if self.without_weights else load)(self)
         self.vae = self.pipeline.vae
         networks = {name: net for name in self.layout.networks if (net := getattr(self.pipeline, name)) is not None}
         self.network = networks.pop(self.trained(networks))
         self.others = networks
         self.dtype = self.network.dtype
+        self._quantized = {
+            model.get_submodule(layer).weight: method
+            for name, method in chosen(self).items()
+            if (model := getattr(self.pipeline, name)) is not None
+            for layer in layers_to_quantize(model)
+        }
         self.prediction = self.parameterize()
         self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights)
         tiny = [] if self.tiny_decoder is None else [self.tiny_decoder]
@@ -60,7 +69,7 @@ class DiffusersBackbone(Family):
         else:
             self.network.requires_grad_(True)
         for model in staying if options.offload_text else (*self._encoders(), *staying):
-            model.to(device)
+            place(model, device)
         if section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if section.compile:
@@ -89,6 +98,19 @@ class DiffusersBackbone(Family):
     def offloaded_modules(self) -> Mapping[str, nn.Module]:
         """Return the text encoders, if they are offloaded."""
         return self._text() if self.options.offload_text else {}
+
+    def weight_bytes(self, weight: Tensor) -> int:
+        """Return the bytes of a weight, of a quantized one those of its integers and scales."""
+        method = self._quantized.get(weight)
+        return super().weight_bytes(weight) if method is None else stored_bytes(method, weight)
+
+    def check_sharding(self) -> None:
+        """Raise UserError if the denoiser is, or is to be, quantized."""
+        if chosen(self).keys() & set(self.layout.networks):
+            raise UserError(
+                "run.shard: a quantized denoiser cannot be sharded; leave run.shard out, or set "
+                "backbone.options.quantize.components to [text_encoders]"
+            )
 
     def _text(self) -> dict[str, nn.Module]:
         return {"text encoders": nn.ModuleList(self._encoders())}

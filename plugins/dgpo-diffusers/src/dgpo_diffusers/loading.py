@@ -10,6 +10,7 @@ import torch
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.checkpoints import load_model, load_pipeline, open_checkpoint
+from dgpo_diffusers.quantization import QuantizedLoading
 from dgpo_schemas.problems import is_number, show
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ def load(family: Family) -> Any:
     opened = open_checkpoint(section, layout, wanted=family.components_to_load, variant=family.options.variant)
     exact = {"vae", family.trained(opened.variants)} if section.train == "full" else {"vae"}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
-    models = {name: load_model(opened, name, dtype) for name, dtype in dtypes.items()}
+    quantized = QuantizedLoading(family, opened)
+    models = {
+        name: quantized.check(name, load_model(opened, name, dtype, **quantized.arguments(name)))
+        for name, dtype in dtypes.items()
+    }
     pipeline = load_pipeline(opened, models, **family.settings(opened.index))
     clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]
     _check_numbers(opened.directory, pipeline, layout, clips)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
 from dgpo_schemas.places import PathOrName
 
-__all__ = ["DiffusersOptions", "TinyDecoderSection"]
+__all__ = ["DiffusersOptions", "QuantizeSection", "TinyDecoderSection"]
 
 
 class TinyDecoderSection(StrictModel):
@@ -28,6 +28,19 @@ class TinyDecoderSection(StrictModel):
     )
 
 
+class QuantizeSection(StrictModel):
+    """Frozen weights in 8 or 4 bits; adapters, norms, embedders and the autoencoder are not quantized."""
+
+    method: Literal["torchao-int8", "torchao-float8", "bnb-nf4", "bnb-int8"] = Field(
+        description="torchao's weight-only int8 (one scale per output) or float8, on any device; bitsandbytes' nf4 or "
+        "int8, on CUDA devices only."
+    )
+    components: list[Literal["denoiser", "text_encoders"]] = Field(
+        default=["denoiser", "text_encoders"], min_length=1, description="Models whose weights are quantized."
+    )
+
+
+Quantize = Annotated[QuantizeSection, ShortForm("method", "The method.")]
 TinyDecoder = Annotated[
     TinyDecoderSection, ShortForm("checkpoint", "Directory, .safetensors file or Hub repository of a tiny decoder.")
 ]
@@ -47,6 +60,11 @@ class DiffusersOptions(Options):
         le=100_000,
         json_schema_extra=ANYTIME,
         description="Number of images per call of the autoencoder's decoder.",
+    )
+    quantize: Quantize | None = Field(
+        default=None,
+        description="Quantize frozen weights while they are loaded, to fit a smaller device. The base model is then "
+        "another one, slightly; adapters stay float32 and cannot be merged. Requires dgpo-diffusers[quantize].",
     )
     tiny_decoder: TinyDecoder | None = Field(
         default=None,
