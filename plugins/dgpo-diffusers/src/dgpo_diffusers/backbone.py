@@ -24,6 +24,7 @@ from dgpo_diffusers.geometry import nearest_size
 from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import load
 from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.offload import check_offload, offload
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import layers_to_quantize, place, stored_bytes
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
@@ -46,6 +47,8 @@ class DiffusersBackbone(Family):
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
         check(self)
+        check_offload(options, device)
+        self._away = options.offload_text or options.group_offload is not None
         self.pipeline = (load_meta if self.without_weights else load)(self)
         self.vae = self.pipeline.vae
         networks = {name: net for name in self.layout.networks if (net := getattr(self.pipeline, name)) is not None}
@@ -68,8 +71,10 @@ class DiffusersBackbone(Family):
             self.adapter = DiffusersAdapter(self.network, section.lora, layout=self.layout, base=section.checkpoint)
         else:
             self.network.requires_grad_(True)
-        for model in staying if options.offload_text else (*self._encoders(), *staying):
+        for model in staying if self._away else (*self._encoders(), *staying):
             place(model, device)
+        if options.group_offload is not None and device.type != "meta":
+            offload(self._encoders(), options.group_offload, device, home=torch.device("cpu"))
         if section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if section.compile:
@@ -93,11 +98,11 @@ class DiffusersBackbone(Family):
         components = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
         if self.tiny_decoder is not None:
             components["tiny decoder"] = self.tiny_decoder
-        return components if self.options.offload_text else components | self._text()
+        return components if self._away else components | self._text()
 
     def offloaded_modules(self) -> Mapping[str, nn.Module]:
         """Return the text encoders, if they are offloaded."""
-        return self._text() if self.options.offload_text else {}
+        return self._text() if self._away else {}
 
     def weight_bytes(self, weight: Tensor) -> int:
         """Return the bytes of a weight, of a quantized one those of its integers and scales."""
@@ -121,12 +126,13 @@ class DiffusersBackbone(Family):
     @contextmanager
     def encoding(self) -> Iterator[None]:
         """Keep the text encoders on the device while the context is active."""
+        moved = list(self._text().values()) if self.options.offload_text else []
         try:
-            for module in self.offloaded_modules().values():
+            for module in moved:
                 module.to(self.device)
             yield
         finally:
-            for module in self.offloaded_modules().values():
+            for module in moved:
                 module.to("cpu")
 
     @property

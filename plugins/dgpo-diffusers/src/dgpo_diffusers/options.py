@@ -54,6 +54,13 @@ class DiffusersOptions(Options):
         json_schema_extra=ANYTIME,
         description="Keep the text encoders in CPU memory and move them to the device only to encode prompts.",
     )
+    group_offload: Literal["block", "leaf"] | None = Field(
+        default=None,
+        json_schema_extra=ANYTIME,
+        description="Keep the text encoders in CPU memory, and bring one block, or one layer, at a time to the device "
+        "while prompts are encoded (`enable_group_offload` in diffusers): slower than `offload_text`, with less "
+        "memory. CUDA devices only; the denoiser stays on the device.",
+    )
     decode_chunk: Int = Field(
         default=8,
         ge=1,
