@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from dgpo_core.errors import UserError
+from dgpo_diffusers.libraries import quiet
 
 if TYPE_CHECKING:
     from dgpo_diffusers.options import DiffusersOptions
@@ -49,6 +49,8 @@ def offload(
 
     With blocks, what is outside of the lists of blocks, such as embeddings, is moved to `device` once.
     """
+    with quiet():
+        from diffusers.hooks import apply_group_offloading
     for module in modules:
         if level == "leaf":
             apply_group_offloading(module, onload_device=device, offload_device=home, offload_type="leaf_level")

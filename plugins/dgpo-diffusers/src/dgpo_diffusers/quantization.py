@@ -81,7 +81,7 @@ class QuantizedLoading:
         if method is None:
             return {}
         kind, directory = self._opened.layout.kind_of(name), self._opened.directory
-        with torch.device("meta"), quiet():
+        with quiet(), torch.device("meta"):
             blank = (
                 kind(kind.config_class.from_pretrained(directory, subfolder=name))
                 if hasattr(kind, "config_class")
@@ -90,9 +90,10 @@ class QuantizedLoading:
         inside = layers_to_quantize(blank)
         outside = [n for n, m in blank.named_modules() if isinstance(m, nn.Linear) and n not in inside]
         library: Any = transformers if hasattr(kind, "config_class") else diffusers
-        if method.startswith("torchao"):
-            return {"quantization_config": _torchao(method, library, inside, outside)}
-        config = _bitsandbytes(method, library, inside, outside, getattr(torch, self._family.section.dtype))
+        with quiet():
+            if method.startswith("torchao"):
+                return {"quantization_config": _torchao(method, library, inside, outside)}
+            config = _bitsandbytes(method, library, inside, outside, getattr(torch, self._family.section.dtype))
         return {"quantization_config": config, "device_map": {"": self._family.device}}
 
     def check(self, name: str, model: nn.Module) -> nn.Module:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.torch
 import torch
-from diffusers import AutoencoderTiny
 from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from dgpo_core.errors import UserError
 from dgpo_core.weights import check_file, check_weights, locate, read_json, unreachable
-from dgpo_diffusers.libraries import quiet
+from dgpo_diffusers.libraries import library_class, quiet
 from dgpo_schemas.text import clean, error_text
 
 if TYPE_CHECKING:
@@ -103,9 +102,9 @@ def _opened(text: str, channels: int, without_weights: bool) -> TinyDecoder:
     try:
         if without_weights:
             with torch.device("meta"), quiet():
-                return TinyDecoder(AutoencoderTiny.from_config(data))
+                return TinyDecoder(_kind().from_config(data))
         with quiet(), torch.random.fork_rng(devices=[]):
-            model, info = AutoencoderTiny.from_pretrained(
+            model, info = _kind().from_pretrained(
                 directory, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
                 output_loading_info=True,
             )  # fmt: skip
@@ -185,7 +184,11 @@ def _blank(**sizes: Any) -> Any:
     stages = len(sizes.get("num_decoder_blocks", (3, 3, 3, 1)))
     encoder = {"num_encoder_blocks": (0,) * stages, "encoder_block_out_channels": (8,) * stages}
     with torch.random.fork_rng(devices=[]), quiet():
-        return AutoencoderTiny(**encoder, **sizes)
+        return _kind()(**encoder, **sizes)
+
+
+def _kind() -> Any:
+    return library_class("AutoencoderTiny")
 
 
 def _line(error: BaseException) -> str:
