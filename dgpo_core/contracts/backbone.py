@@ -202,6 +202,13 @@ class Backbone(ABC):
         Decode in chunks, so that any B fits in memory.
         """
 
+    def decode_rollouts(self, x0: Tensor) -> Tensor:
+        """Decode the latents of training rollouts, which rewards score; the same shapes and range as `decode`.
+
+        By default `decode`. A backbone may use a cheaper decoder here; evaluations use `decode`.
+        """
+        return self.decode(x0)
+
     def save_weights(self, directory: FilePath) -> None:
         """Write the current weights of a run with `train: full` to `directory`, created if missing.
 
@@ -257,6 +264,16 @@ class Backbone(ABC):
         too.
         """
         return {"model": self.module}
+
+    def weight_bytes(self, weight: torch.Tensor) -> int:
+        """Return the bytes that one of the weights of `components` takes on a device, for `dgpo plan`.
+
+        By default those of its elements. A meta model whose weights are to be quantized returns fewer.
+        """
+        return weight.numel() * weight.element_size()
+
+    def check_sharding(self) -> None:  # noqa: B027 - optional
+        """Raise UserError if `module` cannot be sharded (`run.shard`). By default it can."""
 
     def blocks(self) -> Sequence[torch.nn.Module]:
         """Return the blocks of `module` that run in sequence, each called once per forward pass.

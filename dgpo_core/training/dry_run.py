@@ -74,7 +74,8 @@ def _score_one(run: TrainingRun, prompts: Sequence[Prompt], scorer: Scorer) -> t
     scorer.expect(Layout(MEMBERS, draws.at("dry run"), [range(MEMBERS * len(chosen))]))
     with run.runtime.processes.together(run.policy.finish):
         for rollout in run.training_rollout_sampler.sample_groups(chosen, MEMBERS, draws.at("dry run"), "policy"):
-            scorer.submit(decoded_media(run.backbone, rollout), rollout.prompts, samples=rollout.samples)
+            media = decoded_media(run.backbone, rollout, training=True)
+            scorer.submit(media, rollout.prompts, samples=rollout.samples)
     scored = scorer.collect()
     found = {}
     for reward in scorer.rewards:
@@ -150,7 +151,7 @@ def _score(run: TrainingRun, rollout: Rollout) -> int:
     the last group.
     """
     scorer, members = run.scorer, run.config.rollout.group_size
-    media = decoded_media(run.backbone, rollout)
+    media = decoded_media(run.backbone, rollout, training=True)
     count = total = len(media)
     if any(reward.compares for reward in scorer.rewards):
         total = -(-count // members) * members

@@ -258,6 +258,7 @@ def _backbone(
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
+        backbone.check_sharding()
         shard(backbone, runtime.device, runtime.processes)
     return backbone
 

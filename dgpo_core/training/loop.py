@@ -137,7 +137,7 @@ class Loop:
                 samples=local, keep_path=run.objective.needs_path,
             ):  # fmt: skip
                 run.stop.check()
-                media = decoded_media(run.backbone, sampled)
+                media = decoded_media(run.backbone, sampled, training=True)
                 run.scorer.submit(media, sampled.prompts, run.stop.check, sampled.samples)
                 del media  # only the scorer keeps a reference, until the media are scored
                 rollouts.append(sampled)

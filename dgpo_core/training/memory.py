@@ -137,9 +137,10 @@ def in_parts(
     return in_parts(work, start, middle, refused, note) + in_parts(work, middle, stop, refused, note)
 
 
-def decoded_media(backbone: Backbone, rollout: Rollout) -> Tensor:
-    """Decode the samples of a rollout to media with the backbone."""
-    return contract_checks.media(backbone, decoded(backbone.decode, rollout.x0), rollout.prompts)
+def decoded_media(backbone: Backbone, rollout: Rollout, *, training: bool = False) -> Tensor:
+    """Decode the samples of a rollout to media with the backbone; training: with its `decode_rollouts`."""
+    decode = backbone.decode_rollouts if training else backbone.decode
+    return contract_checks.media(backbone, decoded(decode, rollout.x0), rollout.prompts)
 
 
 def decoded(decode: Callable[[Tensor], Tensor], x0: Tensor) -> Tensor:

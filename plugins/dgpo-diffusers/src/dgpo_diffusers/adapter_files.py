@@ -11,6 +11,7 @@ Sources: diffusers, `loaders/lora_pipeline.py`; kohya-ss, `networks/lora_sd3.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from dgpo_core.lora import AdapterFile, LoraAdapter, Pairs, Update, named
 from dgpo_diffusers.adapter_reading import pipeline_updates
+from dgpo_diffusers.quantized import is_quantized
 
 if TYPE_CHECKING:
     from dgpo_diffusers.layout import Layout
@@ -53,6 +55,10 @@ class DiffusersAdapter(LoraAdapter):
     def read(self, file: AdapterFile) -> dict[str, Update]:
         """Return the updates of a file in the format of peft, diffusers, or another program that diffusers reads."""
         return super().read(file) if file.is_peft else pipeline_updates(file, self._layout, self._network)
+
+    def merged(self) -> AbstractContextManager[None] | None:
+        """Like `LoraAdapter.merged`; None for quantized weights, to which an update cannot be added without loss."""
+        return None if is_quantized(self._network) else super().merged()
 
     def write(self, directory: Path, format: str) -> None:
         """Write the adapter to a directory: `diffusers` for the pipeline's `load_lora_weights(directory)`, `peft`,

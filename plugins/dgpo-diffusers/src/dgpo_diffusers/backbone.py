@@ -26,6 +26,10 @@ from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import Deferred, load
 from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.offload import check_offload, offload
+from dgpo_diffusers.quantization import check, chosen
+from dgpo_diffusers.quantized import layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
     from dgpo_diffusers.options import DiffusersOptions
@@ -44,6 +48,9 @@ class DiffusersBackbone(Family):
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
+        check(self)
+        check_offload(options, device)
+        self._away = options.offload_text or options.group_offload is not None
         self._deferred: Deferred = {}
         self._identity: str | None = None
         if self.without_weights:
@@ -55,16 +62,25 @@ class DiffusersBackbone(Family):
         self.network = networks.pop(self.trained(networks))
         self.others = networks
         self.dtype = self.network.dtype
+        self._quantized = {
+            model.get_submodule(layer).weight: method
+            for name, method in chosen(self).items()
+            if (model := getattr(self.pipeline, name)) is not None
+            for layer in layers_to_quantize(model)
+        }
         self.prediction = self.parameterize()
-        staying = [self.vae, self.network, *networks.values()]
+        self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights)
+        tiny = [] if self.tiny_decoder is None else [self.tiny_decoder]
+        staying = [self.vae, *tiny, self.network, *networks.values()]
         for model in (*self._encoders(), *staying):
             model.eval().requires_grad_(False)
         if section.train == "lora":
             self.adapter = DiffusersAdapter(self.network, section.lora, layout=self.layout, base=section.checkpoint)
         else:
             self.network.requires_grad_(True)
-        for model in staying if options.offload_text else (*self._encoders(), *staying):
-            model.to(device)
+        for model in staying:
+            place(model, device)
+        self._place_encoders(self._encoders())
         if section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if section.compile:
@@ -86,11 +102,26 @@ class DiffusersBackbone(Family):
         """Return the denoisers, the autoencoder and, unless offloaded or not loaded yet, the text encoders."""
         others = {f"other {self.layout.denoiser}": module for module in self.others.values()}
         components = {self.layout.denoiser: self.network, **others, "autoencoder": self.vae}
-        return components if self.options.offload_text else components | self._text()
+        if self.tiny_decoder is not None:
+            components["tiny decoder"] = self.tiny_decoder
+        return components if self._away else components | self._text()
 
     def offloaded_modules(self) -> Mapping[str, nn.Module]:
         """Return the text encoders, if they are offloaded."""
-        return self._text() if self.options.offload_text else {}
+        return self._text() if self._away else {}
+
+    def weight_bytes(self, weight: Tensor) -> int:
+        """Return the bytes of a weight, of a quantized one those of its integers and scales."""
+        method = self._quantized.get(weight)
+        return super().weight_bytes(weight) if method is None else stored_bytes(method, weight)
+
+    def check_sharding(self) -> None:
+        """Raise UserError if the denoiser is, or is to be, quantized."""
+        if chosen(self).keys() & set(self.layout.networks):
+            raise UserError(
+                "run.shard: a quantized denoiser cannot be sharded; leave run.shard out, or set "
+                "backbone.options.quantize.components to [text_encoders]"
+            )
 
     def _text(self) -> dict[str, nn.Module]:
         return {"text encoders": nn.ModuleList(self._encoders())}
@@ -122,19 +153,27 @@ class DiffusersBackbone(Family):
         models = {name: make() for name, make in self._deferred.items()}
         self._deferred = {}
         for name, model in models.items():
-            model.eval().requires_grad_(False)
-            setattr(self.pipeline, name, model if self.options.offload_text else model.to(self.device))
+            setattr(self.pipeline, name, model.eval().requires_grad_(False))
+        self._place_encoders(list(models.values()))
+
+    def _place_encoders(self, encoders: Sequence[nn.Module]) -> None:
+        if self.options.group_offload is not None and self.device.type != "meta":
+            offload(encoders, self.options.group_offload, self.device, home=torch.device("cpu"))
+        elif not self._away:
+            for encoder in encoders:
+                place(encoder, self.device)
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
         """Keep the text encoders on the device while the context is active. Loads them if they were left out."""
         self._load_encoders()
+        moved = list(self._text().values()) if self.options.offload_text else []
         try:
-            for module in self.offloaded_modules().values():
+            for module in moved:
                 module.to(self.device)
             yield
         finally:
-            for module in self.offloaded_modules().values():
+            for module in moved:
                 module.to("cpu")
 
     @property
@@ -228,15 +267,23 @@ class DiffusersBackbone(Family):
             out[rows] = self.predict(network, x[rows], time[rows], selected).float()
         return out
 
-    @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
         Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
         autoencoder is a small part of the cost.
         """
+        tiny = self.tiny_decoder if self.options.tiny_decoder and self.options.tiny_decoder.evaluation else None
+        return self._decoded(x0, tiny or self.to_pixels)
+
+    def decode_rollouts(self, x0: Tensor) -> Tensor:
+        """Like `decode`, with the tiny decoder if there is one."""
+        return self._decoded(x0, self.tiny_decoder or self.to_pixels)
+
+    @torch.no_grad()
+    def _decoded(self, x0: Tensor, to_pixels: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            pixels = torch.cat([self.to_pixels(chunk) for chunk in torch.split(x0.float(), self.options.decode_chunk)])
+            pixels = torch.cat([to_pixels(chunk) for chunk in torch.split(x0.float(), self.options.decode_chunk)])
         return ((pixels.transpose(1, 2) if self.media == "video" else pixels) * 0.5 + 0.5).clamp(0, 1)
 
     def save_weights(self, directory: Path) -> None:

@@ -120,8 +120,8 @@ def _fetched(section: BackboneSection, fetch: Callable[[], str | Path]) -> Path:
         raise unreachable(CHECKPOINT, section.checkpoint, section.revision, error) from error
 
 
-def load_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Module:
-    """One model of a checkpoint on the CPU.
+def load_model(opened: Opened, name: str, dtype: torch.dtype, **arguments: Any) -> torch.nn.Module:
+    """One model of a checkpoint on the CPU; arguments: more of `from_pretrained`, as a quantization configuration.
 
     Raises UserError if it is damaged, lacks a weight, which the libraries would fill with random numbers, or has more
     layers than its configuration, which they would leave out.
@@ -138,6 +138,7 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Module
             variant=opened.variants[name],
             output_loading_info=True,
             local_files_only=True,
+            **arguments,
         )
     tied = set(opened.layout.tied.get(name, ()))
     missing = sorted(set(info["missing_keys"]) - tied)

@@ -11,6 +11,7 @@ import torch
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.checkpoints import empty_model, load_model, load_pipeline, open_checkpoint
+from dgpo_diffusers.quantization import QuantizedLoading
 from dgpo_schemas.problems import is_number, show
 
 if TYPE_CHECKING:
@@ -44,10 +45,16 @@ def load(family: Family) -> tuple[Any, Deferred]:
     family.index = opened.index
     exact = {*layout.exact, *([family.trained(opened.variants)] if section.train == "full" else [])}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
+    quantized = QuantizedLoading(family, opened)
+
+    def loaded(name: str) -> torch.nn.Module:
+        return quantized.check(name, load_model(opened, name, dtypes[name], **quantized.arguments(name)))
+
     later = layout.encoders if section.cache is not None else ()
-    deferred = {name: partial(load_model, opened, name, dtypes[name]) for name in later if name in dtypes}
-    makers = {name: empty_model if name in deferred else load_model for name in dtypes}
-    models = {name: makers[name](opened, name, dtype) for name, dtype in dtypes.items()}
+    deferred = {name: partial(loaded, name) for name in later if name in dtypes}
+    models = {
+        name: empty_model(opened, name, dtype) if name in deferred else loaded(name) for name, dtype in dtypes.items()
+    }
     pipeline = load_pipeline(opened, models, **family.settings(opened.index))
     clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]
     _check_numbers(opened.directory, pipeline, layout, clips)

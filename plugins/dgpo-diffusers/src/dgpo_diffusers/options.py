@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
-from dgpo_schemas.base import ANYTIME, Int, Options
+from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
+from dgpo_schemas.places import PathOrName
 
-__all__ = ["DiffusersOptions"]
+__all__ = ["DiffusersOptions", "QuantizeSection", "TinyDecoderSection"]
+
+
+class TinyDecoderSection(StrictModel):
+    """A tiny decoder (diffusers' AutoencoderTiny, the TAESD project) in the place of the autoencoder's."""
+
+    checkpoint: PathOrName = Field(
+        min_length=1,
+        json_schema_extra={"examples": ["madebyollin/taesd3", "taesd3_decoder.safetensors"]},
+        description="Directory in diffusers' format, .safetensors file of the TAESD project, or Hub repository. It "
+        "must be made for the model's autoencoder: taesd for SD1.5 and SD2.1, taesdxl, taesd3, taef1 for FLUX.1.",
+    )
+    evaluation: bool = Field(
+        default=False,
+        description="Decode evaluations and `dgpo sample` with it too. By default only the rollouts of training are, "
+        "and evaluations show what the full decoder gives.",
+    )
+
+
+class QuantizeSection(StrictModel):
+    """Frozen weights in 8 or 4 bits; adapters, norms, embedders and the autoencoder are not quantized."""
+
+    method: Literal["torchao-int8", "torchao-float8", "bnb-nf4", "bnb-int8"] = Field(
+        description="torchao's weight-only int8 (one scale per output) or float8, on any device; bitsandbytes' nf4 or "
+        "int8, on CUDA devices only."
+    )
+    components: list[Literal["denoiser", "text_encoders"]] = Field(
+        default=["denoiser", "text_encoders"], min_length=1, description="Models whose weights are quantized."
+    )
+
+
+Quantize = Annotated[QuantizeSection, ShortForm("method", "The method.")]
+TinyDecoder = Annotated[
+    TinyDecoderSection, ShortForm("checkpoint", "Directory, .safetensors file or Hub repository of a tiny decoder.")
+]
 
 
 class DiffusersOptions(Options):
@@ -17,12 +54,30 @@ class DiffusersOptions(Options):
         json_schema_extra=ANYTIME,
         description="Keep the text encoders in CPU memory and move them to the device only to encode prompts.",
     )
+    group_offload: Literal["block", "leaf"] | None = Field(
+        default=None,
+        json_schema_extra=ANYTIME,
+        description="Keep the text encoders in CPU memory, and bring one block, or one layer, at a time to the device "
+        "while prompts are encoded (`enable_group_offload` in diffusers): slower than `offload_text`, with less "
+        "memory. CUDA devices only; the denoiser stays on the device.",
+    )
     decode_chunk: Int = Field(
         default=8,
         ge=1,
         le=100_000,
         json_schema_extra=ANYTIME,
         description="Number of images per call of the autoencoder's decoder.",
+    )
+    quantize: Quantize | None = Field(
+        default=None,
+        description="Quantize frozen weights while they are loaded, to fit a smaller device. The base model is then "
+        "another one, slightly; adapters stay float32 and cannot be merged. Requires dgpo-diffusers[quantize].",
+    )
+    tiny_decoder: TinyDecoder | None = Field(
+        default=None,
+        json_schema_extra=FROM_THERE_ON,
+        description="Decode rollouts with a tiny decoder: a thousandth of the operations, but smoother images, which "
+        "changes rewards; `dgpo decoders` measures by how much. Images only.",
     )
     variant: str | None = Field(
         default=None,

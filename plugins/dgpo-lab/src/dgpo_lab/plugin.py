@@ -23,4 +23,5 @@ def dgpo_commands() -> Sequence[Command]:
         Command("ablate", "Compare variants of a run over several seeds.", "dgpo_lab.commands.ablate:ablate", 70),
         Command("plan", "Estimate memory, time and cost of a run.", "dgpo_lab.commands.plan:plan", 110),
         Command("bench", "Measure time, throughput and memory of a run.", "dgpo_lab.commands.bench:bench", 120),
+        Command("decoders", "Compare rewards of two decoders.", "dgpo_lab.commands.decoders:decoders", 130),
     ]

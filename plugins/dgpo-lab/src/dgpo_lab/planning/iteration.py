@@ -100,7 +100,7 @@ class Iteration:
                     break
                 rollouts.append(sampled)
                 with self._phase("decode"):
-                    policy.decode(sampled.x0)
+                    policy.decode_rollouts(sampled.x0)
             rewards = torch.randn(
                 rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
             )
@@ -196,6 +196,10 @@ class _Policy(Policy):
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents with the backbone, once per shape."""
         return self._once(("decode", x0.shape), lambda: self.backbone.decode(x0))[0]
+
+    def decode_rollouts(self, x0: Tensor) -> Tensor:
+        """Decode latents of rollouts with the backbone, once per shape."""
+        return self._once(("decode_rollouts", x0.shape), lambda: self.backbone.decode_rollouts(x0))[0]
 
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)

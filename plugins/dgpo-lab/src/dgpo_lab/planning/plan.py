@@ -96,10 +96,14 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
     except NotImplementedError as error:
         raise UserError(f"backbone.use: {use} cannot be planned: {error}") from error
     check_adapter(backbone)
+    if config.run.shard:
+        backbone.check_sharding()
     times = Times(config, backbone)
     times.check_range()
     modules = [*backbone.components().values(), *backbone.offloaded_modules().values()]
-    offloaded_modules = sum(_bytes(p) for module in backbone.offloaded_modules().values() for p in module.parameters())
+    offloaded_modules = sum(
+        backbone.weight_bytes(p) for module in backbone.offloaded_modules().values() for p in module.parameters()
+    )
     held = _held(backbone, config)
     meter = Meter(f"backbone.use: {use} cannot be planned", *modules)
     backbone.device = torch.device("cpu")
@@ -156,7 +160,7 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
     held = {}
     for name, module in backbone.components().items():
         frozen = [p for p in module.parameters() if id(p) not in trainable]
-        held[name] = sum(map(_bytes, (*frozen, *module.buffers())))
+        held[name] = sum(map(backbone.weight_bytes, frozen)) + sum(map(_bytes, module.buffers()))
     # ema_fast, ema, and the initial weights, which are usually also the base model of full fine-tuning
     kept = 4 if backbone.adapter is None and config.starts_elsewhere else 3
     return held | {

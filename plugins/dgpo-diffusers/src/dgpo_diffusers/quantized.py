@@ -1,0 +1,46 @@
+"""Models with weights of torchao or bitsandbytes: which layers have them, where they are, and how large they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["is_quantized", "layers_to_quantize", "place", "stored_bytes"]
+
+LIBRARIES = ("torchao", "bitsandbytes")
+NF4_BLOCK = 64
+"""Weights that share a scale in bitsandbytes' nf4."""
+
+
+def layers_to_quantize(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers inside lists of blocks, except those that the class keeps in float32."""
+    lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(lists) and not kept & set(name.split("."))
+    ]
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a layer of a model has weights of torchao or bitsandbytes."""
+    return any(
+        type(one).__module__.startswith(LIBRARIES)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        for one in (module, module.weight, module.weight.data)
+    )
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device. Those of bitsandbytes are loaded on theirs, and the libraries refuse to move them."""
+    if not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
+        model.to(device)
+
+
+def stored_bytes(method: str, weight: Tensor) -> int:
+    """Return the bytes of a weight [outputs, inputs] quantized by a method, with its float32 scales."""
+    if method == "bnb-nf4":
+        return weight.numel() // 2 + 4 * -(-weight.numel() // NF4_BLOCK)
+    return weight.numel() + 4 * weight.shape[0]
