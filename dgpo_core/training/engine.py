@@ -119,8 +119,12 @@ class Engine:
         guidance: float | None = None,
         micro_batch: int | None = None,
         sampler: Sampler | None = None,
+        guidance_interval: Sequence[float] | None = None,
     ) -> RolloutSampler:
-        """Create a rollout sampler as configured; arguments override the configuration."""
+        """Create a rollout sampler as configured; arguments override the configuration.
+
+        guidance_interval: that of the evaluation.
+        """
         rollout = self.config.rollout
         if guidance is None:
             self.check_guidance("rollout.guidance", rollout.guidance)
@@ -130,7 +134,7 @@ class Engine:
             steps or rollout.steps,
             rollout.height_width,
         )
-        return RolloutSampler(
+        created = RolloutSampler(
             self.policy,
             sampler or self.sampler,
             self.conditioning,
@@ -142,8 +146,12 @@ class Engine:
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
             merge_adapter=self._merge_adapter,
+            guidance_interval=guidance_interval or rollout.guidance_interval,
+            interval_key=f"{'evaluation' if guidance_interval else 'rollout'}.guidance_interval",
             on_message=self.on_message,
         )
+        created.scales(rollout.height_width)  # fails now if the interval contains no step
+        return created
 
     @property
     def _merge_adapter(self) -> bool:
@@ -168,6 +176,7 @@ class Engine:
             guidance=section.guidance if guidance is None else guidance,
             micro_batch=micro_batch,
             sampler=self.evaluation_sampler,
+            guidance_interval=section.guidance_interval,
         )
 
     # -- weights ------------------------------------------------------------------------------------------------
