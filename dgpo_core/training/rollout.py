@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -45,9 +45,11 @@ class RolloutSampler:
         merge_adapter: bool = False,
         guidance_interval: Sequence[float] | None = None,
         interval_key: str = "rollout.guidance_interval",
+        training: bool = False,
         on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """guidance_interval: [low, high], the sigmas that are guided; interval_key: its key in messages."""
+        """guidance_interval: [low, high], the sigmas that are guided; interval_key: its key in messages; training: for
+        rollouts to train on, in which the backbone may approximate its predictions (`Backbone.sampling`)."""
         self.policy = policy
         self.sampler = sampler
         self.conditioning = conditioning
@@ -59,6 +61,7 @@ class RolloutSampler:
         self.shift: Shift = shift
         self.guidance_interval = guidance_interval
         self.interval_key = interval_key
+        self.training = training
         self._times: dict[Size, list[float]] = {}
         self._starts: dict[Size, tuple[Schedule, float]] = {}
         self.guidance = guidance
@@ -208,7 +211,8 @@ class RolloutSampler:
             return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, others, guidance)
 
         # The model is active for one micro-batch at a time, because callers may use the policy in between.
-        with self.policy.activate(model, merged=self.merge_adapter), self.autocast():
+        sampling = self.policy.sampling() if self.training else nullcontext()
+        with self.policy.activate(model, merged=self.merge_adapter), sampling, self.autocast():
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
             )

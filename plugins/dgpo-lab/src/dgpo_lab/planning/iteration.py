@@ -72,13 +72,18 @@ class Iteration:
             return torch.autocast("cpu", torch.bfloat16, enabled=config.precision.autocast == "bf16")
 
         def rollout_sampler(
-            sampler: Any, steps: int | None, guidance: float | None, interval: Sequence[float] | None
+            sampler: Any,
+            steps: int | None,
+            guidance: float | None,
+            interval: Sequence[float] | None,
+            *,
+            training: bool = False,
         ) -> RolloutSampler:
             return RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
                 micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
-                guidance_interval=interval or rollout.guidance_interval,
+                guidance_interval=interval or rollout.guidance_interval, training=training,
             )  # fmt: skip
 
         with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
@@ -93,7 +98,7 @@ class Iteration:
             optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
-            drawing = rollout_sampler(sampler, None, None, None).sample_groups(
+            drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
                 prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
             )
             while True:
@@ -151,6 +156,7 @@ class _Policy(Policy):
         super().__init__(backbone, objective)
         self._meter, self._laps = meter, laps
         self._merged = False
+        self._step: int | None = None
         self._pending: tuple[Any, Tensor, Tensor] | None = (
             None  # the key of a pass, its output, and the leaf returned instead
         )
@@ -190,7 +196,9 @@ class _Policy(Policy):
         self._pending = None
         learning, adapted = torch.is_grad_enabled(), self._active in self._weights
         rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
-        key = ("pass", learning, adapted, self._merged, guidance == 1, x_sigma.shape, rows)
+        key = ("pass", learning, adapted, self._merged, guidance == 1, self._step, x_sigma.shape, rows)
+        if self._step is not None:
+            self._step += 1
         out, left = self._once(
             key, lambda: super(_Policy, self).velocity(x_sigma, sigma, conditioning, unconditional, guidance)
         )
@@ -199,6 +207,16 @@ class _Policy(Policy):
         leaf = out.detach().requires_grad_()
         self._pending = key, left, leaf
         return leaf
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """See Policy.sampling. Within an approximation, each step has its own cost."""
+        self._step = None if self.backbone.sampling() is None else 0
+        try:
+            with super().sampling():
+                yield
+        finally:
+            self._step = None
 
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents with the backbone, once per shape."""
