@@ -83,6 +83,9 @@ def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Sourc
     trained = f"LoRA of rank {backbone.lora.rank}" if backbone.train == "lora" else "all weights"
     yield f"backbone: {backbone.use} from {backbone.checkpoint}, {trained}"
     guidance = f"guidance {rollout.guidance:g}" if rollout.guidance > 1 else "no guidance"
+    if rollout.guidance_interval is not None:
+        low, high = rollout.guidance_interval
+        guidance += f" at sigma in [{low:g}, {high:g}]"
     sampler, sizes = rollout.sampler.use, named(different([*_flat(train), *_flat(heldout)], rollout.height_width))
     shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
     yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"

@@ -291,6 +291,15 @@ class Backbone(ABC):
         """Return a context manager entered around calls of `encode`, to move text encoders to the device and back."""
         return nullcontext()
 
+    def sampling(self) -> AbstractContextManager[None] | None:
+        """Return a context manager in which predictions may be approximate, for faster rollouts; None if it has none.
+
+        Entered anew for each micro-batch of a training rollout, around all of its steps, and never for losses, step
+        probabilities, evaluations or other samples. Predictions may depend on earlier passes within the context, but
+        must not depend on the other rows of the batch. The number of rows can change between steps.
+        """
+        return None
+
 
 def _members_of_lists(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     from torch.nn import ModuleList

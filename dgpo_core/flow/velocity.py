@@ -7,7 +7,9 @@ and broadcasts over the other dimensions. Results have the dtype of the state, r
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections.abc import Sequence
 from typing import Protocol, TypeVar, overload
 
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "denoised",
     "flow_from_vp",
     "gaussian_log_prob",
+    "guidance_at",
     "guided_velocity",
     "interpolate",
     "shift_sigma",
@@ -73,6 +76,22 @@ def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
 def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
     """Return the estimate of x0 implied by a velocity: x_sigma - sigma * v. sigma [B], 0-d, or a number."""
     return x_sigma - _broadcast(sigma, x_sigma) * velocity
+
+
+def guidance_at(sigma: float, guidance: float, interval: Sequence[float] | None) -> float:
+    """Return the guidance scale at sigma: `guidance` within the interval [low, high], ends included, otherwise 1.
+
+    None guides everywhere (Kynkäänniemi et al., arXiv 2404.07724). Compares float32 values, because models receive
+    sigma in float32: a time equal to an end of the interval before rounding is inside.
+    """
+    if interval is None:
+        return guidance
+    low, high = interval
+    return guidance if _float32(low) <= _float32(sigma) <= _float32(high) else 1.0
+
+
+def _float32(value: float) -> float:
+    return ctypes.c_float(value).value
 
 
 def guided_velocity(

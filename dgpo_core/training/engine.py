@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import AnyReward, Backbone, Sampler
+from dgpo_core.contracts import AnyReward, Backbone, Objective, Sampler
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.data.prompts import load_sources, some_of_each
 from dgpo_core.data.sources import Source
@@ -120,8 +120,13 @@ class Engine:
         guidance: float | None = None,
         micro_batch: int | None = None,
         sampler: Sampler | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        training: bool = False,
     ) -> RolloutSampler:
-        """Create a rollout sampler as configured; arguments override the configuration."""
+        """Create a rollout sampler as configured; arguments override the configuration.
+
+        guidance_interval: that of the evaluation; training: for rollouts to train on.
+        """
         rollout = self.config.rollout
         if guidance is None:
             self.check_guidance("rollout.guidance", rollout.guidance)
@@ -131,7 +136,7 @@ class Engine:
             steps or rollout.steps,
             rollout.height_width,
         )
-        return RolloutSampler(
+        created = RolloutSampler(
             self.policy,
             sampler or self.sampler,
             self.conditioning,
@@ -143,8 +148,26 @@ class Engine:
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
             merge_adapter=self._merge_adapter,
+            guidance_interval=guidance_interval or rollout.guidance_interval,
+            interval_key=f"{'evaluation' if guidance_interval else 'rollout'}.guidance_interval",
+            training=training,
             on_message=self.on_message,
         )
+        created.scales(rollout.height_width)  # fails now if the interval contains no step
+        return created
+
+    def check_sampling(self, objective: Objective) -> None:
+        """Raise UserError if rollouts are approximate (`Backbone.sampling`) where they must not be."""
+        if self.backbone.sampling() is None:
+            return
+        approximate = f"backbone: the options of {self.config.backbone.use} make predictions in rollouts approximate"
+        if self.runtime.sharded:
+            raise UserError(f"{approximate}, which is not possible with weights sharded by run.shard; remove the cache")
+        if objective.needs_path:
+            raise UserError(
+                f"{approximate}, but objective: {self.config.objective.use} compares the probabilities of their steps "
+                "with exact ones; remove the cache, or use another objective"
+            )
 
     @property
     def _merge_adapter(self) -> bool:
@@ -169,6 +192,7 @@ class Engine:
             guidance=section.guidance if guidance is None else guidance,
             micro_batch=micro_batch,
             sampler=self.evaluation_sampler,
+            guidance_interval=section.guidance_interval,
         )
 
     # -- weights ------------------------------------------------------------------------------------------------

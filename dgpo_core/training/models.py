@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dgpo_core.flow.velocity import guidance_at
 from dgpo_core.plugins import contract_checks
 from dgpo_core.training.microbatches import Members, MicroBatch, Update
 from dgpo_core.types import Predictions
@@ -32,11 +33,13 @@ class Models:
     conditioning: ConditioningCache
     autocast: Callable[[], AbstractContextManager[object]]
 
-    @property
-    def _guidance(self) -> float:
-        """The guidance scale in training: path objectives use step probabilities, which depend on the guided
-        velocity."""
-        return self.config.rollout.guidance if self.objective.needs_path else 1.0
+    def _guidance(self, b: MicroBatch) -> float:
+        """Return the guidance scale in training: step probabilities of path objectives depend on the velocity of the
+        rollouts, with their scale at this step's time."""
+        if b.step is None or not self.objective.needs_path:
+            return 1.0
+        rollout = self.config.rollout
+        return guidance_at(b.step.sigma, rollout.guidance, rollout.guidance_interval)
 
     def others(self, *, statistic_only: bool = False) -> list[ModelName]:
         """The models to run besides the policy, for the loss or for the statistic alone.
@@ -61,7 +64,7 @@ class Models:
         for model in self.others(statistic_only=statistic_only):
             # At most one of the two scales is not 1.
             old = model == "ema_fast"
-            guidance = self._guidance if old else max(self._guidance, self.config.objective.kl_cfg)
+            guidance = self._guidance(b) if old else max(self._guidance(b), self.config.objective.kl_cfg)
             with self.policy.activate(model):
                 predictions["old" if old else "base"] = self._velocity(b, guidance)
         if self.objective.needs_reference:
@@ -71,7 +74,7 @@ class Models:
 
     def predictions(self, b: MicroBatch) -> Predictions:
         """Return the objective's input, with the prediction of the active model as `velocity`."""
-        return b.predictions(self._velocity(b, self._guidance))
+        return b.predictions(self._velocity(b, self._guidance(b)))
 
     def _velocity(self, b: MicroBatch, guidance: float) -> Tensor:
         # Autocast is entered for each model, because its cache is keyed by parameters, whose data change with the

@@ -145,6 +145,13 @@ class Policy:
         for parameter in self.parameters.values():
             parameter.grad = None
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Context of the steps of one micro-batch of a training rollout; see `Backbone.sampling`."""
+        context = self.backbone.sampling()
+        with nullcontext() if context is None else contract_checks.entered(self.backbone, context, "sampling"):
+            yield
+
     def agree(self, passes: Callable[[], Sequence[Pass]]) -> None:
         """Begin a phase in which this rank runs the given forward passes, until `finish`.
 

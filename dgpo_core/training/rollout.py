@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dgpo_core.draws import Draws, normal_rows
-from dgpo_core.errors import PluginError
+from dgpo_core.errors import PluginError, UserError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.flow.sizes import Size, bucket, runs
+from dgpo_core.flow.velocity import guidance_at
 from dgpo_core.plugins import contract_checks
 from dgpo_core.training.memory import halving
 from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult, Schedule
@@ -42,8 +43,13 @@ class RolloutSampler:
         micro_batch: int | None,
         autocast: Callable[[], AbstractContextManager[object]],
         merge_adapter: bool = False,
+        guidance_interval: Sequence[float] | None = None,
+        interval_key: str = "rollout.guidance_interval",
+        training: bool = False,
         on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """guidance_interval: [low, high], the sigmas that are guided; interval_key: its key in messages; training: for
+        rollouts to train on, in which the backbone may approximate its predictions (`Backbone.sampling`)."""
         self.policy = policy
         self.sampler = sampler
         self.conditioning = conditioning
@@ -53,6 +59,10 @@ class RolloutSampler:
         self.device = policy.backbone.device
         self.steps = steps
         self.shift: Shift = shift
+        self.guidance_interval = guidance_interval
+        self.interval_key = interval_key
+        self.training = training
+        self._times: dict[Size, list[float]] = {}
         self._starts: dict[Size, tuple[Schedule, float]] = {}
         self.guidance = guidance
         self.micro_batch = micro_batch
@@ -136,17 +146,41 @@ class RolloutSampler:
         self.policy.finish()
 
     def _passes(self, size: Size) -> int:
-        """Count the sampler's forward passes per micro-batch, with a trial run that does not call the network."""
-        count = 0
+        """Count the sampler's forward passes per micro-batch."""
+        return len(self.evaluated_times(size))
 
-        def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
-            nonlocal count
-            count += 1
-            return torch.zeros_like(x_sigma)
+    def evaluated_times(self, size: Size) -> list[float]:
+        """Return the times of the sampler's forward passes, in order, from a trial run on the CPU without the
+        network."""
+        if size not in self._times:
+            times: list[float] = []
 
-        latent, (schedule, _) = torch.zeros(1, *self._shape(size)), self._start(size)
-        self.sampler.sample(velocity, latent, steps=self.steps, schedule=schedule, draws=[Draws(0)])
-        return count
+            def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
+                times.append(float(sigma))
+                return torch.zeros_like(x_sigma)
+
+            latent, (schedule, _) = torch.zeros(1, *self._shape(size)), self._start(size)
+            self.sampler.sample(velocity, latent, steps=self.steps, schedule=schedule, draws=[Draws(0)])
+            self._times[size] = times
+        return self._times[size]
+
+    def scales(self, size: Size) -> list[float] | None:
+        """Return the guidance scale of each forward pass; None if it is the same for all, without an interval.
+
+        Raises UserError if no pass is within the interval.
+        """
+        if self.guidance == 1 or self.guidance_interval is None:
+            return None
+        times = self.evaluated_times(size)
+        scales = [guidance_at(time, self.guidance, self.guidance_interval) for time in times]
+        if all(scale == 1 for scale in scales):
+            shown = ", ".join(f"{time:.4g}" for time in times)
+            raise UserError(
+                f"{self.interval_key}: none of the sampler's {len(times)} times ({shown}) is in "
+                f"[{', '.join(f'{end:g}' for end in self.guidance_interval)}], so nothing would be guided; widen the "
+                "interval, or set guidance to 1"
+            )
+        return scales
 
     @torch.no_grad()
     def _micro_batch(
@@ -165,13 +199,27 @@ class RolloutSampler:
         if scale != 1:
             noise = noise * scale
 
+        scales = self.scales(size)
+        seen: list[Tensor] = []
+
         def velocity(x_sigma: Tensor, sigma: Tensor) -> Tensor:
-            return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, unconditional, self.guidance)
+            guidance = self.guidance
+            if scales is not None:  # known in advance: comparing `sigma` here would wait for the device at each step
+                guidance = scales[len(seen)] if len(seen) < len(scales) else 1.0
+                seen.append(sigma)
+            others = unconditional if guidance != 1 else None
+            return self.policy.velocity(x_sigma, sigma.expand(len(x_sigma)), rows, others, guidance)
 
         # The model is active for one micro-batch at a time, because callers may use the policy in between.
-        with self.policy.activate(model, merged=self.merge_adapter), self.autocast():
+        sampling = self.policy.sampling() if self.training else nullcontext()
+        with self.policy.activate(model, merged=self.merge_adapter), sampling, self.autocast():
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
+            )
+        if scales is not None and torch.stack(seen).tolist() != self.evaluated_times(size):
+            raise PluginError(
+                f"{self.interval_key}: is not possible with {type(self.sampler).__name__}, whose times depend on the "
+                "samples; use a sampler with fixed times, or remove the interval"
             )
         if not isinstance(result, SampleResult) or result.x0.shape != noise.shape:
             returned = (

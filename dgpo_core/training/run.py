@@ -144,6 +144,7 @@ def build_run(
         engine.check_guidance("objective.kl_cfg", config.objective.kl_cfg)
         engine.times.check_range()
         objective = _objective(engine)
+        engine.check_sampling(objective)
         sigmas = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
         sigmas = random_times(engine.sampler, sigmas) if objective.needs_path else sigmas
         timesteps: TimestepPolicy = engine.create("timesteps", config.timesteps)
@@ -164,7 +165,7 @@ def build_run(
             heldout_prompts=heldout,
             probe_prompts=_probe_prompts(engine, train),
             scorer=scorer,
-            training_rollout_sampler=engine.rollout_sampler(),
+            training_rollout_sampler=engine.rollout_sampler(training=True),
             evaluator=evaluator,
             optimizer=_optimizer(engine, objective, phases, stop),
             phases=phases,

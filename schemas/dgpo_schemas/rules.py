@@ -19,7 +19,18 @@ from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, T
 from dgpo_schemas.sections.whole import RunSection, StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
-__all__ = ["Violations", "geometry", "guidance", "raise_all", "rewards", "sources", "stop", "times", "without_effect"]
+__all__ = [
+    "Violations",
+    "geometry",
+    "guidance",
+    "guidance_interval",
+    "raise_all",
+    "rewards",
+    "sources",
+    "stop",
+    "times",
+    "without_effect",
+]
 
 Violations = Iterator[tuple[str, str]]
 """(key, message) of each broken rule."""
@@ -103,6 +114,23 @@ def guidance(scale: float, objective: ObjectiveSection) -> Violations:
             f"cannot combine {scale:g} with objective.reference = ema_fast: use the dynamic reference with unguided "
             "rollouts (mode 2b: rollout.guidance 1), or guided rollouts with reference: frozen (mode 1)",
         )
+
+
+def guidance_interval(rollout: RolloutSection, evaluation: EvaluationSection) -> Violations:
+    """Check that the ends of guidance intervals are in order, and that there is guidance that they apply to."""
+    scale = rollout.guidance if evaluation.guidance is None else evaluation.guidance
+    source = "rollout" if evaluation.guidance is None else "evaluation"
+    for key, interval, of, guided in (
+        ("rollout.guidance_interval", rollout.guidance_interval, "rollout", rollout.guidance != 1),
+        ("evaluation.guidance_interval", evaluation.guidance_interval, source, scale != 1),
+    ):
+        if interval is None:
+            continue
+        low, high = interval
+        if low >= high:
+            yield key, f"[{low:g}, {high:g}]: the first must be below the second, [low, high]; 1 is noise and 0 is data"
+        if not guided:
+            yield key, f"has no effect because {of}.guidance is 1; set it above 1, or remove this key"
 
 
 def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: PromptsSection) -> Violations:

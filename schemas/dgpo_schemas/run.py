@@ -91,6 +91,7 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
         *rules.geometry(rollout, config.optimizer),
         *rules.times(rollout.shift, config.timesteps),
         *rules.guidance(rollout.guidance, config.objective),
+        *rules.guidance_interval(rollout, evaluation),
         *rules.rewards(rewards, evaluation, prompts),
         *rules.sources(prompts, rewards, evaluation),
         *rules.stop(config.stop, prompts, rewards, evaluation),

@@ -98,6 +98,22 @@ def test_rolling_out_and_decoding(sampler: str, model: Any, guidance: float, set
     assert drawn == len(PROMPTS) * MEMBERS
 
 
+@pytest.mark.parametrize("name", ["toy"])
+def test_which_steps_are_guided_is_known_in_advance(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, policy, registry = setting
+    rollout_sampler = RolloutSampler(
+        policy, registry.create("sampler", UseBlock(use="flow-euler")), ConditioningCache(policy.backbone),
+        resolution=config.rollout.height_width, steps=4, shift=2.0, guidance=3.0, micro_batch=None,
+        guidance_interval=[0.5, 0.95], autocast=nullcontext,
+    )  # fmt: skip
+    scales: list[float] = []
+    velocity = policy.velocity
+    monkeypatch.setattr(policy, "velocity", lambda *given: (scales.append(given[-1]), velocity(*given))[1])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        list(rollout_sampler.sample_groups(PROMPTS, MEMBERS, Draws(0), "policy"))  # times are compared at the end
+    assert scales == [1.0, 3.0, 3.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("name", "objective", "micro_batch"),
     [("toy", one, size) for one in OBJECTIVES for size in (2, 100)] + [("sd3", OBJECTIVES[0], 2)],

@@ -121,6 +121,7 @@ def make(registry: Registry) -> Make:
         rollout_sampler = RolloutSampler(
             policy, sampler, ConditioningCache(backbone), resolution=(8, 8), steps=config.rollout.steps,
             shift=config.rollout.shift, guidance=config.rollout.guidance, micro_batch=5, autocast=nullcontext,
+            guidance_interval=config.rollout.guidance_interval,
         )  # fmt: skip
         drawn = list(
             rollout_sampler.sample_groups(PROMPTS, MEMBERS, Draws(3), "policy", keep_path=not sampler.deterministic)
@@ -171,6 +172,8 @@ SETTINGS = {
     "cps": {"sampler": {"use": "flow-cps", "options": {"eta": 0.6}}},
     "a loud window": {"sampler": {"use": "flow-sde", "options": {"noise": 1.1, "random_from": 0.9}}},
     "guided": {"guidance": 3.0},
+    "guided at low noise": {"guidance": 3.0, "guidance_interval": [0.3, 0.7]},
+    "guided at high noise": {"guidance": 3.0, "guidance_interval": [0.7, 0.9]},
 }
 
 
@@ -200,12 +203,13 @@ def drawn_mean(s: Setting, sampler: dict[str, Any], path: SamplerPath, k: int, r
 def flow_grpo(s: Setting, clip: float, *, distance: bool = False) -> dict[str, Tensor]:
     """Return Flow-GRPO's loss, step by step and sample by sample, from the path and the papers' mean and std."""
     config, paths = s.optimizer.config, s.batch.paths
-    kl, guidance = config.objective.kl, config.rollout.guidance
+    kl, interval = config.objective.kl, config.rollout.guidance_interval or [0, 1]
     sampler = {"use": "flow-sde"} | config.rollout.sampler.model_dump()
     schedule = paths[0].sigmas.tolist()
     losses = []
     for sigma in s.sigmas:
         k = schedule.index(sigma)
+        guidance = config.rollout.guidance if interval[0] <= sigma <= interval[1] else 1.0
         for g in range(GROUPS):
             for i in s.batch.scored[g].nonzero().flatten().tolist():
                 if int(s.batch.scored[g].sum()) < 2:

@@ -112,6 +112,9 @@ class Real:
         pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "
                                     "train: full, options: {text_length: 0}}"], marks=pytest.mark.slow),
         pytest.param("miniature-flow-grpo", ["rollout.guidance=2"], marks=pytest.mark.slow),
+        ("quickstart", ["rollout.guidance=2", "rollout.guidance_interval=[0.3, 0.9]"]),
+        pytest.param("miniature-flow-grpo", ["rollout.guidance=2", "rollout.guidance_interval=[0.3, 0.9]"],
+                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_operations_equal_those_of_a_real_iteration(

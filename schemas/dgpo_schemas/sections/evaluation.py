@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dgpo_schemas.base import ANYTIME, Float, Int, StrictModel, Use
 from dgpo_schemas.sections.rewards import RewardBlock
+from dgpo_schemas.sections.rollout import GuidanceInterval
 
 __all__ = ["EvaluationSection", "ManyStepSection", "MonitorsSection"]
 
@@ -72,6 +73,11 @@ class EvaluationSection(StrictModel):
         ge=1,
         le=1000,
         description="Classifier-free guidance scale (`guidance_scale` in diffusers); default: rollout.guidance.",
+    )
+    guidance_interval: GuidanceInterval | None = Field(
+        default=None,
+        description="Guide only solver steps with low <= sigma <= high, given as [low, high]; [0, 1] guides all steps. "
+        "Default: rollout.guidance_interval.",
     )
     sampler: Use | None = Field(
         default=None,

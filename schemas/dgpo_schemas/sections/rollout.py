@@ -9,7 +9,10 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, Float, Int, StrictModel, Use, UseBlock
 from dgpo_schemas.sigma import Shift
 
-__all__ = ["RolloutSection"]
+__all__ = ["GuidanceInterval", "RolloutSection"]
+
+GuidanceInterval = Annotated[list[Annotated[Float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
+"""[low, high] in sigma; 1 is noise and 0 is data."""
 
 
 class RolloutSection(StrictModel):
@@ -33,6 +36,11 @@ class RolloutSection(StrictModel):
         le=1000,
         description="Classifier-free guidance scale of the rollouts (`guidance_scale` in diffusers); 1 disables "
         "guidance and its extra forward passes.",
+    )
+    guidance_interval: GuidanceInterval | None = Field(
+        default=None,
+        description="Guide only solver steps with low <= sigma <= high, given as [low, high]; other steps use the "
+        "conditional prediction alone and run the model on half as many rows. Default: guide all steps.",
     )
     group_size: Int = Field(default=24, le=10_000, description="Group size G: number of samples per prompt.")
     groups: Int = Field(default=24, ge=1, le=100_000, description="Number of groups (prompts) per iteration.")

@@ -9,7 +9,7 @@ data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.adapter_files import DiffusersAdapter
 from dgpo_diffusers.family import Family
+from dgpo_diffusers.feature_cache import FeatureCache
 from dgpo_diffusers.geometry import nearest_size
 from dgpo_diffusers.identity import encoder_identity
 from dgpo_diffusers.libraries import quiet, truncated_prompts
@@ -86,6 +87,7 @@ class DiffusersBackbone(Family):
         if section.compile:
             for network in (self.network, *networks.values()):
                 network.compile()  # in place: parameters keep their names
+        self._cache = self._feature_cache()
 
     @classmethod
     def meta_model(cls, section: BackboneSection, options: Any) -> DiffusersBackbone:
@@ -176,6 +178,20 @@ class DiffusersBackbone(Family):
             for module in moved:
                 module.to("cpu")
 
+    def _feature_cache(self) -> FeatureCache | None:
+        settings = self.options.rollout_cache
+        if settings is None:
+            return None
+        if self.section.compile:
+            raise UserError(
+                "backbone.options.rollout_cache: layers of a compiled model cannot be cached; set compile: false"
+            )
+        return FeatureCache(self.network, settings, self.layout, self.dtype)
+
+    def sampling(self) -> AbstractContextManager[None] | None:
+        """Return the context of the feature cache, if one is configured."""
+        return None if self._cache is None else self._cache.active()
+
     @property
     def module(self) -> nn.Module:
         """The trained denoiser, including the adapter."""
@@ -245,7 +261,9 @@ class DiffusersBackbone(Family):
         given = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
         x = self.prediction.state(x_sigma, sigma).to(self.dtype)
         inputs = x, self.prediction.time(sigma), Conditioning(given, conditioning.lengths)
-        return self.prediction.velocity(self._output(sigma, *inputs), x_sigma, sigma)
+        with nullcontext() if self._cache is None else self._cache.passing(len(x)):
+            output = self._output(sigma, *inputs)
+        return self.prediction.velocity(output, x_sigma, sigma)
 
     def _output(self, sigma: Tensor, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         if not self.others:

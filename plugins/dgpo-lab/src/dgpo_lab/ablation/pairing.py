@@ -34,9 +34,17 @@ EFFECTS = (
     ),
     ("evaluation.steps", "the solver steps of evaluations differ: the base model scores differently too"),
     ("evaluation.guidance", "the guidance of evaluations differs: the base model scores differently too"),
+    (
+        "evaluation.guidance_interval",
+        "the guidance interval of evaluations differs: the base model scores differently too",
+    ),
     ("rollout.steps", "the solver steps differ: the noise is the same, what the base model makes of it is not"),
     ("rollout.shift", "the shift differs: the noise is the same, what the base model makes of it is not"),
     ("rollout.guidance", "the guidance differs: the noise is the same, what the base model makes of it is not"),
+    (
+        "rollout.guidance_interval",
+        "the guidance interval differs: the noise is the same, what the base model makes of it is not",
+    ),
     ("rollout.sampler", "the sampler differs: the initial noise is the same, what the base model makes of it is not"),
     ("timesteps", "the training times differ: their noise is shared where their places in an iteration agree"),
     ("run.device", "the device differs: CPU and CUDA draw other numbers from the same key"),

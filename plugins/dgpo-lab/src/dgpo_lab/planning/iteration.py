@@ -2,7 +2,7 @@
 
 The plan uses the real RolloutSampler, Policy and Optimizer, so it follows every change of the training step. Forward
 and backward passes and decoding run once per shape of micro-batch; their cost is counted again for the other
-micro-batches. The loss is computed at one of the training timesteps and counted for all of them.
+micro-batches. The loss is computed at one training timestep of each cost and counted for all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
+from dgpo_core.flow.velocity import guidance_at
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
@@ -70,11 +71,19 @@ class Iteration:
         def autocast() -> torch.autocast:
             return torch.autocast("cpu", torch.bfloat16, enabled=config.precision.autocast == "bf16")
 
-        def rollout_sampler(sampler: Any, steps: int | None, guidance: float | None) -> RolloutSampler:
+        def rollout_sampler(
+            sampler: Any,
+            steps: int | None,
+            guidance: float | None,
+            interval: Sequence[float] | None,
+            *,
+            training: bool = False,
+        ) -> RolloutSampler:
             return RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
                 micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
+                guidance_interval=interval or rollout.guidance_interval, training=training,
             )  # fmt: skip
 
         with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
@@ -89,7 +98,7 @@ class Iteration:
             optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
-            drawing = rollout_sampler(sampler, None, None).sample_groups(
+            drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
                 prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
             )
             while True:
@@ -111,17 +120,20 @@ class Iteration:
             )  # fmt: skip
             batch = compute_advantages(groups, config.advantages, registry.create("weighting", config.weighting))
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
-            with self._phase("optimize"):
-                optimizer.step(batch, sigmas[:1], Draws(0))
-            self.operations["optimize"] *= len(sigmas)  # every timestep costs the same
+            for sigma, count in _kinds(config, sigmas, guided=objective.needs_path):
+                before = self.operations["optimize"]
+                with self._phase("optimize"):
+                    optimizer.step(batch, sigma, Draws(0))
+                self.operations["optimize"] += (count - 1) * (self.operations["optimize"] - before)
             batch_size = len(rollouts[0].samples)
             del rollouts, groups, batch
             on_message("evaluation")
             another = sampler if evaluation.sampler is None else registry.create("sampler", evaluation.sampler)
             with meter.lap() as lap:
-                for sampled in rollout_sampler(another, evaluation.steps, evaluation.guidance).sample_groups(
-                    prompts[:1] * batch_size, 1, Draws(0), "policy"
-                ):
+                evaluating = rollout_sampler(
+                    another, evaluation.steps, evaluation.guidance, evaluation.guidance_interval
+                )
+                for sampled in evaluating.sample_groups(prompts[:1] * batch_size, 1, Draws(0), "policy"):
                     policy.decode(sampled.x0)
             self.evaluated = lap.operations / batch_size
 
@@ -144,6 +156,7 @@ class _Policy(Policy):
         super().__init__(backbone, objective)
         self._meter, self._laps = meter, laps
         self._merged = False
+        self._step: int | None = None
         self._pending: tuple[Any, Tensor, Tensor] | None = (
             None  # the key of a pass, its output, and the leaf returned instead
         )
@@ -183,7 +196,9 @@ class _Policy(Policy):
         self._pending = None
         learning, adapted = torch.is_grad_enabled(), self._active in self._weights
         rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
-        key = ("pass", learning, adapted, self._merged, guidance == 1, x_sigma.shape, rows)
+        key = ("pass", learning, adapted, self._merged, guidance == 1, self._step, x_sigma.shape, rows)
+        if self._step is not None:
+            self._step += 1
         out, left = self._once(
             key, lambda: super(_Policy, self).velocity(x_sigma, sigma, conditioning, unconditional, guidance)
         )
@@ -192,6 +207,16 @@ class _Policy(Policy):
         leaf = out.detach().requires_grad_()
         self._pending = key, left, leaf
         return leaf
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """See Policy.sampling. Within an approximation, each step has its own cost."""
+        self._step = None if self.backbone.sampling() is None else 0
+        try:
+            with super().sampling():
+                yield
+        finally:
+            self._step = None
 
     def decode(self, x0: Tensor) -> Tensor:
         """Decode latents with the backbone, once per shape."""
@@ -235,6 +260,19 @@ class _First(Processes):
 def _with_32_bit_adamw(config: RunConfig) -> RunConfig:
     """Use 32-bit moments, because the kernels for 8-bit moments need real values; `plan` computes their memory."""
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"bits": 32})})
+
+
+def _kinds(config: RunConfig, sigmas: Tensor, *, guided: bool) -> list[tuple[Tensor, int]]:
+    """Return a timestep [1] of each cost, and the number of timesteps that cost as much: all timesteps cost the same,
+    except that `guided` ones outside of the guidance interval run one pass instead of two."""
+    first: dict[float, Tensor] = {}
+    counts: Counter[float] = Counter()
+    for i, sigma in enumerate(sigmas.tolist()):
+        interval = config.rollout.guidance_interval
+        scale = guidance_at(sigma, config.rollout.guidance, interval) if guided else 1.0
+        first.setdefault(scale, sigmas[i : i + 1])
+        counts[scale] += 1
+    return [(sigma, counts[scale]) for scale, sigma in first.items()]
 
 
 def _sigmas(config: RunConfig, backbone: Backbone, registry: Registry, sampler: Any, objective: Any) -> Tensor:

@@ -66,6 +66,13 @@ class FluxBackbone(DiffusersBackbone):
         """Number of T5 tokens per prompt, including padding."""
         return self.options.text_length or (DEV if self.network.config.guidance_embeds else SCHNELL)
 
+    @property
+    def supports_guidance(self) -> bool:
+        """False for FLUX.1-schnell, which was distilled to few steps without guidance: its times are not shifted. Other
+        checkpoints without embedded guidance, such as de-distilled ones, are guided by a second pass."""
+        dynamic = self.pipeline.scheduler.config.use_dynamic_shifting
+        return bool(self.network.config.guidance_embeds or dynamic)
+
     def check(self, pipeline: Any, directory: Path) -> None:
         """Raise UserError if transformer and autoencoder do not match, or for embedded guidance without effect."""
         config, usual = pipeline.transformer.config, type(self.options).model_fields["embedded_guidance"].default
