@@ -83,8 +83,8 @@ class Names:
             self.find(claimed[0] if claimed else str(kind), name)
         from dgpo_schemas.problems import nearest
 
-        what, known = f"unknown component {name!r}", {other for k in kinds for other in self.components(k)}
-        self._refuse("", name, "component", what, known, more=SHOWN if nearest(name, known) else UNLIKE_ANY)
+        what, others = f"unknown component {name!r}", {other for k in kinds for other in self.components(k)}
+        self._refuse("", name, "component", what, others, more=SHOWN if nearest(name, others) else UNLIKE_ANY)
 
     def kind(self, name: str, where: str) -> Kind:
         """Return a kind by name. Raises UserError with `where`, such as "--kind", if it is unknown."""
