@@ -275,6 +275,13 @@ class Backbone(ABC):
     def check_sharding(self) -> None:  # noqa: B027 - optional
         """Raise UserError if `module` cannot be sharded (`run.shard`). By default it can."""
 
+    def loaded_weights(self) -> Mapping[str, str]:
+        """Describe the weights that were read, by component: how many tensors, and which were left unused.
+
+        Shown by `dgpo train --dry-run`. By default empty.
+        """
+        return {}
+
     def blocks(self) -> Sequence[torch.nn.Module]:
         """Return the blocks of `module` that run in sequence, each called once per forward pass.
 

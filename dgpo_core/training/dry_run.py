@@ -57,7 +57,8 @@ def dry_run(trainer: Trainer) -> dict[str, Any]:
         if run.evaluator is not None:
             _score_one(run, run.heldout_prompts, run.evaluator.scorer)
         memory = dry_run_training(run)
-        found = {**run.facts(), "prompt": clean(prompt.text, SHOWN), "rewards": rewards, **memory}
+        weights = {f"weights of {name}": clean(text, 200) for name, text in run.backbone.loaded_weights().items()}
+        found = {**run.facts(), **weights, "prompt": clean(prompt.text, SHOWN), "rewards": rewards, **memory}
         for note in run.notes():
             run.callbacks.on_warning(f"warning: {note}")
         return found

@@ -112,6 +112,10 @@ class DiffusersBackbone(Family):
         """Return the text encoders, if they are offloaded."""
         return self._text() if self._away else {}
 
+    def loaded_weights(self) -> Mapping[str, str]:
+        """Return, for each model that was loaded, the number of its tensors and the tensors of its files not used."""
+        return self.report
+
     def weight_bytes(self, weight: Tensor) -> int:
         """Return the bytes of a weight, of a quantized one those of its integers and scales."""
         method = self._quantized.get(weight)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,8 @@ class Opened:
     layout: Layout
     left_out: Collection[str]
     variants: Mapping[str, str | None]
+    report: dict[str, str] = field(default_factory=dict)
+    """Of each model that was loaded: how many tensors were read, and which of its files are not used."""
 
 
 def open_checkpoint(
@@ -151,10 +153,16 @@ def load_model(opened: Opened, name: str, dtype: torch.dtype, **arguments: Any) 
             f"{where} holds {len(over)} weights of layers that its config.json does not have, among them {over[0]}: "
             "the two are of different models"
         )
+    opened.report[name] = _report(len(model.state_dict()) - len(tied), sorted(info["unexpected_keys"]))
     if tied:
         model.set_input_embeddings(model.get_input_embeddings())  # the encoder's own become the shared ones
     assert isinstance(model, torch.nn.Module)
     return model
+
+
+def _report(count: int, unused: Sequence[str]) -> str:
+    some = f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}"
+    return f"{count} tensors, none missing, {len(unused)} unused{f' ({some})' if unused else ''}"
 
 
 def empty_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Module:

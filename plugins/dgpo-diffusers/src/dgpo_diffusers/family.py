@@ -30,6 +30,7 @@ class Family(Backbone):
 
     Attributes:
         index: The checkpoint's index.
+        report: Of each loaded model, the number of tensors read and the tensors not used.
         pipeline: diffusers pipeline, on which a family calls `encode_prompt` and similar methods.
         network: The trained denoiser, including the adapter.
         others: Denoisers that are not trained, by subdirectory.
@@ -39,6 +40,7 @@ class Family(Backbone):
     """
 
     layout: ClassVar[Layout]
+    report: Mapping[str, str] = {}
     options: Any
     index: Index
     pipeline: Any

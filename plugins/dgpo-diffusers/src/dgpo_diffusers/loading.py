@@ -42,7 +42,7 @@ def load(family: Family) -> tuple[Any, Deferred]:
     """
     section, layout = family.section, family.layout
     opened = open_checkpoint(section, layout, wanted=family.components_to_load, variant=family.options.variant)
-    family.index = opened.index
+    family.index, family.report = opened.index, opened.report
     exact = {*layout.exact, *([family.trained(opened.variants)] if section.train == "full" else [])}
     dtypes = {name: torch.float32 if name in exact else getattr(torch, section.dtype) for name in opened.variants}
     quantized = QuantizedLoading(family, opened)
