@@ -160,7 +160,7 @@ class Engine:
         """Raise UserError if rollouts are approximate (`Backbone.sampling`) where they must not be."""
         if self.backbone.sampling() is None:
             return
-        approximate = f"backbone: the options of {self.config.backbone.use} make predictions in rollouts approximate"
+        approximate = f"backbone: the options of {self.config.backbone.use} approximate its predictions in rollouts"
         if self.runtime.sharded:
             raise UserError(f"{approximate}, which is not possible with weights sharded by run.shard; remove the cache")
         if objective.needs_path:

@@ -86,7 +86,7 @@ def test_losses_and_evaluations_are_exact(make_config: Make, registry: Registry,
 def test_it_is_refused_where_rollouts_must_be_exact(make_config: Make, registry: Registry, record: Record) -> None:
     engine = build_engine(make_config(), registry)
     engine.check_sampling(SimpleNamespace(needs_path=False))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"rollouts approximate, but objective: dgpo compares the probabilities"):
+    with pytest.raises(UserError, match=r"predictions in rollouts, but objective: dgpo compares the probabilities"):
         engine.check_sampling(SimpleNamespace(needs_path=True))  # type: ignore[arg-type]
     sharded = replace(engine, runtime=SimpleNamespace(sharded=True))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"which is not possible with weights sharded by run\.shard"):
