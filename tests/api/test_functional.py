@@ -162,7 +162,7 @@ def test_the_loss_is_the_engines_bit_for_bit(objective: dict[str, Any]) -> None:
     data = run_data(Path("unused"), objective={**objective, "beta": 80.0}, optimizer={"micro_batch": 64})
     config = RunConfig.model_validate(data)
     backbone = ToyBackbone(config.backbone, ToyOptions(), device=torch.device("cpu"))
-    policy = Policy(backbone, config.objective.ema)
+    policy = Policy(backbone, config.objective)
     generator = torch.Generator().manual_seed(1)
     for model in ("old", "policy"):
         with policy.activate(model), torch.no_grad():  # type: ignore[arg-type]

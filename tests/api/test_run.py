@@ -31,9 +31,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     whole = engine_module._backbone
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **keywords: Any) -> Any:
         made.append("backbone")
-        return whole(*arguments)
+        return whole(*arguments, **keywords)
 
     monkeypatch.setattr(engine_module, "_backbone", counted)
     return made

@@ -49,7 +49,7 @@ def test_devices(name: str, there: bool, expected: str, monkeypatch: pytest.Monk
 
 def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"run\.device: cuda was asked for, .* \(torch .*\); use auto or cpu"):
+    with pytest.raises(UserError, match=r"run\.device: cuda is not available: .* \(torch .*\); use auto or cpu"):
         choose_device("cuda")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dgpo_core.errors import UserError
 from dgpo_kit.drawing import randomize
-from tests.families.proof import SIZES, build, by_pipeline, load, noise_of, proofs
+from tests.families.proof import build, by_pipeline, load, noise_of, proofs
 from tests.families.test_starting import Make, denoiser
 
 NAMES = ["flux", "sdxl", "wan"]
@@ -26,7 +26,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_draws_the_same_images(checkpoint: Make, name: str, tmp_path: Path) -> None:
-    proof, size = proofs()[name], SIZES[0]
+    proof = proofs()[name]
+    size = proof.sizes[0]
     case, pipeline = list(proof.cases.values())[-1], load(proof, checkpoint(name))
     backbone = build(proof, checkpoint(name), case.options)
     randomize(backbone)

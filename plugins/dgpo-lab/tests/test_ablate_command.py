@@ -73,7 +73,7 @@ def test_usage(dgpo: Run, ablation: Run, trained: Any) -> None:
     (trained.path / "plan.json").write_text("{}")
     assert "runs/toy/plan.json: cannot be read: it has no 'variants'" in dgpo("ablate", "--report", trained.path).err
     assert dgpo("ablate", "run.yaml").err == (
-        "run.yaml: this is a run file, which `dgpo train` reads; here an ablation file is expected\n"
+        "run.yaml: this is a run file, which `dgpo train` reads; expected an ablation file\n"
     )
 
 

@@ -89,7 +89,7 @@ def test_an_index_with_a_byte_order_mark(build: Build, copy: Path) -> None:
     [
         ("WanPipeline", "for this checkpoint, set use: wan"),
         ("StableDiffusion3Img2ImgPipeline", "set _class_name to StableDiffusion3Pipeline"),
-        ("StableDiffusionPipeline", "known pipelines: StableDiffusion3Pipeline (sd3)"),
+        ("StableDiffusionPipeline", "for this checkpoint, set use: sd"),
         ("FluxPipeline", "for this checkpoint, set use: flux"),
         ("PixArtSigmaPipeline", "known pipelines: StableDiffusion3Pipeline (sd3), WanPipeline (wan)"),
         ("Evil\x1b[31m", r"contains a Evil\x1b[31m;"),
