@@ -76,6 +76,13 @@ class Backbone(ABC):
             return self.adapter.parameters()
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
+    def trained_options(self) -> frozenset[str]:
+        """Return the names of options that select which part of the checkpoint is trained, such as one of two experts.
+
+        A run does not start from the weights of a run with other values of them. By default none.
+        """
+        return frozenset()
+
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode prompts to conditioning, one row per prompt, on `device`, without gradient.

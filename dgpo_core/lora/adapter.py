@@ -166,11 +166,12 @@ class LoraAdapter(Adapter):
                 weight.data = data
 
     def merged_weights(self) -> dict[str, Tensor]:
-        """Return the weight of each adapted layer with the current adapter merged, float32 [outputs, inputs], by layer
-        name. Raises UserError if another layer, which is not adapted, uses one of the base weights too."""
+        """Return the weight of each adapted layer with the current adapter merged, float32 [outputs, inputs] on the
+        CPU, by layer name. Raises UserError if another layer, which is not adapted, uses one of the base weights
+        too."""
         if self._shared:
             raise UserError("--format merged: two layers of the model share a weight, and only one of them is adapted")
-        return {name: self.adapted(layer) for name, layer in self.layers.items()}
+        return {name: self.adapted(layer).cpu() for name, layer in self.layers.items()}  # one at a time on the device
 
     @torch.no_grad()
     def adapted(self, layer: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,7 @@ def origin_of(text: str) -> Origin:
     head, colon, model = text.rpartition(":")
     if colon and "/" not in model and model not in MODELS:
         known = ", ".join(MODELS) + nearest(model, MODELS)
-        raise UserError(
-            f"{KEY}: {text}: {model!r} is not a model of a run; choose one of {known}{nearest(model, MODELS)}"
-        )
+        raise UserError(f"{KEY}: {text}: {model!r} is not a model of a run; choose one of {known}")
     named = colon != "" and model in MODELS
     head, model = (head, model) if named else (text, "ema")
     path, at, checkpoint = head.rpartition("@")
@@ -100,7 +98,7 @@ def _read(run: TrainingRun, text: str) -> tuple[dict[str, Tensor], tuple[dict[st
         checkpoint = Checkpoints(origin.run / "checkpoints").find(origin.checkpoint)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from error
-    _check_same_adapter(origin.run, saved, run.config)
+    _check_same_adapter(origin.run, saved, run.config, run.backbone.trained_options())
     manifest, model = checkpoint.manifest, origin.model
     if model == "ema" and manifest.updates < saved.objective.ema.first_move:
         model = "policy"  # as in sampling and export: this average has not moved yet
@@ -128,13 +126,17 @@ def _read(run: TrainingRun, text: str) -> tuple[dict[str, Tensor], tuple[dict[st
     return weights, (record, message + _other_base(run, origin.run))
 
 
-def _check_same_adapter(path: Path, saved: RunConfig, config: RunConfig) -> None:
-    """Raise UserError if the same weights would mean another model in this run."""
+def _check_same_adapter(path: Path, saved: RunConfig, config: RunConfig, selecting: Iterable[str]) -> None:
+    """Raise UserError if the same weights would mean another model in this run.
+
+    selecting: options of the backbone that select what is trained.
+    """
     theirs, ours = saved.backbone, config.backbone
-    pairs = [("use", theirs.use, ours.use), ("train", theirs.train, ours.train)]
+    pairs: list[tuple[str, Any, Any]] = [("use", theirs.use, ours.use), ("train", theirs.train, ours.train)]
     if theirs.train == ours.train == "lora":
         keys = [key for key in LoraSection.model_fields if key not in ("targets", "init")]
         pairs += [(f"lora.{key}", getattr(theirs.lora, key), getattr(ours.lora, key)) for key in keys]
+    pairs += [(f"options.{key}", theirs.options.get(key), ours.options.get(key)) for key in sorted(selecting)]
     for key, there, here in pairs:
         if there != here:
             raise UserError(

@@ -19,6 +19,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.starting import _check_same_adapter
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyOptions, run_data
 from dgpo_schemas.problems import ConfigError
@@ -241,3 +242,11 @@ def test_an_adapter_of_its_own_kind_is_refused(
     config = make_config(backbone=backbone(init=str(tmp_path)))
     with pytest.raises(UserError, match=r"backbone\.lora\.init: the adapter of the backbone plain does not support it"):
         Trainer(config, known).build()
+
+
+def test_options_that_select_what_is_trained(make_config: Make) -> None:
+    """Such as one of two experts: their weights have the same names and shapes."""
+    here, there = (make_config(backbone=backbone() | {"options": {"expert": expert}}) for expert in ("high", "low"))
+    _check_same_adapter(Path("other"), there, here, ())
+    with pytest.raises(UserError, match=r"backbone\.options\.expert: low, but this run has high; allowed is a run"):
+        _check_same_adapter(Path("other"), there, here, {"expert"})

@@ -78,3 +78,14 @@ def test_a_quantized_base_is_refused(checkpoint: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--format merged: the base weights are quantized, and rounding would lose"):
         backbone.save_merged(tmp_path, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_packed_weights_are_refused_before_anything_is_merged(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes of 4-bit weights are not those of the update."""
+    backbone = build(proofs()["flux"], checkpoint("flux"))
+    monkeypatch.setattr("dgpo_diffusers.merging.is_quantized", lambda network: True)
+    monkeypatch.setattr(backbone.adapter, "merged_weights", lambda: pytest.fail("merged"))
+    with pytest.raises(UserError, match=r"^--format merged: the base weights are quantized"):
+        backbone.save_merged(tmp_path, None)

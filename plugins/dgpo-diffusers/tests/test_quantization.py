@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,18 @@ def test_a_plan_counts_fewer_bytes(checkpoint: Path, method: str, fraction: floa
     assert meta.weight_bytes(adapted.get_base_layer().weight) == stored_bytes(method, adapted.get_base_layer().weight)
     assert meta.weight_bytes(adapted.lora_A["default"].weight) == 4 * adapted.lora_A["default"].weight.numel()
     assert meta.weight_bytes(meta.network.proj_out.weight) == 2 * meta.network.proj_out.weight.numel()
+
+
+def test_models_that_stay_in_float32_are_not_quantized(checkpoint: Path) -> None:
+    """Such as an image encoder among the encoders."""
+    family = build(checkpoint)
+    family.options = FluxOptions.model_validate({"quantize": {"method": "bnb-int8", "components": ["text_encoders"]}})
+    assert quantization.chosen(family) == {"text_encoder": "bnb-int8", "text_encoder_2": "bnb-int8"}
+    family.layout = replace(FluxBackbone.layout, exact=("vae", "text_encoder"))  # type: ignore[misc]
+    assert quantization.chosen(family) == {"text_encoder_2": "bnb-int8"}
+
+
+def test_dora_needs_the_norms_of_the_weights(checkpoint: Path) -> None:
+    lora = {"rank": 2, "alpha": 4, "dora": True}
+    with pytest.raises(UserError, match=r"^backbone\.options\.quantize: DoRA reads the norms of the weights"):
+        build(checkpoint, "torchao-int8", lora=lora)

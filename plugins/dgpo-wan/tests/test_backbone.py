@@ -189,6 +189,12 @@ def test_full_weights_are_saved_for_from_pretrained(checkpoint: Path, build: Bui
         assert_close(backbone.velocity(x_sigma, sigma, conditioning), expected, atol=0, rtol=0)
 
 
+def test_experts_do_not_start_from_each_other(checkpoint: Path, two_experts: Path, build: Build) -> None:
+    """Their weights have the same names and shapes (`run.init_from`)."""
+    assert build(two_experts, {"expert": "low"}).trained_options() == {"expert"}
+    assert build(checkpoint, {}).trained_options() == frozenset()
+
+
 @pytest.mark.parametrize(
     "expert, ours, bound", [("high", 0.8, "t_min: 0.8 or more"), ("low", 0.79, "t_max: less than")]
 )

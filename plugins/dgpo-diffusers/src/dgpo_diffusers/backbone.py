@@ -141,8 +141,9 @@ class DiffusersBackbone(Family):
         directory = self.base_directory()
         if self.without_weights or directory is None:
             return None
-        self._identity = encoder_identity(self, directory)
-        return self._identity
+        found = encoder_identity(self, directory)
+        self._identity = self._identity or found  # the first one: rows on disk are under it
+        return found
 
     def _load_encoders(self) -> None:
         """Load the text encoders that were left out, because all rows so far were on disk.
@@ -315,4 +316,4 @@ class DiffusersBackbone(Family):
     def save_merged(self, directory: Path, dtype: Literal["float32"] | None) -> None:
         """Save the denoiser with the adapter merged in float32, for its `from_pretrained`."""
         assert isinstance(self.adapter, DiffusersAdapter)
-        write_merged(self.network, self.adapter.merged_weights(), directory, None if dtype is None else torch.float32)
+        write_merged(self.network, self.adapter.merged_weights, directory, None if dtype is None else torch.float32)

@@ -40,6 +40,7 @@ def encoder_identity(family: Family, directory: Path) -> str:
         "code": _code(type(family)),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "section": section.model_dump(mode="json", exclude=ELSEWHERE),
+        "dtype": str(family.dtype),  # of the denoiser, which `train` decides; some rows have it
         "options": options.model_dump(mode="json", exclude=without_effect),
         "files": _files(family, directory),
     }

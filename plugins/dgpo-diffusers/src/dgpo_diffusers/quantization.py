@@ -37,7 +37,7 @@ def chosen(family: Family) -> dict[str, str]:
         return {}
     layout = family.layout
     kinds = {"denoiser": layout.networks, "text_encoders": layout.encoders}
-    return {name: section.method for kind in section.components for name in kinds[kind]}
+    return {name: section.method for kind in section.components for name in kinds[kind] if name not in layout.exact}
 
 
 def check(family: Family) -> None:

@@ -72,6 +72,10 @@ class WanBackbone(DiffusersBackbone):
             raise UserError(f"backbone.checkpoint: {index.path} has a boundary_ratio but no transformer_2")
         return [name for name in self.layout.models if boundary or name != "transformer_2"]
 
+    def trained_options(self) -> frozenset[str]:
+        """Return the expert, if there are two."""
+        return frozenset({"expert"} if self.others else ())
+
     def trained(self, components_to_load: Collection[str]) -> str:
         """Return the transformer of `options.expert` if there are two."""
         return (
