@@ -51,8 +51,8 @@ def test_each_fits_its_card(registry: Registry) -> None:
         config = load_run_config(EXAMPLE, [], registry, preset=name)
         peak = make_plan(config, measure_model(config, registry), registry).peak / GIB
         assert peak < USABLE[name]
-        said = names[name].read_text(encoding="utf-8").split(" GiB by")[0].split()[-1]
-        assert round(peak) == int(said), "what its comment says"
+        stated = names[name].read_text(encoding="utf-8").split(" GiB according to")[0].split()[-1]
+        assert round(peak) == int(stated), "as its comment states"
 
 
 def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:
