@@ -12,8 +12,20 @@ from tests.golden.compare import Allowed
 
 __all__ = ["ALLOWED"]
 
+NEW = (
+    "run.init_from", "backbone.lora.init", "backbone.lora.rslora", "backbone.lora.dora", "backbone.cache",
+    "backbone.options.quantize", "backbone.options.tiny_decoder", "backbone.options.group_offload",
+    "backbone.options.rollout_cache", "rollout.guidance_interval", "evaluation.guidance_interval",
+)  # fmt: skip
+"""Settings that run files did not have."""
+
 ALLOWED: tuple[Allowed, ...] = (
     Allowed(
         "*/manifest.json", "format_version", "The changelog of 0.2.0: tensors and files of checkpoints have other names"
     ),
+    *(
+        Allowed("*/config.yaml", key, "The changelog of 0.2.0: new settings, at defaults that change nothing")
+        for key in NEW
+    ),
+    Allowed("*/evaluation.json", "*.text", "Explanations of rewards in plain English"),
 )
