@@ -65,8 +65,10 @@ class Proof:
     call, to its sigmas as dgpo counts them, 0 at the end; sizes: two sizes that it can draw, not square; impossible:
     one that it cannot; load: arguments of `load_lora_weights`; tolerance: of images; quick: values of options with
     which it is quicker, where images do not matter; traps: mistakes that raise nothing, as changes of what the network
-    is given; rollout: settings of short runs on the tiny checkpoint; slow: whether all but latents and images is left
-    to `make test-all`, since another variant of the family is tested in `make test`.
+    is given; rollout: settings of short runs on the tiny checkpoint; single: whether the pipeline makes each sample by
+    itself, since its samples depend on their batch; seen: the pipeline's images [B, ...] to those that rewards see;
+    slow: whether all but latents and images is left to `make test-all`, since another variant of the family is tested
+    in `make test`.
     """
 
     kind: type[DiffusersBackbone]
@@ -87,6 +89,8 @@ class Proof:
     rollout: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
     traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    single: bool = False
+    seen: Callable[[Tensor], Tensor] = lambda images: images
     slow: bool = False
 
 
@@ -127,11 +131,12 @@ def noise_of(backbone: DiffusersBackbone, size: tuple[int, int], batch: int) -> 
 
 def by_pipeline(proof: Proof, pipeline: Any, case: Case, noise: Tensor, size: tuple[int, int], output: str) -> Tensor:
     """Latents or images [B, ...], images in [0, 1]."""
-    if case.image is None:
+    if case.image is None and not proof.single:
         return _of_texts(proof, pipeline, case, TEXTS[: len(noise)], noise, size, output)
     found = []
     for i in range(len(noise)):
-        mine = replace(case, pipeline={**case.pipeline, "image": case.image(i)})
+        image = {} if case.image is None else {"image": case.image(i)}
+        mine = replace(case, pipeline={**case.pipeline, **image})
         found.append(_of_texts(proof, pipeline, mine, TEXTS[i : i + 1], noise[i : i + 1], size, output))
     return torch.cat(found)
 
@@ -152,7 +157,7 @@ def _of_texts(
     )  # fmt: skip
     media: Tensor = found[0]
     if output != "latent":
-        return media
+        return proof.seen(media)
     return proof.unpacked(proof.normalized(pipeline, media), tuple(noise.shape[1:]))
 
 

@@ -35,6 +35,7 @@ KNOWN = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "QwenImagePipeline": "qwen-image",
+    "QwenImage21Pipeline": "qwen-image-2.1",
     "ZImagePipeline": "z-image",
     "SanaPipeline": "sana",
 }

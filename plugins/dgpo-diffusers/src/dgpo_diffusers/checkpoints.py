@@ -42,7 +42,7 @@ __all__ = ["Opened", "empty_model", "load_model", "load_pipeline", "open_checkpo
 
 BLOCK = re.compile(r"(.*?)\.\d+\.")
 """Of the name of a layer's weight: the name of the list of layers."""
-KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "ImageProcessorFast")
+KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "ImageProcessorFast")
 """Endings of classes that an index may name."""
 
 
@@ -106,13 +106,9 @@ def open_checkpoint(
 
 def _left_out(layout: Layout, names: Collection[str]) -> set[str]:
     """Models that are not among `names`, with their tokenizers and image processors."""
-    tokenizers = {name for name in layout.vocabularies if _encoder(name) not in names}
+    tokenizers = {name for name in layout.vocabularies if layout.encoder_of(name) not in names}
     processors = {name for name, model in layout.processors.items() if model not in names}
     return (set(layout.models) - set(names)) | tokenizers | processors
-
-
-def _encoder(tokenizer: str) -> str:
-    return tokenizer.replace("tokenizer", "text_encoder")
 
 
 def _fetched(section: BackboneSection, fetch: Callable[[], str | Path]) -> Path:
@@ -187,9 +183,9 @@ def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **setti
     """
     parts: dict[str, Any] = dict.fromkeys((*opened.layout.models, *opened.layout.unused)) | dict(models)
     for name in opened.layout.vocabularies:
-        parts[name] = None if name in opened.left_out else _tokenizer(opened, name, parts[_encoder(name)])
-    for name, model in opened.layout.processors.items():
-        unused = model in opened.left_out
+        parts[name] = None if name in opened.left_out else _tokenizer(opened, name, parts)
+    for name in opened.layout.processors.keys() - opened.layout.vocabularies.keys():
+        unused = name in opened.left_out
         parts[name] = None if unused else _named(opened, name, transformers, transformers.AutoImageProcessor)
     # Samplers bring their own times, so that the scheduler's class matters to nobody but users of the pipeline.
     parts["scheduler"] = _named(opened, "scheduler", diffusers, diffusers.FlowMatchEulerDiscreteScheduler)
@@ -201,15 +197,19 @@ def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **setti
     return pipeline
 
 
-def _tokenizer(opened: Opened, name: str, encoder: Any) -> Any:
-    tokenizer = _named(opened, name, transformers, transformers.AutoTokenizer, trust_remote_code=False)
-    vocabulary = encoder.config.get_text_config().vocab_size  # of models that read images too
-    if len(tokenizer) > vocabulary:
+def _tokenizer(opened: Opened, name: str, parts: Mapping[str, Any]) -> Any:
+    """A tokenizer, or a processor with one."""
+    encoder, both = opened.layout.encoder_of(name), name in opened.layout.processors
+    default = transformers.AutoProcessor if both else transformers.AutoTokenizer
+    found = _named(opened, name, transformers, default, trust_remote_code=False)
+    count = len(found.tokenizer if both else found)
+    vocabulary = parts[encoder].config.get_text_config().vocab_size  # of models that read images too
+    if count > vocabulary:
         raise UserError(
-            f"{CHECKPOINT}: {opened.directory / name} knows {len(tokenizer)} tokens, but {_encoder(name)} "
-            f"{vocabulary}: they do not belong together"
+            f"{CHECKPOINT}: {opened.directory / name} knows {count} tokens, but {encoder} {vocabulary}: they do not "
+            "belong together"
         )
-    return tokenizer
+    return found
 
 
 def _named(opened: Opened, name: str, library: Any, default: Any, **settings: Any) -> Any:

@@ -157,6 +157,11 @@ class Family(Backbone):
         """Return arguments of the pipeline from the checkpoint's index. By default none."""
         return {}
 
+    def placeholders(self) -> Mapping[str, Any]:
+        """Return objects in place of the tokenizers and processors that the pipeline's constructor calls, with which a
+        pipeline without weights is created; it has None afterwards. By default none."""
+        return {}
+
     def check(self, pipeline: Any, directory: Path) -> None:
         """Raise UserError if components do not match each other or this family. Missing attributes and keys need no
         handling here. By default checks nothing."""

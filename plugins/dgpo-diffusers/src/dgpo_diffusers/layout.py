@@ -28,13 +28,13 @@ class Layout:
     subdirectory to the name of a class of diffusers or transformers, "vae" and the text encoders ("text_encoder",
     "text_encoder_2", ...) among them; denoiser: the subdirectory of the network that is trained.
     vocabularies: a tokenizer's subdirectory to the files of which one holds its vocabulary, without which transformers
-    would make an empty tokenizer. processors: an image processor's subdirectory to the model that it prepares images
-    for. exact: models that are kept in float32, whatever the dtype of a run. optional: subdirectory of a model or
-    tokenizer to how to do without it, in words. tied: subdirectory of a model to its weights that are another name for
-    one which is there. unused: parts of the pipeline that nothing here needs, as a safety checker; they are neither
-    fetched nor loaded. alike: a regular expression of other pipelines' names that are made of the same models.
-    numbers: subdirectory of a model to settings of its config.json that images are computed with, and that must be
-    numbers.
+    would make an empty tokenizer. processors: the subdirectory of an image processor, or of a processor of texts and
+    images, to the model that it prepares them for; one of texts is among `vocabularies` too. exact: models that are
+    kept in float32, whatever the dtype of a run. optional: subdirectory of a model or tokenizer to how to do without
+    it, in words. tied: subdirectory of a model to its weights that are another name for one which is there. unused:
+    parts of the pipeline that nothing here needs, as a safety checker; they are neither fetched nor loaded. alike: a
+    regular expression of other pipelines' names that are made of the same models. numbers: subdirectory of a model to
+    settings of its config.json that images are computed with, and that must be numbers.
     grid: how diffusers' pipeline spaces the times (`dgpo_core.types.Schedule`).
     lora_targets: endings of the names of the linear layers that an adapter binds by default, if they are there.
     original, comfyui: pairs of an adapter by diffusers' names to pairs by the names of the family's first publication
@@ -78,3 +78,7 @@ class Layout:
     def encoders(self) -> Sequence[str]:
         """Subdirectories of what reads prompts and their images."""
         return [name for name in self.models if name != "vae" and name not in self.networks]
+
+    def encoder_of(self, tokenizer: str) -> str:
+        """The subdirectory of the text encoder that a tokenizer or processor is for."""
+        return self.processors.get(tokenizer) or tokenizer.replace("tokenizer", "text_encoder")

@@ -54,7 +54,12 @@ def _made_of(family: Family, index: Index, configs: Configurations) -> Any:
     with quiet():
         found = configs.get("scheduler", {})
         kind = library_class(found.get("_class_name", "FlowMatchEulerDiscreteScheduler"))
-        return layout.kind(**components, scheduler=kind.from_config(found), **family.settings(index))
+        placeholders = family.placeholders()
+        components |= {"scheduler": kind.from_config(found), **placeholders, **family.settings(index)}
+        pipeline = layout.kind(**components)
+    for name in placeholders:
+        setattr(pipeline, name, None)
+    return pipeline
 
 
 def _described(family: Family) -> tuple[Index, Configurations]:

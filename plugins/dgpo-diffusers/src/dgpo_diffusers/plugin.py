@@ -47,6 +47,12 @@ def dgpo_backbones() -> Sequence[Component]:
             options="dgpo_diffusers.families.qwen_image.options:QwenImageOptions",
         ),
         Component(
+            name="qwen-image-2.1",
+            summary="Qwen-Image 2.1 through diffusers, LoRA through peft",
+            implementation="dgpo_diffusers.families.qwen_image_2_1.backbone:QwenImage21Backbone",
+            options="dgpo_diffusers.families.qwen_image_2_1.options:QwenImage21Options",
+        ),
+        Component(
             name="sana",
             summary="SANA through diffusers, LoRA through peft",
             implementation="dgpo_diffusers.families.sana.backbone:SanaBackbone",

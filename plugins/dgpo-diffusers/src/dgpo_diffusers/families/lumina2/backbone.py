@@ -79,19 +79,18 @@ class Lumina2Backbone(DiffusersBackbone):
 
     def embed(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Return {"prompt_embeds" [B, T, D], "mask" [B, T]}: the last but one hidden state of Gemma, and 1 for tokens,
-        0 for padding. The texts are encoded as they are: `encode` adds the system prompt."""
+        0 for padding, of the system prompt and the prompts."""
+        return self._embedded([prompt.text for prompt in self._instructed(prompts)])
+
+    def embed_unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Encode the negative prompts, "" by default, without a system prompt."""
+        return self._embedded([prompt.negative or "" for prompt in prompts])
+
+    def _embedded(self, texts: list[str]) -> Conditioning:
         prompt_embeds, mask = self.pipeline._get_gemma_prompt_embeds(
-            [prompt.text for prompt in prompts], device=self.device, max_sequence_length=self.options.text_length
+            texts, device=self.device, max_sequence_length=self.options.text_length
         )
         return Conditioning({"prompt_embeds": prompt_embeds, "mask": mask.to(prompt_embeds.dtype)})
-
-    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Encode the system prompt and the prompts."""
-        return super().encode(self._instructed(prompts))
-
-    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
-        """Encode the negative prompts, "" by default, without a system prompt."""
-        return super().encode([replace(prompt, text=prompt.negative or "") for prompt in prompts])
 
     def _instructed(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         return [replace(prompt, text=f"{self.options.system_prompt}{SEPARATOR}{prompt.text}") for prompt in prompts]

@@ -88,10 +88,10 @@ class QwenImageBackbone(DiffusersBackbone):
         lengths = [embeds.shape[1]] * len(embeds) if mask is None else mask.sum(1).tolist()
         return Conditioning({"prompt_embeds": embeds}, {"prompt_embeds": tuple(map(int, lengths))})
 
-    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+    def embed_unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Encode the negative prompt, or a space, the model's own text for guidance. (diffusers' pipeline has no
         guidance unless it is given a negative prompt.)"""
-        return self.encode([replace(p, text=" " if p.negative is None else p.negative) for p in prompts])
+        return self.embed([replace(p, text=" " if p.negative is None else p.negative) for p in prompts])
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of the longest possible row."""
