@@ -18,7 +18,7 @@ from torch import Tensor
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.families.qwen_image_2_1.checks import check_qwen_image_2_1, suggested_times
-from dgpo_diffusers.families.qwen_image_2_1.meta import NoProcessor, accept_masks_on_cpu
+from dgpo_diffusers.families.qwen_image_2_1.meta import NoProcessor, keep_tables
 from dgpo_diffusers.families.qwen_image_2_1.positions import own_positions
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import Layout
@@ -63,7 +63,7 @@ class QwenImage21Backbone(DiffusersBackbone):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.device.type == "meta":
-            accept_masks_on_cpu(self.network)
+            keep_tables(self.network)
 
     def settings(self, index: Index) -> Mapping[str, Any]:
         """Return the times that the checkpoint suggests, if any."""
@@ -130,8 +130,7 @@ class QwenImage21Backbone(DiffusersBackbone):
         if any(length < padded for length in lengths):
             ends = torch.tensor(lengths).to(x.device, non_blocking=True)
             mask = torch.arange(padded, device=x.device) < ends[:, None]
-        # The transformer reads the values of this mask, which a tensor on the meta device does not have.
-        slots = torch.arange(padded + h * w // SLOT, device="cpu" if x.is_meta else x.device)
+        slots = torch.arange(padded + h * w // SLOT, device=x.device)
         with nullcontext() if mask is None else own_positions(network.pos_embed, lengths, padded):
             out: Tensor = network(
                 hidden_states=x.flatten(2).transpose(1, 2),

@@ -1,16 +1,12 @@
-"""Qwen-Image 2.1 without weights: its processor, and its transformer on the meta device, where tensors have no values.
-
-The transformer reads the values of the mask of image tokens. It is given that mask on the CPU, and computes with it
-there until it reaches its layers.
-"""
+"""What Qwen-Image 2.1 without weights has in place of its processor and of its position tables."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
 
-__all__ = ["NoProcessor", "accept_masks_on_cpu"]
+__all__ = ["NoProcessor", "keep_tables"]
 
 
 class NoProcessor:
@@ -28,15 +24,8 @@ class NoProcessor:
         return [0]
 
 
-def accept_masks_on_cpu(transformer: Any) -> None:
-    """Let the layers of a `QwenImage21Transformer2DModel` on the meta device move what they are given there."""
-
-    def moved(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return tuple(map(_on_meta, args)), {name: _on_meta(value) for name, value in kwargs.items()}
-
-    for layer in (*transformer.transformer_blocks, transformer.norm_out):
-        layer.register_forward_pre_hook(moved, with_kwargs=True)
-
-
-def _on_meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
+def keep_tables(transformer: Any) -> None:
+    """Put the position tables of a `QwenImage21Transformer2DModel` on the CPU, from which it copies them when called:
+    they are neither parameters nor buffers, and it computes positions from values, which a plan has on the CPU."""
+    embedder = transformer.pos_embed
+    embedder.freqs = [torch.ones(table.shape, dtype=table.dtype) for table in embedder.freqs]
