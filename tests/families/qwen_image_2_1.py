@@ -35,7 +35,7 @@ PROOFS = {
             "cfg": Case(pipeline=TRUE | {"negative_prompt": ""}, guidance=3.0),
             "negative": Case(pipeline=TRUE | {"negative_prompt": "blur"}, guidance=3.0, negative="blur"),
         },
-        rollout={"guidance": 1.0, "resolution": 64},
+        rollout={"resolution": 32},
         traps={
             "times up to 1000": lambda given: {"timestep": 1000 * given["timestep"]},
             "rows as columns": lambda given: {
