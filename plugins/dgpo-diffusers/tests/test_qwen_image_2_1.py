@@ -13,6 +13,7 @@ import torch
 from diffusers import QwenImage21Pipeline
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import Qwen3VLProcessor
 
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
@@ -267,6 +268,18 @@ def test_a_processor_without_its_vocabulary_is_named(checkpoint: Path, tmp_path:
     tokenizer.save_pretrained(larger / "processor")
     with pytest.raises(UserError, match=r"processor knows \d+ tokens, but text_encoder \d+: they do not belong"):
         build(larger)
+
+
+def test_a_missing_library_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers names it: Qwen3-VL's processor requires torchvision."""
+    raised = ImportError("\nX requires the Torchvision library but it was not found. See the page\nof it:")
+
+    def fail(*given: Any, **settings: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(Qwen3VLProcessor, "from_pretrained", fail)
+    with pytest.raises(UserError, match=r"/processor cannot be loaded: X requires the Torchvision .* not found$"):
+        build(checkpoint)
 
 
 # -- the model without its weights -------------------------------------------------------------------------------------

@@ -229,4 +229,6 @@ def _loading(what: Path, kind: str = "") -> Iterator[None]:
     except Exception as error:
         said = error_text(error).removeprefix(f"{type(error).__name__}: ")
         reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        if isinstance(error, ImportError):
+            reason = reason.partition(". ")[0]  # how to install a library is said over several lines
         raise UserError(f"{CHECKPOINT}: {what} cannot be loaded{kind}: {reason}") from error

@@ -75,11 +75,8 @@ def make_tiny_qwen_image(directory: str | Path, *, seed: int = 0) -> Path:
     return save_seeded(directory, seed, make)
 
 
-def tiny_qwen_tokenizer(*special: str) -> Qwen2Tokenizer:
-    """A tokenizer as Qwen2's that knows the words of the chat template, and reads everything else byte by byte.
-
-    special: more special tokens.
-    """
+def tiny_qwen_tokenizer() -> Qwen2Tokenizer:
+    """A tokenizer as Qwen2's that knows the words of the chat template, and reads everything else byte by byte."""
     letters = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)])]
     letters += [chr(256 + i) for i in range(256 - len(letters))]  # of bytes that are not printed: Ġ is the space
     merges = [(word[:i], word[i]) for word in WORDS for i in range(1, len(word))]
@@ -91,7 +88,7 @@ def tiny_qwen_tokenizer(*special: str) -> Qwen2Tokenizer:
         eos_token=SPECIAL[2],
         model_max_length=4096,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL, *special]})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     return tokenizer
 
 

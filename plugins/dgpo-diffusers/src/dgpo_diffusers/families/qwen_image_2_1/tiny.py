@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
@@ -17,13 +18,15 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from dgpo_diffusers.families.qwen_image.tiny import tiny_qwen_tokenizer
 from dgpo_diffusers.libraries import library_class
 from dgpo_diffusers.testing import save_seeded
 
 __all__ = ["make_tiny_qwen_image_2_1"]
 
-VISION = ("<|vision_start|>", "<|vision_end|>")
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -42,7 +45,8 @@ def make_tiny_qwen_image_2_1(
     """
 
     def make() -> Any:
-        tokenizer = tiny_qwen_tokenizer(*VISION)
+        vocabulary = {name: i for i, name in enumerate((*sorted(ByteLevel.alphabet()), *SPECIAL))}
+        tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=SPECIAL[1:])
         processor = Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor(patch_size=16, merge_size=1),
             tokenizer=tokenizer,
@@ -117,9 +121,7 @@ def _text_encoder(tokenizer: Qwen2Tokenizer) -> Any:
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0],
     }
-    image, video, start, end = (
-        tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|video_pad|>", *VISION)
-    )
+    start, end, image, video = (tokenizer.convert_tokens_to_ids(token) for token in SPECIAL[3:])
     config = Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
