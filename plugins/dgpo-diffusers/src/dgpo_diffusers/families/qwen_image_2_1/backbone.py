@@ -120,8 +120,9 @@ class QwenImage21Backbone(DiffusersBackbone):
 
     def to_pixels(self, x0: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] to images over white: a video autoencoder with a single frame and alpha."""
-        color, alpha = super().to_pixels(x0[:, :, None])[:, :, 0].split([3, 1], 1)
-        return 1 + (color - 1) * ((alpha + 1) / 2)
+        pixels = super().to_pixels(x0[:, :, None])[:, :, 0]
+        color, alpha = pixels[:, :3], (pixels[:, 3:] + 1) / 2
+        return 1 + (color - 1) * alpha
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 for x [B, C, h, w]. The transformer multiplies sigma by 1000."""
