@@ -101,10 +101,11 @@ def test_condition_images_are_kept_with_their_latents(
     data = run_data(
         tmp_path, run={"name": "filled", "iterations": 1},
         prompts={"train": str(tmp_path / "red.jsonl"), "heldout": str(tmp_path / "blue.jsonl")},
-        rewards=[{"use": "motion"}], timesteps={"count": 1},
+        timesteps={"count": 1},
         rollout={"steps": 1, "group_size": 2, "groups": 1, "resolution": [16, 32], "guidance": 2.0},
         evaluation={"prompts": 1, "samples_per_prompt": 1, "many_step": None, "at_start": False, "every": 1},
     )  # fmt: skip
+    data["rewards"] = [{"use": "motion"}]
     data["backbone"] = {
         "use": "wan-i2v", "checkpoint": str(checkpoint("wan-i2v")), "options": {"frames": 5},
         "cache": {"directory": str(tmp_path / "cache")},
