@@ -22,11 +22,11 @@ from dgpo_core.draws import Draws
 
 __all__ = ["distill", "main"]
 
-SAMPLES, HELD = 1024, 128
+SAMPLES, HELD = 512, 64
 """Latents: samples of the base model for training prompts; the last ones measure the reconstruction."""
-WIDTH, BLOCKS = 32, 2
+WIDTH, BLOCKS = 16, 2
 """Channels of the decoder, and residual blocks at each resolution. TAESD has 64 and 3."""
-BATCH, LEARNING_RATE = 32, 2e-3
+BATCH, LEARNING_RATE = 16, 3e-3
 
 
 def distill(latents: Tensor, images: Tensor, *, steps: int, seed: int = 0) -> Any:
@@ -50,7 +50,7 @@ def distill(latents: Tensor, images: Tensor, *, steps: int, seed: int = 0) -> An
 
 def main(
     directory: Annotated[Path, typer.Argument(help="Where to write the decoder.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam.")] = 300,
 ) -> None:
     """Distill a tiny decoder for the miniature and print how closely it reconstructs the full one's images."""
     target = open_target(QUICKSTART, model="base", on_message=typer.echo)
