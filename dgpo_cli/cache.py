@@ -1,21 +1,85 @@
-"""`dgpo cache list` and `clear`: prompt embeddings on disk."""
+"""`dgpo cache fill`, `list` and `clear`: prompt embeddings on disk."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.options import Overrides, Preset, RunFile
+
 if TYPE_CHECKING:
     from dgpo_core.storage.embeddings import EncoderDirectory
 
-__all__ = ["clear", "list_encoders"]
+__all__ = ["clear", "fill", "list_encoders"]
 
 Directory = Annotated[
     Path | None,
     typer.Option(help="Directory of the cache, `backbone.cache.directory`; default its default.", metavar="DIRECTORY"),
 ]
+
+
+def fill(
+    file: RunFile,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to encode on: auto, cpu or cuda; default run.device.")
+    ] = None,
+) -> None:
+    """Encode all prompts of a run file into the cache (`backbone.cache`), so that its runs load no encoder.
+
+    Encodes training, held-out and negative prompts, with their condition images; loads the encoders and the
+    autoencoder, but no denoiser. Embeddings that are there already are not encoded again, so an interrupted command
+    continues where it was. Run it on the kind of GPU that trains: embeddings of another kind, or of the CPU, differ in
+    their last bits, and a run does not use them. Prompts that are given later, as to `dgpo sample --prompt`, are
+    encoded then.
+
+    Examples:
+
+        dgpo cache fill run.yaml
+
+        dgpo cache fill run.yaml --set backbone.cache.max_gb=60
+
+        dgpo cache fill run.yaml --set backbone.cache={} --device cuda
+    """
+    from dgpo_cli.opening import note
+    from dgpo_core.api.filling import fill_cache
+    from dgpo_core.config.pipeline import load_run_config
+    from dgpo_core.plugins.isolation import printing_aside
+    from dgpo_core.plugins.registry import get_registry
+    from dgpo_core.system.device import choose_device
+
+    settings = list(overrides or ())
+    if device is not None:
+        choose_device(device, "--device")
+        settings.append(f"run.device={device}")
+    registry = get_registry()
+    config = load_run_config(file, settings, registry, preset=preset)
+    with _progress() as on_progress, printing_aside():
+        filled = fill_cache(config, registry, on_message=note, on_progress=on_progress)
+    typer.echo(
+        f"{filled.directory}: {filled.rows} embeddings of {file}, {filled.new} of them new, {filled.bytes / 1e9:.3f} GB"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows a progress bar on stderr; it does nothing if stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("embeddings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("embeddings", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def list_encoders(

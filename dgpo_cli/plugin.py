@@ -26,7 +26,8 @@ def dgpo_commands() -> Sequence[Command]:
             "plugins list", "List every component that a run file may use.", "dgpo_cli.plugins:list_components", 10
         ),
         Command("plugins show", "Show what a component is, and its options.", "dgpo_cli.plugins:show", 20),
-        Command("cache", "Show and delete prompt embeddings on disk.", order=135),
+        Command("cache", "Prepare, show and delete prompt embeddings on disk.", order=135),
+        Command("cache fill", "Encode all prompts of a run file ahead.", "dgpo_cli.cache:fill", 5),
         Command("cache list", "List the text encoders with embeddings on disk.", "dgpo_cli.cache:list_encoders", 10),
         Command("cache clear", "Delete prompt embeddings on disk.", "dgpo_cli.cache:clear", 20),
         Command("schema", "Write JSON Schemas for editors.", "dgpo_cli.schema:schema", 140),

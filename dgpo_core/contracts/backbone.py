@@ -264,6 +264,15 @@ class Backbone(ABC):
         """
         raise NotImplementedError(f"{cls.__name__} does not implement meta_model")
 
+    @classmethod
+    def encoder_model(cls, section: BackboneSection, options: Any, *, device: torch.device) -> Backbone:
+        """Build the model for its embeddings alone: `encode`, `unconditional`, `encoder_identity` and the checks of
+        prompts and sizes equal those of the whole model; nothing else is called, so that it needs no denoiser.
+
+        Used by `dgpo cache fill`. By default the whole model.
+        """
+        return cls(section, options, device=device)
+
     def components(self) -> Mapping[str, torch.nn.Module]:
         """Return all modules with weights that stay on the device, by display name. By default only `module`.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import Sampler
 from dgpo_core.errors import UserError
+from dgpo_core.flow.velocity import same_times
 from dgpo_core.types import PathStep
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class PathSteps:
         self.paths = paths
         self.sampler = sampler
         self.sigmas: list[float] = paths[0].sigmas.tolist()
-        if any(path.sigmas is not paths[0].sigmas and path.sigmas.tolist() != self.sigmas for path in paths):
+        others = [path.sigmas for path in paths if path.sigmas is not paths[0].sigmas]
+        if not all(same_times(sigmas.tolist(), self.sigmas) for sigmas in others):
             raise UserError(
                 "rollout: the objective requires paths with the same times for every sample, but samples of different "
                 "sizes have different times; use one size for all prompts, or set rollout.shift to a number"
@@ -78,8 +80,12 @@ class PathSteps:
         self._ends = list(accumulate(path.states.shape[1] for path in paths))
 
     def at(self, sigma: float, samples: Sequence[int]) -> PathStep:
-        """Return the step of these samples that starts at sigma. Raises UserError if none of the steps does."""
-        k = step_at(sigma, self.sigmas)
+        """Return the step of these samples that starts at sigma, up to roundings of the device that drew the path.
+
+        Raises UserError if none of the steps does.
+        """
+        nearest = min(self.sigmas[:-1], key=lambda time: abs(time - sigma))
+        k = step_at(nearest if same_times([nearest], [sigma]) else sigma, self.sigmas)
         rows = [self._row(sample) for sample in samples]
         x = torch.stack([path.states[k, row] for path, row in rows])
         log_probs = [path.log_probs[k, row] for path, row in rows if path.log_probs is not None]

@@ -7,7 +7,6 @@ and broadcasts over the other dimensions. Results have the dtype of the state, r
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import Protocol, TypeVar, overload
@@ -25,6 +24,7 @@ __all__ = [
     "guidance_at",
     "guided_velocity",
     "interpolate",
+    "same_times",
     "shift_sigma",
     "unshift_sigma",
     "velocity_from_epsilon",
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 FloatOrTensor = TypeVar("FloatOrTensor", float, Tensor)
+ROUNDING = 2.0**-20
+"""Times that differ by at most this are the same: eight float32 roundings near 1, as of another device or order."""
 
 
 class Guided(Protocol):
@@ -81,17 +83,18 @@ def denoised(x_sigma: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor
 def guidance_at(sigma: float, guidance: float, interval: Sequence[float] | None) -> float:
     """Return the guidance scale at sigma: `guidance` within the interval [low, high], ends included, otherwise 1.
 
-    None guides everywhere (Kynkäänniemi et al., arXiv 2404.07724). Compares float32 values, because models receive
-    sigma in float32: a time equal to an end of the interval before rounding is inside.
+    None guides everywhere (Kynkäänniemi et al., arXiv 2404.07724). The ends are compared up to `ROUNDING`: a time is
+    decided alike in float64, in float32, and as another device computes it.
     """
     if interval is None:
         return guidance
     low, high = interval
-    return guidance if _float32(low) <= _float32(sigma) <= _float32(high) else 1.0
+    return guidance if low - ROUNDING <= sigma <= high + ROUNDING else 1.0
 
 
-def _float32(value: float) -> float:
-    return ctypes.c_float(value).value
+def same_times(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Return whether two lists of times are equal up to `ROUNDING`, and equally long."""
+    return len(first) == len(second) and all(abs(a - b) <= ROUNDING for a, b in zip(first, second, strict=True))
 
 
 def guided_velocity(

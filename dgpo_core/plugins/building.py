@@ -88,8 +88,10 @@ def check_contract(registered: RegisteredComponent, kind: Kind) -> None:
             return
 
 
-def create(registered: RegisteredComponent, kind: Kind, block: UseBlock, **keywords: Any) -> Any:
-    """Construct a component with the options of its section; errors as for `Registry.create`."""
+def create(
+    registered: RegisteredComponent, kind: Kind, block: UseBlock, constructor: str | None = None, **keywords: Any
+) -> Any:
+    """Construct a component with the options of its section; arguments and errors as for `Registry.create`."""
     model = options_model(registered)
     owner = str(registered)
     try:
@@ -105,7 +107,8 @@ def create(registered: RegisteredComponent, kind: Kind, block: UseBlock, **keywo
         _check_section(cls, block)
     with ctrl_c() as pressed, no_exit():
         try:
-            made = cls(block, options, **keywords) if kind.name in WITH_SECTION else cls(options, **keywords)
+            make = cls if constructor is None else getattr(cls, constructor)
+            made = make(block, options, **keywords) if kind.name in WITH_SECTION else make(options, **keywords)
         except DgpoError:
             raise
         except BaseException as error:  # some libraries call sys.exit instead of raising

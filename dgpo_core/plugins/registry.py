@@ -169,8 +169,10 @@ class Registry(Names):
 
         building.check_contract(registered, self.kinds[registered.kind])
 
-    def create(self, kind: str, block: UseBlock | str, **keywords: Any) -> Any:
+    def create(self, kind: str, block: UseBlock | str, *, constructor: str | None = None, **keywords: Any) -> Any:
         """Import a component's class, validate its options and construct it.
+
+        constructor: name of a class method that constructs it; by default the class itself.
 
         Raises PluginError for errors of the plugin, and UserError for invalid options or input files.
         """
@@ -178,7 +180,7 @@ class Registry(Names):
         from dgpo_schemas.base import UseBlock
 
         block = UseBlock(use=block) if isinstance(block, str) else block
-        return building.create(self.find(kind, block.use), self.kinds[kind], block, **keywords)
+        return building.create(self.find(kind, block.use), self.kinds[kind], block, constructor, **keywords)
 
     def transport(self, key: str) -> Any:
         """Import the `connect` function for this key of a reward's section. Raises PluginError with what to install."""

@@ -69,7 +69,7 @@ class EmbeddingFiles:
     def __init__(self, directory: Path, limit: int, identity: str, info: Mapping[str, Any]) -> None:
         """identity: of the encoder; info: what `dgpo cache` shows about it, JSON data. Reads and writes nothing."""
         self.directory = directory
-        self._limit = limit
+        self.limit = limit
         self._identity = identity
         self._info = json.dumps(info, indent=1).encode()
         self._place = directory / hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -99,6 +99,13 @@ class EmbeddingFiles:
             os.utime(path)
         return content
 
+    def size(self, name: str) -> int | None:
+        """Return the bytes that a row occupies; None if it is not there."""
+        try:
+            return _occupied(self._path(name).stat().st_size)
+        except OSError:
+            return None
+
     def discard(self, name: str, reason: str) -> None:
         """Delete a damaged row."""
         path = self._path(name)
@@ -109,7 +116,7 @@ class EmbeddingFiles:
     def write(self, name: str, content: bytes) -> None:
         """Write a row, and delete the least recently used rows if the directory is larger than its maximum."""
         size = _occupied(len(content))
-        if not self._writable or size > min(self._limit, LARGEST):
+        if not self._writable or size > min(self.limit, LARGEST):
             return
         try:
             self._make_room(size)
@@ -157,7 +164,7 @@ class EmbeddingFiles:
     def _make_room(self, size: int) -> None:
         """List the directory if it may be full, and delete rows if it is."""
         # Other processes write too: an occasional look bounds what they add unseen.
-        if self._total is None or self._total + size > self._limit or self._unlisted > self._limit / 20:
+        if self._total is None or self._total + size > self.limit or self._unlisted > self.limit / 20:
             self._total, self._unlisted = self._evict(size), 0
         self._total += size
         self._unlisted += size
@@ -166,10 +173,10 @@ class EmbeddingFiles:
         """Delete rows until `size` more bytes fit. Returns the number of bytes that are left."""
         files = sorted(_rows(self.directory, clean=True), key=lambda file: file.used)
         total = sum(file.bytes for file in files)
-        if total + size <= self._limit:
+        if total + size <= self.limit:
             return total
         for file in files:
-            if total + size <= KEPT * self._limit:
+            if total + size <= KEPT * self.limit:
                 break
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 file.path.unlink()
@@ -177,7 +184,7 @@ class EmbeddingFiles:
             if file.path in self._used:
                 self._warn(
                     "small",
-                    f"max_gb: {self._limit / 1e9:g} GB is too small for the prompts of this run, whose embeddings "
+                    f"max_gb: {self.limit / 1e9:g} GB is too small for the prompts of this run, whose embeddings "
                     "displace each other; set a larger maximum, or remove `cache`",
                 )
         return total

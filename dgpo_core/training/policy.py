@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.stored_rows import StoredRows
     from dgpo_schemas.sections.training import ObjectiveSection
 
-__all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter"]
+__all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter", "negative_key", "prompt_key"]
 
 ModelName = Literal["base", "policy", "ema_fast", "ema", "start"]
 STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
@@ -275,6 +275,19 @@ class Policy:
         return tensor.to(self.parameters[name].device)
 
 
+def prompt_key(prompt: Prompt) -> Hashable:
+    """Return the key of a prompt's conditioning row; JSON data."""
+    return "prompt", prompt.key
+
+
+def negative_key(prompt: Prompt) -> Hashable:
+    """Return the key of a prompt's unconditional row; JSON data.
+
+    Another one than that of the same text as a prompt: some models treat an unconditional "" differently.
+    """
+    return "negative", prompt.negative, prompt.key[1:]
+
+
 class ConditioningCache:
     """LRU cache of prompt embeddings on the device, limited to a number of bytes.
 
@@ -302,14 +315,11 @@ class ConditioningCache:
 
     def rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """Return the conditioning rows of prompts of any buckets, as a list because shapes may differ."""
-        return self._lookup(prompts, lambda p: ("prompt", p.key), self._backbone.encode, "encode")
+        return self._lookup(prompts, prompt_key, self._backbone.encode, "encode")
 
     def unconditional_rows(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """Return the unconditional rows of prompts of any buckets."""
-        # Cached separately from prompts: some models treat an unconditional "" differently from the prompt "".
-        return self._lookup(
-            prompts, lambda p: ("negative", p.negative, p.key[1:]), self._backbone.unconditional, "unconditional"
-        )
+        return self._lookup(prompts, negative_key, self._backbone.unconditional, "unconditional")
 
     def _lookup(
         self,

@@ -14,7 +14,7 @@ from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.flow.sizes import Size, bucket, runs
-from dgpo_core.flow.velocity import guidance_at
+from dgpo_core.flow.velocity import guidance_at, same_times
 from dgpo_core.plugins import contract_checks
 from dgpo_core.training.memory import halving
 from dgpo_core.types import Conditioning, Prompt, Rollout, SampleResult, Schedule
@@ -216,7 +216,7 @@ class RolloutSampler:
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
             )
-        if scales is not None and torch.stack(seen).tolist() != self.evaluated_times(size):
+        if scales is not None and not same_times(torch.stack(seen).tolist(), self.evaluated_times(size)):
             raise PluginError(
                 f"{self.interval_key}: is not possible with {type(self.sampler).__name__}, whose times depend on the "
                 "samples; use a sampler with fixed times, or remove the interval"

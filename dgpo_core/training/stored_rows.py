@@ -29,6 +29,20 @@ class StoredRows:
         self._files = files
         self._device = device
 
+    @property
+    def directory(self) -> Path:
+        """The directory of the cache."""
+        return self._files.directory
+
+    @property
+    def limit(self) -> int:
+        """Maximum size of the directory in bytes."""
+        return self._files.limit
+
+    def size(self, key: object) -> int | None:
+        """Return the bytes that a row occupies on disk; None if it is not there."""
+        return self._files.size(self._files.name(key))
+
     def read(self, key: object) -> Conditioning | None:
         """Return a row on the device; None if it is not there or damaged."""
         name = self._files.name(key)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.testing import assert_close
 
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.contracts import VelocityFn
@@ -147,6 +148,46 @@ def test_an_interval_without_steps_is_refused_before_the_run(make_config: Make, 
     engine = engine_of(make_config, registry, {"guidance_interval": [0.3, 0.9]}, **settings)
     with pytest.raises(UserError, match=r"^evaluation\.guidance_interval: none of the sampler's 2 times"):
         engine.evaluation_rollout_sampler()
+
+
+def test_a_rounding_of_another_device_changes_no_decision() -> None:
+    """A time an ulp of float32 outside of an end is decided as the end is; one that can be told apart is not."""
+    ends = torch.tensor([0.7, 0.9])
+    around = [torch.nextafter(ends, torch.full_like(ends, far)).tolist() for far in (0.0, 1.0)]
+    assert [guidance_at(sigma, 4.5, [0.7, 0.9]) for pair in around for sigma in pair] == [4.5] * 4
+    assert [guidance_at(sigma, 4.5, [0.7, 0.9]) for sigma in (0.7 - 1e-5, 0.9 + 1e-5)] == [1.0, 1.0]
+
+
+class Elsewhere(FlowEuler):
+    """Moves the times of a rollout, not those of the trial on zeros, as another device rounds them, or by more."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__(None)
+        self.by = by
+
+    def sample(self, velocity: VelocityFn, noise: Tensor, **more: Any) -> SampleResult:
+        moved = bool(noise.abs().max() > 0)
+
+        def elsewhere(x: Tensor, sigma: Tensor) -> Tensor:
+            ulp = torch.nextafter(sigma, torch.zeros_like(sigma)) - sigma
+            return velocity(x, sigma + moved * (self.by if self.by else ulp))
+
+        return super().sample(elsewhere, noise, **more)
+
+
+@pytest.mark.parametrize("by", [0.0, -1e-5, -1e-3], ids=["an ulp", "1e-5", "1e-3"])
+def test_times_are_compared_up_to_roundings(make_config: Make, registry: Registry, by: float) -> None:
+    """0.75 is an end of the interval: an ulp below it, the step is guided all the same."""
+    engine = engine_of(
+        make_config, registry, sampler="flow-euler", steps=5, shift=1.0, guidance=3.0, guidance_interval=[0.75, 1]
+    )
+    drawn = engine.rollout_sampler(sampler=Elsewhere(by)).sample_groups(PROMPTS, 1, Draws(0), "policy")
+    if by:
+        with pytest.raises(PluginError, match="not possible with Elsewhere, whose times depend on the samples"):
+            list(drawn)
+        return
+    exact = engine.rollout_sampler().sample_groups(PROMPTS, 1, Draws(0), "policy")
+    assert_close(*(torch.cat([rollout.x0 for rollout in found]) for found in (drawn, exact)), atol=1e-5, rtol=0)
 
 
 class Adaptive(FlowEuler):

@@ -61,6 +61,18 @@ def test_a_step_is_found_by_its_exact_time() -> None:
             step_at(stranger, SIGMAS.tolist())
 
 
+def test_paths_of_another_device_have_the_same_times_up_to_roundings() -> None:
+    """float32 times an ulp off; a time that is really another one is refused."""
+    states, times = torch.arange(5.0)[:, None, None], torch.tensor([1.0, 0.7, 0.5, 0.2, 0.0])
+    rounded = torch.nextafter(times, torch.ones_like(times))
+    paths = [Path(states, sigmas, states[:-1, :, 0]) for sigmas in (rounded, times)]
+    assert PathSteps(paths, Stated(None)).at(0.7, [0]).x.tolist() == [[1.0]]
+    with pytest.raises(UserError, match="is not one of them"):
+        PathSteps(paths, Stated(None)).at(0.7001, [0])
+    with pytest.raises(UserError, match="samples of different sizes have different times"):
+        PathSteps([paths[0], Path(states, times * 0.9999, states[:-1, :, 0])], Stated(None))
+
+
 def test_samples_of_several_micro_batches_are_gathered() -> None:
     """Three micro-batches of 3, 3 and 1 samples; sample i has the value 10 * step + i."""
     states = torch.arange(5.0)[:, None] * 10 + torch.arange(7.0)

@@ -341,3 +341,31 @@ def test_an_encoder_identity_that_identifies_nothing(identity: Callable[[Any], s
     with pytest.raises(AssertionError, match=f"`encoder_identity` {requirement}"):
         check_backbone(backbone(kind), (8, 8))
     check_backbone(backbone(type("Same", (ToyBackbone,), {"encoder_identity": lambda self: "toy"})), (8, 8))
+
+
+class Other(ToyBackbone):
+    """Its embeddings are those of another seed."""
+
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        return Conditioning({name: 1 - tensor for name, tensor in super().encode(prompts).tensors.items()})
+
+
+class Renamed(ToyBackbone):
+    def encoder_identity(self) -> str:
+        return "renamed"
+
+
+@pytest.mark.parametrize(
+    ("made", "requirement"),
+    [
+        (Other, "c of `encode` of `encoder_model`"),
+        (Renamed, "the `encoder_identity` of `encoder_model` must be that of the whole model"),
+    ],
+)
+def test_an_encoder_model_of_other_rows(made: type[ToyBackbone], requirement: str) -> None:
+    def encoder_model(kind: Any, section: Any, options: Any, *, device: Any) -> ToyBackbone:
+        return made(section, options, device=device)
+
+    kind = type("Alone", (ToyBackbone,), {"encoder_model": classmethod(encoder_model)})
+    with pytest.raises(AssertionError, match=requirement):
+        check_backbone(backbone(kind), (8, 8))

@@ -46,6 +46,8 @@ class DiffusersBackbone(Family):
     without_weights: ClassVar[bool] = False
     """Whether the model is built without its weights: prompt embeddings are zeros, and weights on a device other than
     meta are random. Used to measure performance and memory without a download."""
+    without_denoisers: ClassVar[bool] = False
+    """Whether the denoisers are built without their weights, for embeddings alone."""
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
@@ -57,7 +59,8 @@ class DiffusersBackbone(Family):
         if self.without_weights:
             self.pipeline = load_meta(self)
         else:
-            self.pipeline, self._deferred = load(self)
+            left_out = self.layout.networks if self.without_denoisers else ()
+            self.pipeline, self._deferred = load(self, without=left_out)
         self.vae = self.pipeline.vae
         networks = {name: net for name in self.layout.networks if (net := getattr(self.pipeline, name)) is not None}
         self.network = networks.pop(self.trained(networks))
@@ -70,30 +73,38 @@ class DiffusersBackbone(Family):
             for layer in layers_to_quantize(model)
         }
         self.prediction = self.parameterize()
-        self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights)
-        tiny = [] if self.tiny_decoder is None else [self.tiny_decoder]
-        staying = [self.vae, *tiny, self.network, *networks.values()]
+        whole = not self.without_denoisers
+        self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights) if whole else None
+        denoisers = [self.network, *networks.values()] if whole else []
+        staying = [self.vae, *([] if self.tiny_decoder is None else [self.tiny_decoder]), *denoisers]
         for model in (*self._encoders(), *staying):
             model.eval().requires_grad_(False)
-        if section.train == "lora":
+        if whole and section.train == "lora":
             self.adapter = DiffusersAdapter(self.network, section.lora, layout=self.layout, base=section.checkpoint)
-        else:
+        elif whole:
             self.network.requires_grad_(True)
         for model in staying:
             place(model, device)
         self._place_encoders(self._encoders())
-        if section.gradient_checkpointing:
+        if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if section.compile:
-            for network in (self.network, *networks.values()):
+            for network in denoisers:
                 network.compile()  # in place: parameters keep their names
-        self._cache = self._feature_cache()
+        self._cache = self._feature_cache() if whole else None
 
     @classmethod
     def meta_model(cls, section: BackboneSection, options: Any) -> DiffusersBackbone:
         """Build the model without its weights, from a directory's configuration files or a published model's name."""
         kind: type[DiffusersBackbone] = type(f"{cls.__name__}Meta", (cls,), {"without_weights": True})
         return kind(section, options, device=torch.device("meta"))
+
+    @classmethod
+    def encoder_model(cls, section: BackboneSection, options: Any, *, device: torch.device) -> DiffusersBackbone:
+        """Build the model without the weights of its denoisers. Its class has the same name: it has the same rows."""
+        same = {"without_denoisers": True, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        kind: type[DiffusersBackbone] = type(cls.__name__, (cls,), same)
+        return kind(section, options, device=device)
 
     def base_directory(self) -> Path | None:
         """The pipeline's directory; of a Hub repository the snapshot."""

@@ -171,8 +171,8 @@ def empty_model(opened: Opened, name: str, dtype: torch.dtype) -> torch.nn.Modul
             if config is None
             else kind(config.from_pretrained(directory, local_files_only=True))
         )
-    assert isinstance(model, torch.nn.Module)
-    return model.to(dtype)
+        assert isinstance(model, torch.nn.Module)
+        return model.to(dtype)
 
 
 def load_pipeline(opened: Opened, models: Mapping[str, torch.nn.Module], **settings: Any) -> Any:

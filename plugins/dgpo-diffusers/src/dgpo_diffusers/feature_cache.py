@@ -10,7 +10,7 @@ from diffusers import TaylorSeerCacheConfig
 from diffusers.models.cache_utils import CacheMixin
 
 from dgpo_core.errors import UserError
-from dgpo_diffusers.options import CACHES
+from dgpo_diffusers.options import CACHES, possible_caches
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["FeatureCache"]
 
 KEY = "backbone.options.rollout_cache"
+ATTENTION = r"(\w+_)?blocks\.\d+\.attn\d?"
+"""Names of the layers that are cached: `attn`, or of videos `attn1`, to themselves, and `attn2`, to texts. diffusers'
+own patterns find no layer of Wan and LTX-Video."""
 
 
 class FeatureCache:
@@ -39,9 +42,10 @@ class FeatureCache:
             disable_cache_before_step=settings.full_steps,
             max_order=settings.order,
             taylor_factors_dtype=dtype,
+            cache_identifiers=[ATTENTION],
         )
         self._rows: int | None = None
-        pairs = ", ".join(f"{cache} with {' or '.join(models)}" for cache, models in CACHES.items())
+        pairs = possible_caches()
         refused = f"{KEY}: {settings.use} is not possible with {layout.backbone}"
         if not isinstance(network, CacheMixin):
             raise UserError(f"{refused}, whose {type(network).__name__} has no caches in diffusers; possible: {pairs}")

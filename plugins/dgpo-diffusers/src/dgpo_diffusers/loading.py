@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,13 @@ SHORTEST = 3
 """Tokens: a start, an end, and one between."""
 
 
-def load(family: Family) -> tuple[Any, Deferred]:
+def load(family: Family, *, without: Collection[str] = ()) -> tuple[Any, Deferred]:
     """The pipeline on the CPU: denoisers and text encoders in `section.dtype`, the models of `Layout.exact` in float32,
     and the trained denoiser in float32 too if all of it is trained; None in the place of what is left out. Sets the
     family's `index`.
 
-    With `section.cache`, the encoders have no weights (meta device), and are returned as functions that load them.
+    without: models that have no weights (meta device). With `section.cache`, the encoders have none either, and are
+    returned as functions that load them.
     Only safetensors are read, never pickles. Raises UserError for a checkpoint that is missing, cannot be fetched, is
     of another architecture, damaged or quantized, and for parts that do not fit each other.
     """
@@ -52,8 +53,9 @@ def load(family: Family) -> tuple[Any, Deferred]:
 
     later = layout.encoders if section.cache is not None else ()
     deferred = {name: partial(loaded, name) for name in later if name in dtypes}
+    empty = {*deferred, *without}
     models = {
-        name: empty_model(opened, name, dtype) if name in deferred else loaded(name) for name, dtype in dtypes.items()
+        name: empty_model(opened, name, dtype) if name in empty else loaded(name) for name, dtype in dtypes.items()
     }
     pipeline = load_pipeline(opened, models, **family.settings(opened.index))
     clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]

@@ -9,15 +9,22 @@ from pydantic import AfterValidator, Field
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
 from dgpo_schemas.places import PathOrName
 
-__all__ = ["CACHES", "DiffusersOptions", "QuantizeSection", "RolloutCache", "TinyDecoderSection"]
+__all__ = [
+    "CACHES",
+    "DiffusersOptions",
+    "QuantizeSection",
+    "RolloutCache",
+    "TinyDecoderSection",
+    "possible_caches",
+]
 
-CACHES = {"taylorseer": ("flux", "qwen-image")}
+CACHES = {"taylorseer": ("flux", "flux2-klein", "qwen-image", "wan", "wan-i2v", "ltx-video")}
 """Caches of diffusers, and the backbones that they are tested with."""
 REFUSED = {
     "firstblockcache": "decides for a whole batch at once, so that samples would depend on their micro-batch",
     "seacache": "decides for a whole batch at once, so that samples would depend on their micro-batch",
     "magcache": "needs ratios that are measured for one checkpoint and schedule, and is not supported",
-    "pab": "needs the model's discrete timesteps, and is not supported",
+    "pab": "repeats outputs of attention as they are, which taylorseer does with `order: 0`",
     "fastercache": "guesses the unconditional prediction, and is not supported",
 }
 """Other caches of diffusers, and why they cannot be used."""
@@ -26,8 +33,12 @@ REFUSED = {
 def _known(cache: str) -> str:
     if cache in CACHES:
         return cache
-    pairs = ", ".join(f"{name} with {' or '.join(models)}" for name, models in CACHES.items())
-    raise ValueError(f"{cache!r} {REFUSED.get(cache, 'is not a known cache')}; possible: {pairs}")
+    raise ValueError(f"{cache!r} {REFUSED.get(cache, 'is not a known cache')}; possible: {possible_caches()}")
+
+
+def possible_caches() -> str:
+    """Return the caches, each with the backbones it works with, for messages."""
+    return ", ".join(f"{name} with {', '.join(models[:-1])} or {models[-1]}" for name, models in CACHES.items())
 
 
 class TinyDecoderSection(StrictModel):
@@ -69,7 +80,13 @@ class RolloutCache(StrictModel):
     full_steps: Int = Field(
         default=3, ge=2, le=100, description="Number of first steps without prediction (`disable_cache_before_step`)."
     )
-    order: Int = Field(default=1, ge=0, le=4, description="Order of the Taylor series (`max_order`).")
+    order: Int = Field(
+        default=1,
+        ge=0,
+        le=4,
+        description="Order of the Taylor series (`max_order`). 0 repeats the last output, as Pyramid Attention "
+        "Broadcast does (arXiv 2408.12588). order + 1 outputs of each attention layer are kept in memory.",
+    )
 
 
 Quantize = Annotated[QuantizeSection, ShortForm("method", "The method.")]

@@ -69,7 +69,7 @@ def backbone_checks(
     return checks_of(
         subject, trainable, latent_shape, times, prompts, encode, unconditional, velocity, batch_invariance, guide,
         gradient, weights,
-        adapter, merged, save_adapter, formats, save_weights, decode, reproducible, random_state, dtype,
+        adapter, merged, save_adapter, formats, save_weights, decode, reproducible, encoder_model, random_state, dtype,
         gradient_checkpointing, package,
     )  # fmt: skip
 
@@ -291,6 +291,27 @@ def reproducible(s: Subject) -> None:
     valid = identity is None or (isinstance(identity, str) and identity)
     that(valid, f"`encoder_identity` must return None or a text, got {identity!r}")
     that(again.encoder_identity() == identity, "`encoder_identity` must be the same in every instance")
+
+
+def encoder_model(s: Subject) -> None:
+    """The model for embeddings alone has the rows and the encoder identity of the whole model."""
+    kind, whole = type(s.backbone), s.backbone
+    if kind.encoder_model.__func__ is Backbone.encoder_model.__func__:  # type: ignore[attr-defined]
+        return  # it is the whole model
+    alone = kind.encoder_model(whole.section, whole.options, device=whole.device)
+    that(
+        alone.encoder_identity() == whole.encoder_identity(),
+        "the `encoder_identity` of `encoder_model` must be that of the whole model",
+    )
+    prompts = s.prompts[:1]
+    for method in ("encode", "unconditional") if whole.supports_guidance else ("encode",):
+        with alone.encoding(), whole.encoding():
+            rows, expected = (getattr(backbone, method)(prompts) for backbone in (alone, whole))
+        that(
+            list(rows.tensors) == list(expected.tensors), f"`{method}` of `encoder_model` must return the same tensors"
+        )
+        for name, tensor in expected.tensors.items():
+            equal(rows.tensors[name], tensor, f"{name} of `{method}` of `encoder_model`")
 
 
 def random_state(s: Subject) -> None:
