@@ -282,7 +282,7 @@ def decode(s: Subject) -> None:
 
 def reproducible(s: Subject) -> None:
     """Backbones built with the same arguments have the same parameter names, weights and encoder identity."""
-    first, again = s.make(), s.make()
+    first, again = s.backbone, s.make()
     same = list(again.trainable()) == list(first.trainable())
     that(same, "the names of trained parameters must be the same in every instance")
     for name, parameter in again.trainable().items():
@@ -297,5 +297,6 @@ def random_state(s: Subject) -> None:
     """Loading and computing do not use a global random generator."""
     with global_state_left_alone("a backbone"):
         s.make()
+        s.backbone.encode(s.prompts)
         s.velocity()
         s.backbone.decode(normal(1, *s.backbone.latent_shape(*s.size)))
