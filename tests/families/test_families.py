@@ -38,6 +38,7 @@ FAMILIES = proofs()
 PUBLISHED = [name for name in FAMILIES if "," not in name]
 """Families; their variants, which have a comma in their name, are compared in one case and otherwise slow."""
 each = pytest.mark.parametrize("name", among(FAMILIES, quick=PUBLISHED))
+each_of_some = pytest.mark.parametrize("name", among(FAMILIES, quick=["flux", "qwen-image", "sdxl", "wan"]))
 Backbones = Callable[..., Any]
 Judge = Callable[[str, str, int, int], tuple[Tensor, Tensor]]
 
@@ -160,7 +161,7 @@ def test_a_mistake_that_raises_nothing_is_another_image(
     assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
 
 
-@each
+@each_of_some
 def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     checkpoint: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:
@@ -221,7 +222,7 @@ def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size,
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
 
 
-@each
+@each_of_some
 def test_text_encoders_may_wait_in_host_memory(
     checkpoint: Callable[[str], Path], backbones: Backbones, name: str
 ) -> None:

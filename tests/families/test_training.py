@@ -39,7 +39,7 @@ IMPORTED = (
 MATRIX = ("flux", "sdxl", "qwen-image")
 """Architectures of the whole matrix of processes, sharding, kill and resume; the others run in one process."""
 
-each = pytest.mark.parametrize("family", among(FAMILIES, quick=("flux", "sdxl")))
+each = pytest.mark.parametrize("family", among(FAMILIES, quick=["flux"]))
 matrix = pytest.mark.parametrize("family", MATRIX)
 
 

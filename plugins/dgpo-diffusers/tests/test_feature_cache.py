@@ -33,7 +33,7 @@ from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.plan import measure_model
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sections.training import ObjectiveSection
-from tests.families.proof import build, load, proofs
+from tests.families.proof import among, build, load, proofs
 
 FAMILIES = proofs()
 CACHED = ["flux", "qwen-image"]
@@ -94,7 +94,7 @@ def test_samples_are_those_of_the_cached_pipeline(checkpoint: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("interval", [None, [0.0, 0.8]], ids=["all steps", "guidance begins late"])
-@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("name", among(CACHED, quick=CACHED[:1]))
 def test_samples_do_not_depend_on_the_micro_batch(
     checkpoint: Callable[[str], Path], name: str, interval: Sequence[float] | None
 ) -> None:
@@ -106,7 +106,7 @@ def test_samples_do_not_depend_on_the_micro_batch(
     assert (together - exact).abs().max() > 1e-3 * exact.abs().max(), "the cache has no effect"
 
 
-@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("name", among(CACHED, quick=CACHED[:1]))
 def test_nothing_but_training_rollouts_is_cached(checkpoint: Callable[[str], Path], name: str) -> None:
     """Losses and evaluations of a model with a cache equal those of one without, to the bit."""
     cached, plain = (made(name, checkpoint(name), settings) for settings in (TAYLORSEER, None))
@@ -193,6 +193,7 @@ def test_a_compiled_model_is_not_cached(checkpoint: Callable[[str], Path]) -> No
         made("flux", checkpoint("flux"), TAYLORSEER, compile=True)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_cached_steps(checkpoint: Callable[[str], Path]) -> None:
     """Of micro-batches of 3, 3 and 2 samples, with guidance at some steps."""
     registry = Registry()

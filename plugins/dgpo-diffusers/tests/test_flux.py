@@ -109,7 +109,12 @@ def test_possible_sides(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "shift"),
-    [(DEV, (512, 512), 1.878), (DEV, (1024, 1024), 3.158), (DEV, (2048, 1024), 6.317), (SCHNELL, (1024, 1024), 1.0)],
+    [
+        (DEV, (512, 512), 1.878),
+        (DEV, (1024, 1024), 3.158),
+        (DEV, (2048, 1024), 6.317),
+        pytest.param(SCHNELL, (1024, 1024), 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_times_of_published_models(
     meta_models: Callable[[str], Any], name: str, size: tuple[int, int], shift: float
@@ -156,7 +161,7 @@ def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: FluxBackbone.meta_model(section(name), FluxOptions()))
 
 
-@pytest.mark.parametrize(("name", "billions"), [(DEV, 11.90), (SCHNELL, 11.89)])
+@pytest.mark.parametrize(("name", "billions"), [(DEV, 11.90), pytest.param(SCHNELL, 11.89, marks=pytest.mark.slow)])
 def test_published_models_have_their_size_and_their_layers_are_adapted(
     meta_models: Callable[[str], Any], name: str, billions: float
 ) -> None:
@@ -177,6 +182,7 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
     assert meta_model.latent_shape(512, 512) == (16, 64, 64)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together."""
     meta_model = meta_models(DEV)

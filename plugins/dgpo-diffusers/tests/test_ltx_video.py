@@ -184,7 +184,8 @@ def test_the_rate_is_an_input(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "frames", "tokens", "shift"), [((512, 704), 161, 7392, 25.3), ((256, 384), 81, 1056, 2.616)]
+    ("size", "frames", "tokens", "shift"),
+    [((512, 704), 161, 7392, 25.3), pytest.param((256, 384), 81, 1056, 2.616, marks=pytest.mark.slow)],
 )
 def test_times_of_the_published_model(
     meta_models: Callable[..., Any], size: tuple[int, int], frames: int, tokens: int, shift: float
@@ -302,6 +303,7 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
     assert (schedule.shift == 1, schedule.terminal) == ((True, None) if later else (False, 0.1))
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(meta_models: Callable[..., Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of both attentions."""
     meta_model = meta_models(BASE, 81)

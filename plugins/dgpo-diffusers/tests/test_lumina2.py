@@ -208,6 +208,7 @@ def test_the_published_model_has_its_size_and_its_layers_are_adapted(meta_model:
     assert rows["prompt_embeds"].shape == (1, 256, 2304)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(meta_model: Any) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention; a third of the heads have keys and values."""
     x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")

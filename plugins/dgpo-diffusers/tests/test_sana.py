@@ -158,7 +158,9 @@ def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: SanaBackbone.meta_model(section(name), DiffusersOptions()))
 
 
-@pytest.mark.parametrize(("name", "billions", "blocks"), [(LARGE, 1.60, 20), (SMALL, 0.59, 28)])
+@pytest.mark.parametrize(
+    ("name", "billions", "blocks"), [(LARGE, 1.60, 20), pytest.param(SMALL, 0.59, 28, marks=pytest.mark.slow)]
+)
 def test_published_models(meta_models: Callable[[str], Any], name: str, billions: float, blocks: int) -> None:
     """Their size, the adapted layers (four projections of two attentions in every block), sides and times."""
     model = meta_models(name)
@@ -178,6 +180,7 @@ def test_published_models(meta_models: Callable[[str], Any], name: str, billions
     assert_close(sampler_times(4, schedule).float(), euler.sigmas, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m]; linear attention over the image, the usual one over the text, and
     MLPs of convolutions."""

@@ -222,6 +222,7 @@ def test_unets_that_are_refused(unet: dict[str, Any], says: str, tmp_path: Path)
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_place_in_each_format(checkpoint: Path, tmp_path: Path) -> None:
     """kohya's files of this generation have diffusers' names, and diffusers reads them; ComfyUI the original ones."""
     unet = StableDiffusionPipeline.from_pretrained(checkpoint).unet
@@ -274,6 +275,7 @@ def test_published_models_have_their_size_and_their_layers_are_adapted(
     assert isinstance(meta_model.prediction, VPrediction) is (name == SECOND)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(backbone: SDBackbone) -> None:
     """2 n m l of each product of [l, n] with [n, m], counted by hand for the tiny UNet."""
     meta_model = SDBackbone.meta_model(backbone.section, DiffusersOptions())

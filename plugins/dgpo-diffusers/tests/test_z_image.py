@@ -150,7 +150,9 @@ def meta_models() -> Callable[[str], Any]:
     return cache(lambda name: ZImageBackbone.meta_model(section(name), ZImageOptions()))
 
 
-@pytest.mark.parametrize(("name", "shift", "guided"), [(BASE, 6.0, True), (TURBO, 3.0, False)])
+@pytest.mark.parametrize(
+    ("name", "shift", "guided"), [(BASE, 6.0, True), pytest.param(TURBO, 3.0, False, marks=pytest.mark.slow)]
+)
 def test_published_models(meta_models: Callable[[str], Any], name: str, shift: float, guided: bool) -> None:
     """Their size, the adapted layers (four projections of 30 blocks, and of two each for image and text), and times."""
     model = meta_models(name)
@@ -168,6 +170,7 @@ def test_published_models(meta_models: Callable[[str], Any], name: str, shift: f
     assert (right - wrong).abs().max() > 0.05
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention; the last layer runs over the text too."""
     model = meta_models(BASE)
