@@ -29,8 +29,8 @@ from dgpo_schemas.run import RunConfig
 
 def pytest_collection_finish() -> None:
     """What modules hold stays: the garbage collector need not look through all of it again and again."""
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
