@@ -42,7 +42,7 @@ I2V: dict[str, Any] = {
     "quick": {"frames": 5},
 }
 SHORT: dict[str, Any] = {
-    "values": {"frames": 5, "text_length": 24}, "call": {"num_frames": 5, "max_sequence_length": 24},
+    "values": {"frames": 9, "text_length": 24}, "call": {"num_frames": 9, "max_sequence_length": 24},
 }  # fmt: skip
 PROOFS = {
     "wan-i2v": Proof(
