@@ -3,6 +3,7 @@ line."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ from dgpo_core.types import Prompt, Scores
 from dgpo_kit.toy import BrightnessOptions, BrightnessReward, ToyBackbone, ToyOptions, plugin, run_data
 from dgpo_remote import plugin as places
 from dgpo_schemas.run import RunConfig
+
+
+def pytest_collection_finish() -> None:
+    """What modules hold stays: the garbage collector need not look through all of it again and again."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,6 @@ PROOFS = {
         make=lambda directory: make_tiny_flux2_klein(directory, distilled=True),
         cases={"ignored": Case(pipeline={"guidance_scale": 4.0})},
         rollout={"guidance": 1.0},
-        slow=True,
         **KLEIN,
     ),
 }  # fmt: skip

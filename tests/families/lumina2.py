@@ -43,7 +43,6 @@ PROOFS = {
     "lumina2, dynamic shift": Proof(
         make=lambda directory: make_tiny_lumina2(directory, dynamic=True),
         cases={"cfg": CFG["cfg"]},
-        slow=True,
         **LUMINA2,
     ),
 }  # fmt: skip

@@ -6,12 +6,13 @@ A module of this directory per family has `PROOFS`; `proofs` collects them. Shap
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,7 @@ from dgpo_kit.drawing import draw
 from dgpo_schemas.sections.backbone import BackboneSection
 
 __all__ = [
-    "CFG", "EMPTY", "NEGATIVE", "STEPS", "TEXTS", "Case", "Proof", "build", "by_backbone", "by_pipeline",
+    "CFG", "EMPTY", "NEGATIVE", "STEPS", "TEXTS", "Case", "Proof", "among", "build", "by_backbone", "by_pipeline",
     "load", "noise_of", "proofs",
 ]  # fmt: skip
 
@@ -66,9 +67,7 @@ class Proof:
     one that it cannot; load: arguments of `load_lora_weights`; tolerance: of images; quick: values of options with
     which it is quicker, where images do not matter; traps: mistakes that raise nothing, as changes of what the network
     is given; rollout: settings of short runs on the tiny checkpoint; single: whether the pipeline makes each sample by
-    itself, since its samples depend on their batch; seen: the pipeline's images [B, ...] to those that rewards see;
-    slow: whether all but latents and images is left to `make test-all`, since another variant of the family is tested
-    in `make test`.
+    itself, since its samples depend on their batch; seen: the pipeline's images [B, ...] to those that rewards see.
     """
 
     kind: type[DiffusersBackbone]
@@ -91,7 +90,6 @@ class Proof:
     traps: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     single: bool = False
     seen: Callable[[Tensor], Tensor] = lambda images: images
-    slow: bool = False
 
 
 CFG = {"plain": Case(pipeline={"guidance_scale": 1.0}), "cfg": Case(pipeline={"guidance_scale": 4.5}, guidance=4.5)}
@@ -103,9 +101,21 @@ def proofs() -> dict[str, Proof]:
     """All families, by name; a new module of this directory is found by itself."""
     found: dict[str, Proof] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if not path.stem.startswith(("test_", "proof")):
+        if not path.stem.startswith(("test_", "proof", "conftest")):
             found |= import_module(f"tests.families.{path.stem}").PROOFS
     return found
+
+
+def among(values: Iterable[Any], *, quick: Collection[Any], names: Mapping[Any, str] | None = None) -> list[Any]:
+    """Parameters of tests, of which all but `quick` are left to `make test-all`; names: ids of tests by value."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=() if value in quick else pytest.mark.slow,
+            id=None if names is None else names[value],
+        )
+        for value in values
+    ]
 
 
 def load(proof: Proof, directory: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from tests.families.proof import build, load, proofs
+from tests.families.proof import among, build, load, proofs
 from tests.families.test_starting import FILE, LAYERS, Make, denoiser, started
 
-NAMES = ["flux", "sdxl", "wan"]
+each = pytest.mark.parametrize("name", among(["flux", "sdxl", "wan"], quick=["flux"]))
 KINDS: list[dict[str, Any]] = [{"rslora": True}, {"dora": True}]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=["rslora", "dora"])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    return cache(lambda name: proofs()[name].make(tmp_path_factory.mktemp("families") / "tiny"))
 
 
 def moved(name: str, directory: Path, **lora: Any) -> Any:
@@ -47,7 +41,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("metadata", [True, False], ids=["metadata", "no metadata"])
 @kinds
-@pytest.mark.parametrize("name", NAMES)
+@each
 def test_diffusers_reads_it(checkpoint: Make, name: str, kind: dict[str, Any], metadata: bool, tmp_path: Path) -> None:
     proof, directory = proofs()[name], checkpoint(name)
     adapter = moved(name, directory, **kind)
@@ -66,7 +60,7 @@ def test_diffusers_reads_it(checkpoint: Make, name: str, kind: dict[str, Any], m
 
 
 @kinds
-@pytest.mark.parametrize("name", NAMES)
+@each
 def test_every_format_is_read_again(checkpoint: Make, name: str, kind: dict[str, Any], tmp_path: Path) -> None:
     adapter = moved(name, checkpoint(name), **kind)
     for format in adapter.formats:

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,11 @@ from dgpo_core.types import Conditioning
 from dgpo_core.weights import digests
 from dgpo_diffusers.identity import encoder_identity
 from dgpo_schemas.sections.backbone import EmbeddingCacheSection
-from tests.families.proof import TEXTS, build, proofs
+from tests.families.proof import TEXTS, among, build, proofs
 
 FAMILIES = proofs()
 QUICK = ("flux", "sdxl")
 CACHE = EmbeddingCacheSection()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's tiny checkpoint, made once."""
-    return cache(lambda name: FAMILIES[name].make(tmp_path_factory.mktemp("family") / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +49,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", among(FAMILIES, quick=QUICK))
 def test_encoders_are_loaded_for_the_first_prompt(checkpoint: Callable[[str], Path], name: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     plain, later = build(family, directory, family.quick), build(family, directory, family.quick, cache=CACHE)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from dgpo_schemas.sections.backbone import BackboneSection
 from tests.families.proof import (
     STEPS,
     TEXTS,
+    among,
     build,
     by_backbone,
     by_pipeline,
@@ -34,14 +35,43 @@ from tests.families.proof import (
 )  # fmt: skip
 
 FAMILIES = proofs()
-UNLESS_SLOW = [pytest.param(name, marks=pytest.mark.slow if found.slow else ()) for name, found in FAMILIES.items()]
-CASES = [(family, case) for family, found in FAMILIES.items() for case in found.cases]
+PUBLISHED = [name for name in FAMILIES if "," not in name]
+"""Families; their variants, which have a comma in their name, are compared in one case and otherwise slow."""
+each = pytest.mark.parametrize("name", among(FAMILIES, quick=PUBLISHED))
+each_of_some = pytest.mark.parametrize("name", among(FAMILIES, quick=["flux", "qwen-image", "sdxl", "wan"]))
+Backbones = Callable[..., Any]
+Judge = Callable[[str, str, int, int], tuple[Tensor, Tensor]]
+
+
+def cases(*, quick: Callable[[str, str, int], bool]) -> list[Any]:
+    """Family, kind of guidance, which of its sizes, batch; all but the `quick` ones are slow."""
+    found = [
+        (name, case, which, batch)
+        for name, family in FAMILIES.items()
+        for case in family.cases
+        for which, batch in ((0, 3), (1, 1))
+    ]
+    names = {values: "-".join((*values[:2], "three" if values[3] == 3 else "one")) for values in found}
+    return among(found, quick=[values for values in found if quick(*values[:3])], names=names)
+
+
+def first_or_variant(name: str, case: str, which: int) -> bool:
+    """Of a family its first case, of a variant its last one, in a batch of three."""
+    return which == 0 and case == list(FAMILIES[name].cases)[0 if name in PUBLISHED else -1]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's tiny checkpoint, made once."""
-    return cache(lambda name: FAMILIES[name].make(tmp_path_factory.mktemp("family") / "tiny"))
+def backbones(checkpoint: Callable[[str], Path]) -> Backbones:
+    """`backbones(name, options)`: not to be changed."""
+    made: dict[tuple[str, str], Any] = {}
+
+    def get(name: str, options: Mapping[str, Any]) -> Any:
+        key = name, repr(sorted(options.items()))
+        if key not in made:
+            made[key] = build(FAMILIES[name], checkpoint(name), options)
+        return made[key]
+
+    return get
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +80,47 @@ def pipelines(checkpoint: Callable[[str], Path]) -> Callable[[str], Any]:
     return cache(lambda name: load(FAMILIES[name], checkpoint(name)))
 
 
-@pytest.mark.parametrize("which, batch", [(0, 3), (1, 1)], ids=["three", "one"])
-@pytest.mark.parametrize("name, case", CASES)
-def test_latents_and_images_are_the_pipelines(
-    checkpoint: Callable[[str], Path], pipelines: Callable[[str], Any], name: str, case: str, which: int,
-    batch: int,
-) -> None:  # fmt: skip
-    family, pipeline = FAMILIES[name], pipelines(name)
+@pytest.fixture(scope="module")
+def judge(pipelines: Callable[[str], Any], backbones: Backbones) -> Judge:
+    """The pipeline's latents, and its sigmas."""
+
+    @cache
+    def judged(name: str, case: str, which: int, batch: int) -> tuple[Tensor, Tensor]:
+        family, pipeline = FAMILIES[name], pipelines(name)
+        how, size = family.cases[case], family.sizes[which]
+        noise = noise_of(backbones(name, how.options), size, batch)
+        return by_pipeline(family, pipeline, how, noise, size, "latent"), family.sigmas(pipeline.scheduler).clone()
+
+    return judged
+
+
+@pytest.mark.parametrize(
+    "name, case, which, batch",
+    cases(quick=lambda name, case, which: (which == 0 and name in PUBLISHED) or first_or_variant(name, case, 0)),
+)
+def test_latents_are_the_pipelines(
+    backbones: Backbones, judge: Judge, name: str, case: str, which: int, batch: int
+) -> None:
+    family = FAMILIES[name]
     how, size = family.cases[case], family.sizes[which]
-    backbone = build(family, checkpoint(name), how.options)
-    noise = noise_of(backbone, size, batch)
-    expected = by_pipeline(family, pipeline, how, noise, size, "latent")
-    sigmas = family.sigmas(pipeline.scheduler)
+    backbone = backbones(name, how.options)
+    expected, sigmas = judge(name, case, which, batch)
     times = schedules.sigmas(STEPS, backbone.schedule(*size, STEPS))
     torch.testing.assert_close(times.float(), sigmas, atol=1e-6, rtol=0)
-    latents = by_backbone(backbone, how, noise, size, sigmas)
+    latents = by_backbone(backbone, how, noise_of(backbone, size, batch), size, sigmas)
     assert latents.shape == expected.shape
     assert float((latents - expected).abs().max() / expected.abs().max()) < 1e-5
-    images = by_pipeline(family, pipeline, how, noise, size, "pt")
+
+
+@pytest.mark.parametrize("name, case, which, batch", cases(quick=first_or_variant))
+def test_images_are_the_pipelines(
+    pipelines: Callable[[str], Any], backbones: Backbones, judge: Judge, name: str, case: str, which: int, batch: int
+) -> None:
+    family = FAMILIES[name]
+    how, size = family.cases[case], family.sizes[which]
+    backbone = backbones(name, how.options)
+    latents, _ = judge(name, case, which, batch)
+    images = by_pipeline(family, pipelines(name), how, noise_of(backbone, size, batch), size, "pt")
     found = backbone.decode(latents)
     assert found.shape == images.shape
     torch.testing.assert_close(found, images, atol=family.tolerance, rtol=0)
@@ -86,23 +139,29 @@ class Corrupted(torch.nn.Module):
         return self.network(**given | self.change(given))
 
 
+def in_two_steps(name: str, backbone: Any) -> Tensor:
+    family = FAMILIES[name]
+    sigmas, noise = torch.tensor([backbone.sigma_range[1], 0.5, 0.0]), noise_of(backbone, family.sizes[0], 1)
+    return by_backbone(backbone, next(iter(family.cases.values())), noise, family.sizes[0], sigmas)
+
+
+@pytest.fixture(scope="module")
+def drawn_right(backbones: Backbones) -> Callable[[str], Tensor]:
+    return cache(lambda name: in_two_steps(name, backbones(name, {})))
+
+
 @pytest.mark.parametrize("name, trap", [(name, trap) for name, family in FAMILIES.items() for trap in family.traps])
 def test_a_mistake_that_raises_nothing_is_another_image(
-    checkpoint: Callable[[str], Path], name: str, trap: str
+    backbones: Backbones, drawn_right: Callable[[str], Tensor], name: str, trap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the comparison with the pipeline would show it."""
-    family = FAMILIES[name]
-    case = next(iter(family.cases.values()))
-    backbone = build(family, checkpoint(name))
-    sigmas = torch.tensor([backbone.sigma_range[1], 0.5, 0.0])
-    noise = noise_of(backbone, family.sizes[0], 1)
-    right = by_backbone(backbone, case, noise, family.sizes[0], sigmas)
-    backbone.network = Corrupted(backbone.network, family.traps[trap])
-    wrong = by_backbone(backbone, case, noise, family.sizes[0], sigmas)
+    backbone, right = backbones(name, {}), drawn_right(name)
+    monkeypatch.setattr(backbone, "network", Corrupted(backbone.network, FAMILIES[name].traps[trap]))
+    wrong = in_two_steps(name, backbone)
     assert float((wrong - right).abs().max() / right.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", UNLESS_SLOW)
+@each_of_some
 def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     checkpoint: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:
@@ -120,8 +179,8 @@ def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     torch.testing.assert_close(backbone.decode(found), after, atol=family.tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize("name", UNLESS_SLOW)
+@pytest.mark.parametrize("train", among(["lora", "full"], quick=["lora"]))
+@each
 def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) -> None:
     family, directory = FAMILIES[name], checkpoint(name)
     check_backbone(
@@ -129,10 +188,9 @@ def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) 
     )
 
 
-@pytest.mark.parametrize("name", UNLESS_SLOW)
-def test_without_weights_it_has_the_same_shapes(checkpoint: Callable[[str], Path], name: str) -> None:
-    family, directory = FAMILIES[name], checkpoint(name)
-    real = build(family, directory)
+@each
+def test_without_weights_it_has_the_same_shapes(backbones: Backbones, name: str) -> None:
+    family, real = FAMILIES[name], backbones(name, {})
     meta = family.kind.meta_model(real.section, real.options)
     assert {n: shapes(m.named_parameters()) for n, m in meta.components().items()} == {
         n: shapes(m.named_parameters()) for n, m in real.components().items()
@@ -164,10 +222,12 @@ def shapes(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[torch.Size,
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
 
 
-@pytest.mark.parametrize("name", UNLESS_SLOW)
-def test_text_encoders_may_wait_in_host_memory(checkpoint: Callable[[str], Path], name: str) -> None:
-    family, directory = FAMILIES[name], checkpoint(name)
-    here, away = (build(family, directory, {**family.quick, "offload_text": away}) for away in (False, True))
+@each_of_some
+def test_text_encoders_may_wait_in_host_memory(
+    checkpoint: Callable[[str], Path], backbones: Backbones, name: str
+) -> None:
+    family, here = FAMILIES[name], backbones(name, FAMILIES[name].quick)
+    away = build(family, checkpoint(name), {**family.quick, "offload_text": True})
     assert set(here.components()) - set(away.components()) == {"text encoders"}
     assert not here.offloaded_modules()
     assert set(away.offloaded_modules()) == {"text encoders"}

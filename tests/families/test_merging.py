@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,13 @@ from safetensors.torch import load_file
 
 from dgpo_core.errors import UserError
 from dgpo_kit.drawing import randomize
-from tests.families.proof import build, by_pipeline, load, noise_of, proofs
+from tests.families.proof import among, build, by_pipeline, load, noise_of, proofs
 from tests.families.test_starting import Make, denoiser
 
-NAMES = ["flux", "sdxl", "wan"]
+each = pytest.mark.parametrize("name", among(["flux", "sdxl", "wan"], quick=["flux"]))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    return cache(lambda name: proofs()[name].make(tmp_path_factory.mktemp("families") / "tiny"))
-
-
-@pytest.mark.parametrize("name", NAMES)
+@each
 def test_it_draws_the_same_images(checkpoint: Make, name: str, tmp_path: Path) -> None:
     proof = proofs()[name]
     size = proof.sizes[0]
@@ -50,7 +44,7 @@ def test_it_draws_the_same_images(checkpoint: Make, name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lora", [{}, {"dora": True}, {"rslora": True}], ids=["lora", "dora", "rslora"])
-@pytest.mark.parametrize("name", NAMES)
+@each
 def test_its_weights_in_both_types(checkpoint: Make, name: str, lora: dict[str, Any], tmp_path: Path) -> None:
     """Merged in float32, then rounded once; the rest of the model is as it was."""
     proof = proofs()[name]

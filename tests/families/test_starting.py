@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,11 @@ from torch.testing import assert_close
 
 from dgpo_core.errors import UserError
 from dgpo_kit.drawing import randomize
-from tests.families.proof import Proof, build, load, proofs
+from tests.families.proof import Proof, among, build, load, proofs
 
-NAMES = ["flux", "sd3", "sdxl", "wan"]
+each = pytest.mark.parametrize("name", among(["flux", "sd3", "sdxl", "wan"], quick=["flux"]))
 FILE = "pytorch_lora_weights.safetensors"
 Make = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    return cache(lambda name: proofs()[name].make(tmp_path_factory.mktemp("families") / "tiny"))
 
 
 def denoiser(proof: Proof, pipeline: Any) -> Any:
@@ -72,7 +66,7 @@ def same(adapter: Any, expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("metadata", [True, False], ids=["metadata", "no metadata"])
-@pytest.mark.parametrize("name", NAMES)
+@each
 def test_diffusers(checkpoint: Make, name: str, metadata: bool, tmp_path: Path) -> None:
     proof, directory = proofs()[name], checkpoint(name)
     pipeline = load(proof, directory)
@@ -82,6 +76,7 @@ def test_diffusers(checkpoint: Make, name: str, metadata: bool, tmp_path: Path) 
     same(started(proof, directory, tmp_path), changed(proof, load(proof, directory), tmp_path))
 
 
+@pytest.mark.slow
 def test_ranks_of_their_own(checkpoint: Make, tmp_path: Path) -> None:
     proof, directory = proofs()["sdxl"], checkpoint("sdxl")
     pipeline = load(proof, directory)
@@ -93,7 +88,8 @@ LAYERS = {"wan": ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net
 
 
 @pytest.mark.parametrize(
-    ("name", "format"), [("sdxl", "kohya"), ("wan", "kohya"), ("wan", "comfyui"), ("flux", "comfyui")]
+    ("name", "format"),
+    among([("sdxl", "kohya"), ("wan", "kohya"), ("wan", "comfyui"), ("flux", "comfyui")], quick=[("sdxl", "kohya")]),
 )
 def test_other_programs(checkpoint: Make, name: str, format: str, tmp_path: Path) -> None:
     """With alphas that are not the ranks, as other programs write them."""
@@ -111,7 +107,7 @@ def test_other_programs(checkpoint: Make, name: str, format: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "kohya", "comfyui"])
-@pytest.mark.parametrize("name", NAMES)
+@each
 def test_every_format_that_is_exported_is_read(checkpoint: Make, name: str, format: str, tmp_path: Path) -> None:
     proof, directory = proofs()[name], checkpoint(name)
     backbone = build(proof, directory, lora={"rank": 4, "alpha": 12})
@@ -120,6 +116,7 @@ def test_every_format_that_is_exported_is_read(checkpoint: Make, name: str, form
     same(started(proof, directory, tmp_path), {n: up @ down for n, (down, up) in backbone.adapter.folded().items()})
 
 
+@pytest.mark.slow
 def test_what_diffusers_alone_converts(checkpoint: Make, tmp_path: Path) -> None:
     """The attention processors of older versions of diffusers."""
     proof, directory = proofs()["sdxl"], checkpoint("sdxl")
@@ -169,13 +166,20 @@ def _bad(name: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]
     }[name]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def sdxl_file(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    directory = tmp_path_factory.mktemp("sdxl")
+    saved_by_diffusers(proofs()["sdxl"], load(proofs()["sdxl"], checkpoint("sdxl")), directory)
+    return directory / FILE
+
+
 @pytest.mark.parametrize(
     "case", ["text encoder", "kohya's text encoder", "unknown", "another model", "another size", "dora"]
 )
-def test_what_does_not_fit_is_told(checkpoint: Make, case: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_told(checkpoint: Make, sdxl_file: Path, case: str, tmp_path: Path) -> None:
     proof, directory = proofs()["sdxl"], checkpoint("sdxl")
-    saved_by_diffusers(proof, load(proof, directory), tmp_path)
-    tensors, message = _bad(case, load_file(tmp_path / FILE))
+    tensors, message = _bad(case, load_file(sdxl_file))
     save_file(tensors, tmp_path / FILE)
     with pytest.raises(UserError) as caught:
         started(proof, directory, tmp_path)

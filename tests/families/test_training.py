@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dgpo_diffusers.checkpoints import load_model
 from dgpo_kit.toy import plugin
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import RunConfig
-from tests.families.proof import proofs
+from tests.families.proof import among, proofs
 from tests.integration.test_processes import KILLED, PATIENT, Driver, Run, assert_all_well, difference
 
 ELSEWHERE = ("sd3", "wan", "wan-i2v")
@@ -30,24 +30,17 @@ FAMILIES = {name: proof for name, proof in proofs().items() if "," not in name a
 
 IMPORTED = (
     "dgpo_core.distributed.sharding", "dgpo_core.lora", "dgpo_diffusers.backbone", "diffusers:AutoencoderKL",
-    "diffusers:FluxPipeline", "diffusers:FluxTransformer2DModel", "diffusers:StableDiffusionXLPipeline",
-    "diffusers:UNet2DConditionModel", "transformers:CLIPTextModel", "transformers:T5EncoderModel",
+    "diffusers:FluxPipeline", "diffusers:FluxTransformer2DModel", "diffusers:QwenImagePipeline",
+    "diffusers:QwenImageTransformer2DModel", "diffusers:StableDiffusionXLPipeline", "diffusers:UNet2DConditionModel",
+    "transformers:CLIPTextModel", "transformers:Qwen2_5_VLForConditionalGeneration", "transformers:T5EncoderModel",
 )  # fmt: skip
 """By the driver, once for all runs."""
 
-MATRIX = ("flux", "sdxl")
+MATRIX = ("flux", "sdxl", "qwen-image")
 """Architectures of the whole matrix of processes, sharding, kill and resume; the others run in one process."""
 
-each = pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in MATRIX else pytest.mark.slow) for name in FAMILIES]
-)
+each = pytest.mark.parametrize("family", among(FAMILIES, quick=["flux"]))
 matrix = pytest.mark.parametrize("family", MATRIX)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's tiny checkpoint, made once."""
-    return cache(lambda family: FAMILIES[family].make(tmp_path_factory.mktemp("tiny") / family))
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +59,16 @@ def driver() -> Iterator[Driver]:
 
 @pytest.fixture
 def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]:
-    """`run(family, name, backbone={...}, **sections)`: two iterations with guidance, of groups that two and three
-    processes share unevenly. AdamW's epsilon is large, lest it make steps of roundings."""
+    """`run(family, name, backbone={...}, objective={...}, **run)`: two iterations with guidance, of groups that two and
+    three processes share unevenly. AdamW's epsilon is large, lest it make steps of roundings."""
 
-    def make(family: str, name: str, backbone: dict[str, Any] | None = None, **run: Any) -> Run:
+    def make(
+        family: str,
+        name: str,
+        backbone: dict[str, Any] | None = None,
+        objective: dict[str, Any] | None = None,
+        **run: Any,
+    ) -> Run:
         proof = FAMILIES[family]
         options = {**proof.values, **proof.quick}
         use = {"use": proof.kind.layout.backbone, "checkpoint": str(checkpoint(family)), "options": options}
@@ -82,6 +81,7 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
             rollout=rollout | dict(proof.rollout),
             **({"rewards": [{"use": "motion"}]} if proof.kind.media == "video" else {}),
             optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
+            objective=objective or {},
             evaluation={"every": 2, "prompts": 2, "samples_per_prompt": 1, "images": 1, "many_step": None},
         )
 
@@ -121,13 +121,10 @@ def test_a_plan(family: str, run: Callable[..., Run], registry: Registry) -> Non
 @pytest.mark.slow
 @matrix
 def test_a_run_that_was_killed_comes_to_the_same_end(family: str, driver: Driver, run: Callable[..., Run]) -> None:
-    """Byte for byte; in the middle of the second iteration."""
+    """Byte for byte."""
     whole, killed = run(family, "whole"), run(family, "killed")
     assert_all_well(driver.train(whole, 1))
-    (ended,) = driver.train(killed, 1, at=("append", 4))
-    assert ended["status"] == KILLED, ended["output"]
-    assert len(killed.log("metrics")) == 1
-    assert_all_well(driver.train(killed, 1, "--resume"))
+    assert_killed_and_resumed(driver, killed, 1)
     assert killed.files() == whole.files()
 
 
@@ -154,6 +151,56 @@ def test_weights_that_are_sharded(family: str, train: str, driver: Driver, run: 
     assert_same(two, one)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "train"), [("flux", "lora"), ("flux", "full"), ("sdxl", "lora")])
+def test_a_run_that_starts_from_another(family: str, train: str, driver: Driver, run: Callable[..., Run]) -> None:
+    """Its reference is what it starts from, in several processes, sharded or not, and after it was killed."""
+    trained = {"train": train}
+    other = run(family, "other", trained)
+    assert_all_well(driver.train(other, 1))
+
+    def starting(name: str, **more: Any) -> Run:
+        return run(family, name, trained, {"reference": "start"}, init_from=f"{other.path}:policy", **more)
+
+    one, two, sharded, killed = starting("one"), starting("two"), starting("sharded", shard=True), starting("killed")
+    assert_all_well(driver.train(one, 1))
+    for made in (two, sharded):
+        assert_all_well(driver.train(made, 2))
+        assert_same(made, one)
+    wanted, found = other.tensors(), sharded.tensors()
+    starts = [name.removeprefix("start/") for name in found if name.startswith("start/")]
+    assert starts
+    assert all(torch.equal(found[f"start/{name}"], wanted[f"policy/{name}"]) for name in starts)
+    assert_killed_and_resumed(driver, killed, 1)
+    assert killed.files() == one.files()
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_starts_from_another_is_killed(driver: Driver, run: Callable[..., Run]) -> None:
+    """Both processes are resumed without the other run, which is gone."""
+    trained = {"train": "full"}
+    other = run("flux", "other", trained)
+    assert_all_well(driver.train(other, 1))
+    whole, killed = (
+        run("flux", name, trained, {"reference": "start"}, init_from=str(other.path), shard=True)
+        for name in ("whole", "killed")
+    )
+    assert_all_well(driver.train(whole, 2))
+    assert_killed_and_resumed(driver, killed, 2, between=lambda: shutil.rmtree(other.path))
+    assert killed.files() == whole.files()
+
+
+def assert_killed_and_resumed(
+    driver: Driver, run: Run, count: int, between: Callable[[], object] = lambda: None
+) -> None:
+    """In the middle of the second iteration."""
+    ended = driver.train(run, count, at=("append", 4))
+    assert ended[0]["status"] == KILLED, ended[0]["output"]
+    assert len(run.log("metrics")) == 1
+    between()
+    assert_all_well(driver.train(run, count, "--resume"))
+
+
 def cached(run: Callable[..., Run], family: str, name: str, **changes: Any) -> Run:
     """A run that keeps its prompt embeddings in a directory that all runs of a test share."""
     made = run(family, name, **changes)
@@ -174,7 +221,7 @@ def no_encoders(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr("dgpo_diffusers.loading.load_model", refuse)
 
 
-@pytest.mark.parametrize("family", ["flux", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", among(["flux", "sdxl"], quick=["flux"]))
 def test_a_second_run_loads_no_text_encoder(
     family: str, run: Callable[..., Run], registry: Registry, no_encoders: Callable[[], None]
 ) -> None:

@@ -48,7 +48,6 @@ PROOFS = {
     "z-image, turbo": Proof(
         make=lambda directory: make_tiny_z_image(directory, turbo=True),
         cases={"plain": Case(pipeline={"guidance_scale": 0.0})},
-        slow=True,
         **Z_IMAGE,
     ),
 }

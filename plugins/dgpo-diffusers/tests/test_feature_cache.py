@@ -34,7 +34,7 @@ from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.plan import measure_model
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sections.training import ObjectiveSection
-from tests.families.proof import build, load, proofs
+from tests.families.proof import among, build, load, proofs
 
 FAMILIES = proofs()
 VIDEOS = ("wan", "wan-i2v", "ltx-video")
@@ -111,7 +111,9 @@ def test_samples_are_those_of_the_cached_pipeline(checkpoint: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("interval", [None, [0.0, 0.8]], ids=["all steps", "guidance begins late"])
-@pytest.mark.parametrize("name", [*CACHED, pytest.param("wan, two experts", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", among([*CACHES["taylorseer"], "wan, two experts"], quick=["flux"])
+)
 def test_samples_do_not_depend_on_the_micro_batch(
     checkpoint: Callable[[str], Path], name: str, interval: Sequence[float] | None
 ) -> None:
@@ -123,7 +125,7 @@ def test_samples_do_not_depend_on_the_micro_batch(
     assert (together - exact).abs().max() > 1e-3 * exact.abs().max(), "the cache has no effect"
 
 
-@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("name", among(CACHED, quick=CACHED[:1]))
 def test_nothing_but_training_rollouts_is_cached(checkpoint: Callable[[str], Path], name: str) -> None:
     """Losses and evaluations of a model with a cache equal those of one without, to the bit."""
     cached, plain = (made(name, checkpoint(name), settings) for settings in (TAYLORSEER, None))
@@ -235,7 +237,8 @@ def test_a_compiled_model_is_not_cached(checkpoint: Callable[[str], Path]) -> No
         made("flux", checkpoint("flux"), TAYLORSEER, compile=True)
 
 
-@pytest.mark.parametrize("name", ["flux", pytest.param("flux2-klein", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "flux2-klein"])
 def test_a_plan_counts_cached_steps(checkpoint: Callable[[str], Path], name: str) -> None:
     """Of micro-batches of 3, 3 and 2 samples, with guidance at some steps. Outputs that are kept take memory."""
     registry = Registry()

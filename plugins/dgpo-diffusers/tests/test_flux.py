@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,9 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
-from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
-from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.plugins.registry import Registry
@@ -32,7 +26,7 @@ from dgpo_diffusers.families.flux.options import FluxOptions
 from dgpo_diffusers.families.flux.tiny import make_tiny_flux
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
 from tests.trained import added_weights
 
 DEV, SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
@@ -50,14 +44,9 @@ def schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_flux(tmp_path_factory.mktemp("flux") / "schnell", schnell=True)
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="flux", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, options: dict[str, Any] | None = None, **settings: Any) -> FluxBackbone:
     given = FluxOptions(**({"text_length": 16} if options is None else options))
-    return FluxBackbone(section(checkpoint, **settings), given, device=torch.device("cpu"))
+    return FluxBackbone(section("flux", checkpoint, **settings), given, device=torch.device("cpu"))
 
 
 # -- options and checkpoints -------------------------------------------------------------------------------------------
@@ -109,13 +98,16 @@ def test_possible_sides(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "shift"),
-    [(DEV, (512, 512), 1.878), (DEV, (1024, 1024), 3.158), (DEV, (2048, 1024), 6.317), (SCHNELL, (1024, 1024), 1.0)],
+    [
+        (DEV, (512, 512), 1.878),
+        (DEV, (1024, 1024), 3.158),
+        (DEV, (2048, 1024), 6.317),
+        pytest.param(SCHNELL, (1024, 1024), 1.0, marks=pytest.mark.slow),
+    ],
 )
-def test_times_of_published_models(
-    meta_models: Callable[[str], Any], name: str, size: tuple[int, int], shift: float
-) -> None:
+def test_times_of_published_models(name: str, size: tuple[int, int], shift: float) -> None:
     """mu goes from 0.5 at 256 tokens to 1.15 at 4096 and on; another grid would be another image."""
-    schedule = meta_models(name).schedule(*size, 4)
+    schedule = meta_model("flux", name).schedule(*size, 4)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", None, 1.0)
     assert schedule.shift == pytest.approx(shift, abs=1e-3)
     right, wrong = (sampler_times(4, replace(schedule, grid=grid)) for grid in ("even", "scheduler"))
@@ -151,42 +143,26 @@ def registry() -> Registry:
     return Registry()
 
 
-@pytest.fixture(scope="module")
-def meta_models() -> Callable[[str], Any]:
-    return cache(lambda name: FluxBackbone.meta_model(section(name), FluxOptions()))
-
-
-@pytest.mark.parametrize(("name", "billions"), [(DEV, 11.90), (SCHNELL, 11.89)])
-def test_published_models_have_their_size_and_their_layers_are_adapted(
-    meta_models: Callable[[str], Any], name: str, billions: float
-) -> None:
+@pytest.mark.parametrize(("name", "billions"), [(DEV, 11.90), pytest.param(SCHNELL, 11.89, marks=pytest.mark.slow)])
+def test_published_models_have_their_size_and_their_layers_are_adapted(name: str, billions: float) -> None:
     """Eight projections of 19 double blocks and three of 38 single ones; nothing outside of attention, and not
     `proj_out`, which as an ending is the layer that gives the velocity too."""
-    meta_model = meta_models(name)
-    trained = meta_model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
-    assert count / 1e9 == pytest.approx(billions, abs=0.005)
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("flux", name)
+    assert parameters(model) / 1e9 == pytest.approx(billions, abs=0.005)
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[0] for n in bound) == {
         "transformer_blocks": 19 * 8, "single_transformer_blocks": 38 * 3,
     }  # fmt: skip
     assert {n.split(".")[2] for n in bound} == {"attn"}
-    rows = meta_model.encode([Prompt("a", size=(512, 512))]).tensors
+    rows = model.encode([Prompt("a", size=(512, 512))]).tensors
     assert rows["prompt_embeds"].shape == (1, 512 if name == DEV else 256, 4096)
-    assert meta_model.latent_shape(512, 512) == (16, 64, 64)
+    assert model.latent_shape(512, 512) == (16, 64, 64)
 
 
-def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
+@pytest.mark.slow
+def test_operations_are_those_of_its_layers() -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together."""
-    meta_model = meta_models(DEV)
-    x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
-    conditioning = meta_model.encode([Prompt("a", size=(512, 512))])
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            velocity: Tensor = meta_model.velocity(x, torch.zeros(1, device="meta"), conditioning)
-            return velocity
+    model = meta_model("flux", DEV)
 
     width, image, text, rank = 3072, 1024, 512, 4
     both = image + text
@@ -198,9 +174,7 @@ def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -
     ends = image * 64 * width * 2 + text * 4096 * width + 2 * width**2
     times = 2 * (256 * width + width**2) + 768 * width + width**2
     expected = 19 * (double + attention) + 38 * (single + attention) + ends + times
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    assert counter.get_total_flops() == 2 * expected
+    assert operations(model, (512, 512)) == 2 * expected
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -270,19 +244,15 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     options = FluxOptions.model_validate(config.backbone.options)
     assert (options.embedded_guidance, config.rollout.guidance, config.objective.kl_cfg) == (3.5, 1.0, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
-    schedule = meta_models(DEV).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_model("flux", DEV).schedule(*config.rollout.height_width, config.rollout.steps)
     assert (round(schedule.shift, 3), schedule.grid) == (1.878, "even")
-    sigmas = sampler_times(config.rollout.steps, schedule)
-    t_min, t_max = config.training_range(schedule.shift)
-    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)], "the first 0.7 of the steps"
-    context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
-    SamplerSteps(None).check(context, config.timesteps.count)
+    assert trained_steps(config, schedule) == [i < 7 for i in range(11)], "the first 0.7 of the steps"
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,12 @@ import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3ForCausalLM
 
-from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.config.presets import presets_of
-from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
-from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.types import Prompt
 from dgpo_diffusers.families.flux2_klein.backbone import Flux2KleinBackbone
@@ -34,7 +28,7 @@ from dgpo_diffusers.families.flux2_klein.options import Flux2KleinOptions
 from dgpo_diffusers.families.flux2_klein.tiny import make_tiny_flux2_klein
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
 from tests.trained import added_weights
 
 BASE_4B, DISTILLED_9B = "black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-9B"
@@ -53,23 +47,13 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def meta_models() -> Callable[[str], Any]:
-    return cache(lambda name: Flux2KleinBackbone.meta_model(section(name), Flux2KleinOptions()))
-
-
-@pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry()
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="flux2-klein", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, text_length: int = 40, **settings: Any) -> Flux2KleinBackbone:
     options = Flux2KleinOptions(text_length=text_length)
-    return Flux2KleinBackbone(section(checkpoint, **settings), options, device=torch.device("cpu"))
+    return Flux2KleinBackbone(section("flux2-klein", checkpoint, **settings), options, device=torch.device("cpu"))
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -176,14 +160,14 @@ def test_prompts_are_read_in_the_chat_template_without_thinking(checkpoint: Path
         assert not torch.cat([states[i] for i in (10, 20, 28)], -1).allclose(found, atol=1e-1)
 
 
-def test_distilled_models_have_no_guidance(copy: Path, meta_models: Callable[[str], Any]) -> None:
+def test_distilled_models_have_no_guidance(copy: Path) -> None:
     """Their index says so; another entry would be refused."""
     edit_json(copy / "model_index.json", is_distilled=True)
     assert not build(copy).supports_guidance
     edit_json(copy / "model_index.json", is_distilled="yes")
     with pytest.raises(UserError, match=r"is_distilled is 'yes'; allowed is true or false"):
         build(copy)
-    assert [meta_models(name).supports_guidance for name in (BASE_4B, DISTILLED_9B)] == [True, False]
+    assert [meta_model("flux2-klein", name).supports_guidance for name in (BASE_4B, DISTILLED_9B)] == [True, False]
 
 
 # -- times -------------------------------------------------------------------------------------------------------------
@@ -192,10 +176,8 @@ def test_distilled_models_have_no_guidance(copy: Path, meta_models: Callable[[st
 @pytest.mark.parametrize(
     ("side", "steps", "shift"), [(384, 8, 7.12), (512, 10, 7.30), (1024, 4, 9.89), (1024, 28, 8.60), (1024, 50, 7.56)]
 )
-def test_the_shift_depends_on_tokens_and_steps(
-    meta_models: Callable[[str], Any], side: int, steps: int, shift: float
-) -> None:
-    schedule = meta_models(BASE_4B).schedule(side, side, steps)
+def test_the_shift_depends_on_tokens_and_steps(side: int, steps: int, shift: float) -> None:
+    schedule = meta_model("flux2-klein", BASE_4B).schedule(side, side, steps)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", None, 1.0)
     assert schedule.shift == pytest.approx(shift, abs=5e-3)
 
@@ -220,29 +202,24 @@ def test_bfloat16_weights_round_times(checkpoint: Path, dtype: str, autocast: bo
     ("name", "billions", "double", "single"), [(BASE_4B, 3.876, 5, 20), (DISTILLED_9B, 9.08, 8, 24)]
 )
 def test_published_models_have_their_size_and_their_layers_are_adapted(
-    meta_models: Callable[[str], Any], name: str, billions: float, double: int, single: int
+    name: str, billions: float, double: int, single: int
 ) -> None:
     """Eight projections of each double block, and both of each single one: the usual suffixes bind nothing there."""
-    meta_model = meta_models(name)
-    trained = meta_model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
-    assert count / 1e9 == pytest.approx(billions, abs=0.005)
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("flux2-klein", name)
+    assert parameters(model) / 1e9 == pytest.approx(billions, abs=0.005)
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[0] for n in bound) == {
         "transformer_blocks": double * 8, "single_transformer_blocks": single * 2,
     }  # fmt: skip
     assert Counter(n.partition(".attn.")[2] for n in bound if n.startswith("single")) == {
         "to_qkv_mlp_proj": single, "to_out": single,
     }  # fmt: skip
-    assert meta_model.latent_shape(512, 512) == (128, 32, 32)
+    assert model.latent_shape(512, 512) == (128, 32, 32)
 
 
-def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
+def test_operations_are_those_of_its_layers() -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention over text and image together."""
-    meta_model = meta_models(BASE_4B)
-    x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
-    conditioning = meta_model.encode([Prompt("a", size=(512, 512))])
+    model = meta_model("flux2-klein", BASE_4B)
     width, image, text, rank = 3072, 1024, 512, 4
     both, mlp = image + text, 3 * width
     double = both * (4 * (width**2 + rank * 2 * width) + width * 3 * mlp)
@@ -251,9 +228,7 @@ def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -
     attention = 2 * both**2 * width
     ends = 2 * image * 128 * width + text * 7680 * width + 2 * width**2
     times = 256 * width + width**2 + (6 + 6 + 3) * width**2
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        meta_model.velocity(x, torch.zeros(1, device="meta"), conditioning)
-    assert counter.get_total_flops() == 2 * (5 * (double + attention) + 20 * (single + attention) + ends + times)
+    assert operations(model, (512, 512)) == 2 * (5 * (double + attention) + 20 * (single + attention) + ends + times)
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -306,18 +281,14 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
 # -- the example and the presets ---------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.backbone.checkpoint, config.rollout.guidance, config.evaluation.guidance) == (BASE_4B, 4.0, 4.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 8)
-    schedule = meta_models(BASE_4B).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_model("flux2-klein", BASE_4B).schedule(*config.rollout.height_width, config.rollout.steps)
     assert (round(schedule.shift, 2), schedule.grid) == (7.12, "even")
-    sigmas = sampler_times(config.rollout.steps, schedule)
-    t_min, t_max = config.training_range(schedule.shift)
-    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 6 for i in range(9)], "the first 0.7 of the steps"
-    context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
-    SamplerSteps(None).check(context, config.timesteps.count)
+    assert trained_steps(config, schedule) == [i < 6 for i in range(9)], "the first 0.7 of the steps"
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,10 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_sche
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
-from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.config.presets import presets_of
-from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.plugins.registry import Registry
@@ -35,7 +30,7 @@ from dgpo_diffusers.families.ltx_video.times import linear_quadratic
 from dgpo_diffusers.families.ltx_video.tiny import make_tiny_ltx_video
 from dgpo_kit.drawing import draw, randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
 from tests.trained import added_weights
 
 BASE, LARGE = "Lightricks/LTX-Video", "Lightricks/LTX-Video-0.9.7-dev"
@@ -66,23 +61,13 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def meta_models() -> Callable[..., Any]:
-    return cache(lambda name, frames=161: LTXVideoBackbone.meta_model(section(name), LTXVideoOptions(frames=frames)))
-
-
-@pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry()
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="ltx-video", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, options: dict[str, Any] | None = None, **settings: Any) -> LTXVideoBackbone:
     given = LTXVideoOptions(**(SHORT if options is None else options))
-    return LTXVideoBackbone(section(checkpoint, **settings), given, device=torch.device("cpu"))
+    return LTXVideoBackbone(section("ltx-video", checkpoint, **settings), given, device=torch.device("cpu"))
 
 
 def normal(*shape: int) -> Tensor:
@@ -184,15 +169,14 @@ def test_the_rate_is_an_input(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "frames", "tokens", "shift"), [((512, 704), 161, 7392, 25.3), ((256, 384), 81, 1056, 2.616)]
+    ("size", "frames", "tokens", "shift"),
+    [((512, 704), 161, 7392, 25.3), pytest.param((256, 384), 81, 1056, 2.616, marks=pytest.mark.slow)],
 )
-def test_times_of_the_published_model(
-    meta_models: Callable[..., Any], size: tuple[int, int], frames: int, tokens: int, shift: float
-) -> None:
+def test_times_of_the_published_model(size: tuple[int, int], frames: int, tokens: int, shift: float) -> None:
     """mu goes from 0.95 at 1024 tokens to 2.05 at 4096 and on; frames count."""
-    meta_model = meta_models(BASE, frames)
-    assert meta_model.tokens(*size) == tokens
-    schedule = meta_model.schedule(*size, 24)
+    model = meta_model("ltx-video", BASE, frames=frames)
+    assert model.tokens(*size) == tokens
+    schedule = model.schedule(*size, 24)
     assert (schedule.grid, schedule.terminal, schedule.first) == ("even", 0.1, 1.0)
     assert schedule.shift == pytest.approx(shift, rel=2e-3)
     assert float(sampler_times(24, schedule)[-2]) == pytest.approx(0.1, abs=1e-6)
@@ -282,54 +266,43 @@ def test_comfyuis_names_are_the_original_ones(checkpoint: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "billions", "layers"), [(BASE, 1.92, 28), pytest.param(LARGE, 13.0, 48, marks=pytest.mark.slow)]
 )
-def test_published_models_have_their_size_and_their_layers_are_adapted(
-    meta_models: Callable[..., Any], name: str, billions: float, layers: int
-) -> None:
+def test_published_models_have_their_size_and_their_layers_are_adapted(name: str, billions: float, layers: int) -> None:
     """Four projections of both attentions in every block."""
-    meta_model = meta_models(name)
-    trained = meta_model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
-    assert count / 1e9 == pytest.approx(billions, abs=0.05)
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("ltx-video", name, frames=161)
+    assert parameters(model) / 1e9 == pytest.approx(billions, abs=0.05)
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[2] for n in bound) == {"attn1": layers * 4, "attn2": layers * 4}
-    assert meta_model.latent_shape(512, 704) == (128, 21, 16, 22)
+    assert model.latent_shape(512, 704) == (128, 21, 16, 22)
     later = name == LARGE
-    assert meta_model.conditional is later
+    assert model.conditional is later
     length = 256 if later else 128
-    assert meta_model.encode([Prompt("a", size=(512, 704))]).tensors["prompt_embeds"].shape == (1, length, 4096)
-    schedule = meta_model.schedule(512, 704, 4)
+    assert model.encode([Prompt("a", size=(512, 704))]).tensors["prompt_embeds"].shape == (1, length, 4096)
+    schedule = model.schedule(512, 704, 4)
     assert (schedule.shift == 1, schedule.terminal) == ((True, None) if later else (False, 0.1))
 
 
-def test_operations_are_those_of_its_layers(meta_models: Callable[..., Any]) -> None:
+@pytest.mark.slow
+def test_operations_are_those_of_its_layers() -> None:
     """2 n m l of each product of [l, n] with [n, m], and of both attentions."""
-    meta_model = meta_models(BASE, 81)
-    x = torch.zeros(1, *meta_model.latent_shape(256, 384), device="meta")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        meta_model.velocity(x, torch.zeros(1, device="meta"), meta_model.encode([Prompt("a", size=(256, 384))]))
+    model = meta_model("ltx-video", BASE, frames=81)
     width, n, text, rank = 2048, 1056, 128, 4
     projection = width**2 + rank * 2 * width
     block = n * (4 * projection + 2 * projection + 8 * width**2) + text * 2 * projection
     block += 2 * n**2 * width + 2 * n * text * width
     ends = 2 * n * 128 * width + text * (4096 * width + width**2) + 256 * width + width**2 + 6 * width**2
-    assert counter.get_total_flops() == 2 * (28 * block + ends)
+    assert operations(model, (256, 384)) == 2 * (28 * block + ends)
 
 
 # -- the example and the presets ---------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_its_settings(meta_models: Callable[..., Any], registry: Registry) -> None:
+def test_the_example_holds_its_settings(registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     options = LTXVideoOptions.model_validate(config.backbone.options)
     assert (config.backbone.checkpoint, options.frames, options.fps) == (BASE, 81, 25.0)
     assert (config.rollout.guidance, config.rollout.group_size, config.optimizer.learning_rate) == (4.0, 8, 3e-4)
-    schedule = meta_models(BASE, 81).schedule(*config.rollout.height_width, config.rollout.steps)
-    sigmas = sampler_times(config.rollout.steps, schedule)
-    t_min, t_max = config.training_range(schedule.shift)
-    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 15 for i in range(25)]
-    context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
-    SamplerSteps(None).check(context, config.timesteps.count)
+    schedule = meta_model("ltx-video", BASE, frames=81).schedule(*config.rollout.height_width, config.rollout.steps)
+    assert trained_steps(config, schedule) == [i < 15 for i in range(25)]
 
 
 @pytest.mark.slow

@@ -14,14 +14,10 @@ import pytest
 import torch
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
-from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.config.presets import presets_of
-from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.plugins.registry import Registry
@@ -32,7 +28,7 @@ from dgpo_diffusers.families.lumina2.options import SYSTEM_PROMPT, Lumina2Option
 from dgpo_diffusers.families.lumina2.tiny import make_tiny_lumina2
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
 from tests.trained import added_weights
 
 LUMINA = "Alpha-VLLM/Lumina-Image-2.0"
@@ -51,23 +47,13 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def meta_model() -> Any:
-    return Lumina2Backbone.meta_model(section(LUMINA), Lumina2Options())
-
-
-@pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry()
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="lumina2", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, options: dict[str, Any] | None = None, **settings: Any) -> Lumina2Backbone:
     given = Lumina2Options(**{"text_length": 48, "system_prompt": "draw", **(options or {})})
-    return Lumina2Backbone(section(checkpoint, **settings), given, device=torch.device("cpu"))
+    return Lumina2Backbone(section("lumina2", checkpoint, **settings), given, device=torch.device("cpu"))
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -136,8 +122,8 @@ def test_guided_rows_of_latents_have_the_norm_of_conditional_ones(checkpoint: Pa
 
 
 @pytest.mark.parametrize("size", [(512, 512), (1024, 768)])
-def test_the_shift_is_static(meta_model: Any, size: tuple[int, int]) -> None:
-    schedule = meta_model.schedule(*size, 4)
+def test_the_shift_is_static(size: tuple[int, int]) -> None:
+    schedule = meta_model("lumina2", LUMINA).schedule(*size, 4)
     assert (schedule.shift, schedule.grid, schedule.terminal, schedule.first) == (6.0, "even", None, 1.0)
     assert_close(sampler_times(3, schedule), torch.tensor([1, 12 / 13, 0.75, 0], dtype=torch.float64))
 
@@ -183,35 +169,32 @@ def test_the_pipelines_former_name_is_accepted(copy: Path) -> None:
     assert build(copy).latent_shape(32, 48) == (4, 4, 6)
 
 
-def test_possible_sides(checkpoint: Path, meta_model: Any) -> None:
+def test_possible_sides(checkpoint: Path) -> None:
     """16 pixels a position; the tiny model has 32 rows and 64 columns of them."""
     with pytest.raises(
         UserError, match="heights must be multiples of 16 from 16 to 512, widths multiples of 16 from 16"
     ):
         build(checkpoint).latent_shape(528, 1024)
-    assert meta_model.latent_shape(1024, 512) == (16, 128, 64)
+    assert meta_model("lumina2", LUMINA).latent_shape(1024, 512) == (16, 128, 64)
 
 
 # -- the model without its weights -------------------------------------------------------------------------------------
 
 
-def test_the_published_model_has_its_size_and_its_layers_are_adapted(meta_model: Any) -> None:
+def test_the_published_model_has_its_size_and_its_layers_are_adapted() -> None:
     """Four projections of 26 blocks and of two refiners of each, texts and images."""
-    trained = meta_model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
-    assert count / 1e9 == pytest.approx(2.61, abs=0.005)
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("lumina2", LUMINA)
+    assert parameters(model) / 1e9 == pytest.approx(2.61, abs=0.005)
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[0] for n in bound) == {"layers": 104, "noise_refiner": 8, "context_refiner": 8}
     assert {n.split(".", 2)[2] for n in bound} == {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"}
-    rows = meta_model.encode([Prompt("a", size=(512, 512))]).tensors
+    rows = model.encode([Prompt("a", size=(512, 512))]).tensors
     assert rows["prompt_embeds"].shape == (1, 256, 2304)
 
 
-def test_operations_are_those_of_its_layers(meta_model: Any) -> None:
+@pytest.mark.slow
+def test_operations_are_those_of_its_layers() -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention; a third of the heads have keys and values."""
-    x = torch.zeros(1, *meta_model.latent_shape(512, 512), device="meta")
-    conditioning = meta_model.encode([Prompt("a", size=(512, 512))])
     width, hidden, image, text, rank, time = 2304, 9216, 1024, 256, 4, 1024
     both, kv = image + text, 768
     projections = 2 * width**2 + 2 * width * kv + rank * (2 * 2 * width + 2 * (width + kv))
@@ -223,9 +206,7 @@ def test_operations_are_those_of_its_layers(meta_model: Any) -> None:
     expected = 26 * block(both) + 2 * block(image) + 2 * block(text, modulated=False)
     expected += image * 64 * width + text * 2304 * width + 256 * time + time**2
     expected += time * width + both * width * 64  # texts are cut off after the last projection
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        meta_model.velocity(x, torch.zeros(1, device="meta"), conditioning)
-    assert counter.get_total_flops() == 2 * expected
+    assert operations(meta_model("lumina2", LUMINA), (512, 512)) == 2 * expected
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -277,16 +258,12 @@ def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_pat
 # -- the example and the presets ---------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_models_settings(meta_model: Any, registry: Registry) -> None:
+def test_the_example_holds_the_models_settings(registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     options = Lumina2Options.model_validate(config.backbone.options)
     assert (options.renormalize, options.system_prompt, config.rollout.guidance) == (True, SYSTEM_PROMPT, 4.0)
-    schedule = meta_model.schedule(*config.rollout.height_width, config.rollout.steps)
-    sigmas = sampler_times(config.rollout.steps, schedule)
-    t_min, t_max = config.training_range(schedule.shift)
-    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)]
-    context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
-    SamplerSteps(None).check(context, config.timesteps.count)
+    schedule = meta_model("lumina2", LUMINA).schedule(*config.rollout.height_width, config.rollout.steps)
+    assert trained_steps(config, schedule) == [i < 7 for i in range(11)]
 
 
 @pytest.mark.slow

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
@@ -28,7 +23,7 @@ from dgpo_diffusers.families.sana.backbone import SanaBackbone
 from dgpo_diffusers.families.sana.tiny import make_tiny_sana
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section
 
 LARGE, SMALL = (
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
@@ -52,13 +47,8 @@ def pipeline(checkpoint: Path) -> Any:
     return found
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="sana", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, **settings: Any) -> SanaBackbone:
-    return SanaBackbone(section(checkpoint, **settings), DiffusersOptions(), device=torch.device("cpu"))
+    return SanaBackbone(section("sana", checkpoint, **settings), DiffusersOptions(), device=torch.device("cpu"))
 
 
 # -- traps -------------------------------------------------------------------------------------------------------------
@@ -153,20 +143,14 @@ def registry() -> Registry:
     return Registry()
 
 
-@pytest.fixture(scope="module")
-def meta_models() -> Callable[[str], Any]:
-    return cache(lambda name: SanaBackbone.meta_model(section(name), DiffusersOptions()))
-
-
-@pytest.mark.parametrize(("name", "billions", "blocks"), [(LARGE, 1.60, 20), (SMALL, 0.59, 28)])
-def test_published_models(meta_models: Callable[[str], Any], name: str, billions: float, blocks: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "billions", "blocks"), [(LARGE, 1.60, 20), pytest.param(SMALL, 0.59, 28, marks=pytest.mark.slow)]
+)
+def test_published_models(name: str, billions: float, blocks: int) -> None:
     """Their size, the adapted layers (four projections of two attentions in every block), sides and times."""
-    model = meta_models(name)
-    trained = model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in model.module.parameters() if id(p) not in adapted)
-    assert count / 1e9 == pytest.approx(billions, abs=0.005)
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("sana", name)
+    assert parameters(model) / 1e9 == pytest.approx(billions, abs=0.005)
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[2] for n in bound) == {"attn1": 4 * blocks, "attn2": 4 * blocks}
     assert model.latent_shape(1024, 768) == (32, 32, 24)
     with pytest.raises(UserError, match="multiples of 32 from 32 to 16384; the nearest is 1024x1024"):
@@ -178,12 +162,11 @@ def test_published_models(meta_models: Callable[[str], Any], name: str, billions
     assert_close(sampler_times(4, schedule).float(), euler.sigmas, atol=1e-6, rtol=0)
 
 
-def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
+@pytest.mark.slow
+def test_operations_are_those_of_its_layers() -> None:
     """2 n m l of each product of [l, n] with [n, m]; linear attention over the image, the usual one over the text, and
     MLPs of convolutions."""
-    model = meta_models(LARGE)
-    x = torch.zeros(1, *model.latent_shape(1024, 1024), device="meta")
-    conditioning = model.encode([Prompt("a", size=(1024, 1024))])
+    model = meta_model("sana", LARGE)
     width, image, text, rank, hidden, head = 2240, 1024, 300, 4, 5600, 32
     lora = rank * 2 * width
     linear = 70 * 2 * (head + 1) * head * image
@@ -192,21 +175,18 @@ def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -
     mlp = image * (width * 2 * hidden + 9 * 2 * hidden + hidden * width)
     ends = image * 32 * width * 2 + text * (2304 + width) * width
     times = 256 * width + width**2 + width * 6 * width
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        velocity: Tensor = model.velocity(x, torch.zeros(1, device="meta"), conditioning)
-    assert velocity.shape == x.shape
-    assert counter.get_total_flops() == 2 * (20 * (own + cross + mlp) + ends + times)
+    assert operations(model, (1024, 1024)) == 2 * (20 * (own + cross + mlp) + ends + times)
 
 
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example(meta_models: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example(registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.rollout.guidance, config.evaluation.guidance, config.objective.kl_cfg) == (4.5, 4.5, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha) == (64, 128)
     sampler: Any = registry.create("sampler", config.rollout.sampler)
-    schedule = meta_models(LARGE).schedule(*config.rollout.height_width, config.rollout.steps)
+    schedule = meta_model("sana", LARGE).schedule(*config.rollout.height_width, config.rollout.steps)
     sigmas = sampler.sigmas(config.rollout.steps, schedule)
     t_min, t_max = config.training_range(schedule.shift)
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)], "the first 0.7 of the steps"

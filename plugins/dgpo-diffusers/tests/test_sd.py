@@ -7,7 +7,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
 from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.config.pipeline import load_run_config
@@ -34,7 +31,7 @@ from dgpo_diffusers.parameterization import EpsilonPrediction, VPrediction
 from dgpo_diffusers.unet import NAMES
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section
 from tests.trained import added_weights, changed_weights
 
 FIRST, SECOND = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1"
@@ -55,11 +52,6 @@ def backbone(checkpoint: Path) -> SDBackbone:
     return build(checkpoint)
 
 
-@pytest.fixture(scope="module")
-def meta_models() -> Callable[[str], Any]:
-    return cache(lambda name: SDBackbone.meta_model(section(name), DiffusersOptions()))
-
-
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
     """The tiny checkpoint with other settings: file to what changes in it."""
@@ -77,13 +69,8 @@ def copy(checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
     return changed
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="sd", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, **settings: Any) -> SDBackbone:
-    return SDBackbone(section(checkpoint, **settings), DiffusersOptions(), device=torch.device("cpu"))
+    return SDBackbone(section("sd", checkpoint, **settings), DiffusersOptions(), device=torch.device("cpu"))
 
 
 def normal(*shape: int) -> Tensor:
@@ -222,6 +209,7 @@ def test_unets_that_are_refused(unet: dict[str, Any], says: str, tmp_path: Path)
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_place_in_each_format(checkpoint: Path, tmp_path: Path) -> None:
     """kohya's files of this generation have diffusers' names, and diffusers reads them; ComfyUI the original ones."""
     unet = StableDiffusionPipeline.from_pretrained(checkpoint).unet
@@ -257,29 +245,22 @@ def test_every_layer_has_a_place_in_each_format(checkpoint: Path, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "millions", "width"), [(FIRST, 859.52, 768), (SECOND, 865.91, 1024)])
-def test_published_models_have_their_size_and_their_layers_are_adapted(
-    meta_models: Callable[[str], Any], name: str, millions: float, width: int
-) -> None:
+def test_published_models_have_their_size_and_their_layers_are_adapted(name: str, millions: float, width: int) -> None:
     """Four projections of both attentions in 16 transformer blocks, and in as many of the published models."""
-    meta_model = meta_models(name)
-    trained = meta_model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    count = sum(p.numel() for p in meta_model.module.parameters() if id(p) not in adapted)
-    assert count / 1e6 == pytest.approx(millions, abs=0.01)
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("sd", name)
+    assert parameters(model) / 1e6 == pytest.approx(millions, abs=0.01)
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[-2 - n.endswith(".0")] for n in bound) == {"attn1": 16 * 4, "attn2": 16 * 4}
-    assert meta_model.latent_shape(512, 768) == (4, 64, 96)
-    assert meta_model.encode([Prompt("a", size=(512, 512))]).tensors["prompt_embeds"].shape == (1, 77, width)
-    assert meta_model.sigma_range == pytest.approx((0.02834, 0.93596), abs=1e-5)
-    assert isinstance(meta_model.prediction, VPrediction) is (name == SECOND)
+    assert model.latent_shape(512, 768) == (4, 64, 96)
+    assert model.encode([Prompt("a", size=(512, 512))]).tensors["prompt_embeds"].shape == (1, 77, width)
+    assert model.sigma_range == pytest.approx((0.02834, 0.93596), abs=1e-5)
+    assert isinstance(model.prediction, VPrediction) is (name == SECOND)
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_its_layers(backbone: SDBackbone) -> None:
     """2 n m l of each product of [l, n] with [n, m], counted by hand for the tiny UNet."""
-    meta_model = SDBackbone.meta_model(backbone.section, DiffusersOptions())
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        x, sigma = torch.zeros(1, *meta_model.latent_shape(64, 64), device="meta"), torch.full((1,), 0.5, device="meta")
-        meta_model.velocity(x, sigma, meta_model.encode([Prompt("a", size=(64, 64))]))
+    model = SDBackbone.meta_model(backbone.section, DiffusersOptions())
     rank, text = 4, 16
 
     def resnet(n: int, given: int, width: int) -> int:
@@ -299,7 +280,7 @@ def test_operations_are_those_of_its_layers(backbone: SDBackbone) -> None:
     up = sum(resnet(coarse, 16 + skip, 16) for skip in (16, 16, 8)) + fine * 9 * 16**2
     up += sum(resnet(fine, given + 8, 8) for given in (16, 8, 8)) + 3 * transformer(fine, 8)
     ends = 2 * fine * 9 * 4 * 8 + 8 * 32 + 32 * 32
-    assert counter.get_total_flops() == 2 * (down + middle + up + ends)
+    assert operations(model, (64, 64)) == 2 * (down + middle + up + ends)
 
 
 # -- the example and the presets ---------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from dgpo_diffusers.unet import NAMES
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection, RunConfig
+from tests.families.proof import among
 from tests.trained import added_weights, changed_weights
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -148,7 +149,7 @@ def by_pipeline(pipeline: Any, noise: Tensor, size: tuple[int, int] = SIZE, outp
 # -- noise levels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", among(SCHEDULERS, quick=["trailing", "v, ddim", "v, zero terminal SNR"]))
 def test_latents_of_other_schedulers_are_the_pipelines(name: str, copy: Copy, pipeline: Callable[[], Any]) -> None:
     """As a run draws them, with the model's own times and start."""
     directory, judge, scheduler = copy(), pipeline(), SCHEDULERS[name]
@@ -162,7 +163,7 @@ def test_latents_of_other_schedulers_are_the_pipelines(name: str, copy: Copy, pi
     assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
 
 
-@pytest.mark.parametrize("steps", [1, 4, 30, 1000])
+@pytest.mark.parametrize("steps", among([1, 4, 30, 1000], quick=[4]))
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_times_and_start_are_those_of_the_checkpoints_scheduler(spacing: str, steps: int, copy: Copy) -> None:
     """Not 1, where a noise prediction means nothing, and not the noise as it is."""
@@ -386,7 +387,7 @@ def test_the_default_targets_are_both_attentions(backbone: SDXLBackbone) -> None
     assert {name.split(".")[-2 - name.endswith(".0")] for name in wanted} == {"attn1", "attn2"}
 
 
-@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+@pytest.mark.parametrize("format", among(["diffusers", "kohya"], quick=["diffusers"]))
 def test_the_pipeline_adds_what_was_trained(
     format: str, everywhere: SDXLBackbone, checkpoint: Path, tmp_path: Path
 ) -> None:

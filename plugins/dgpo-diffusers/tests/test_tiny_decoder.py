@@ -21,6 +21,7 @@ from dgpo_diffusers.families.flux.tiny import make_tiny_flux
 from dgpo_diffusers.tiny_decoder import TinyDecoder, _of_file
 from dgpo_kit.contracts import check_backbone
 from dgpo_schemas.sections.backbone import BackboneSection
+from tests.families.proof import among
 
 SIZES = {
     "encoder_block_out_channels": (8, 8, 8), "num_encoder_blocks": (1, 1, 1),
@@ -72,7 +73,7 @@ def images(tiny: Any, x0: Tensor) -> Tensor:
     return (pixels / 2 + 0.5).clamp(0, 1)
 
 
-@pytest.mark.parametrize("prefix", ["directory", "", "decoder."])
+@pytest.mark.parametrize("prefix", among(["directory", "", "decoder."], quick=["directory"]))
 def test_rollouts_are_decoded_as_by_diffusers(
     checkpoint: Path, directory: Path, tiny: Any, prefix: str, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_files_of_another_kind_are_refused(checkpoint: Path, tiny: Any, tmp_path
     refused("is not a local directory, and as a Hub repository", "nobody/no-such-decoder")
 
 
+@pytest.mark.slow
 def test_photographs_survive_the_real_weights(test_data: Path) -> None:
     """The project's encoder, read by diffusers, gives latents; 25 dB are what the decoder's author shows."""
     encoder = AutoencoderTiny(latent_channels=16).eval()

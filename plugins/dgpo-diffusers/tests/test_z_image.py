@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,10 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
-from torch.utils.flop_counter import FlopCounterMode
 
-from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.config.presets import presets_of
-from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
 from dgpo_core.plugins.registry import Registry
@@ -31,7 +25,7 @@ from dgpo_diffusers.families.z_image.names import COMFYUI, kohya_pairs
 from dgpo_diffusers.families.z_image.options import ZImageOptions
 from dgpo_diffusers.families.z_image.tiny import make_tiny_z_image
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.run import BackboneSection
+from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
 
 BASE, TURBO = "Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"
 SIZE = (32, 48)
@@ -45,13 +39,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_z_image(tmp_path_factory.mktemp("z-image") / "tiny")
 
 
-def section(checkpoint: Path | str, **settings: Any) -> BackboneSection:
-    settings.setdefault("lora", {"rank": 4, "alpha": 12})
-    return BackboneSection(use="z-image", checkpoint=str(checkpoint), **settings)
-
-
 def build(checkpoint: Path, options: dict[str, Any] | None = None, **settings: Any) -> ZImageBackbone:
-    return ZImageBackbone(section(checkpoint, **settings), ZImageOptions(**(options or {})), device=torch.device("cpu"))
+    return ZImageBackbone(
+        section("z-image", checkpoint, **settings), ZImageOptions(**(options or {})), device=torch.device("cpu")
+    )
 
 
 def noise(backbone: ZImageBackbone, batch: int) -> Tensor:
@@ -145,19 +136,14 @@ def registry() -> Registry:
     return Registry()
 
 
-@pytest.fixture(scope="module")
-def meta_models() -> Callable[[str], Any]:
-    return cache(lambda name: ZImageBackbone.meta_model(section(name), ZImageOptions()))
-
-
-@pytest.mark.parametrize(("name", "shift", "guided"), [(BASE, 6.0, True), (TURBO, 3.0, False)])
-def test_published_models(meta_models: Callable[[str], Any], name: str, shift: float, guided: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "shift", "guided"), [(BASE, 6.0, True), pytest.param(TURBO, 3.0, False, marks=pytest.mark.slow)]
+)
+def test_published_models(name: str, shift: float, guided: bool) -> None:
     """Their size, the adapted layers (four projections of 30 blocks, and of two each for image and text), and times."""
-    model = meta_models(name)
-    trained = model.trainable()
-    adapted = {id(parameter) for parameter in trained.values()}
-    assert sum(p.numel() for p in model.module.parameters() if id(p) not in adapted) == 6_154_908_736
-    bound = {n.split(".lora_")[0] for n in trained}
+    model = meta_model("z-image", name)
+    assert parameters(model) == 6_154_908_736
+    bound = adapted_layers(model)
     assert Counter(n.split(".")[0] for n in bound) == {"layers": 120, "noise_refiner": 8, "context_refiner": 8}
     assert {n.split(".")[2] for n in bound} == {"attention"}
     assert model.latent_shape(512, 768) == (16, 64, 96)
@@ -168,11 +154,10 @@ def test_published_models(meta_models: Callable[[str], Any], name: str, shift: f
     assert (right - wrong).abs().max() > 0.05
 
 
-def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -> None:
+@pytest.mark.slow
+def test_operations_are_those_of_its_layers() -> None:
     """2 n m l of each product of [l, n] with [n, m], and of attention; the last layer runs over the text too."""
-    model = meta_models(BASE)
-    x = torch.zeros(1, *model.latent_shape(512, 512), device="meta")
-    conditioning = model.encode([Prompt("a", size=(512, 512))])
+    model = meta_model("z-image", BASE)
     width, hidden, image, text, rank, embedded = 3840, 10240, 1024, 512, 4, 256
 
     def block(tokens: int, *, modulated: bool = True) -> int:
@@ -181,9 +166,7 @@ def test_operations_are_those_of_its_layers(meta_models: Callable[[str], Any]) -
 
     blocks = 30 * block(image + text) + 2 * block(image) + 2 * block(text, modulated=False)
     ends = image * 64 * width + text * 2560 * width + (image + text) * 64 * width + embedded * width
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.velocity(x, torch.zeros(1, device="meta"), conditioning)
-    assert counter.get_total_flops() == 2 * (blocks + ends + 2 * embedded * 1024)
+    assert operations(model, (512, 512)) == 2 * (blocks + ends + 2 * embedded * 1024)
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -229,17 +212,13 @@ def test_kohyas_names_are_those_that_diffusers_reads(pairs: dict[str, tuple[Tens
 # -- the example -------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_holds_the_published_settings(meta_models: Callable[[str], Any], registry: Registry) -> None:
+def test_the_example_holds_the_published_settings(registry: Registry) -> None:
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.rollout.guidance, config.evaluation.guidance, config.objective.kl_cfg) == (5.0, 5.0, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
     assert (config.rollout.group_size, config.rollout.groups, config.rollout.steps) == (16, 48, 10)
-    schedule = meta_models(BASE).schedule(*config.rollout.height_width, config.rollout.steps)
-    sigmas = sampler_times(config.rollout.steps, schedule)
-    t_min, t_max = config.training_range(schedule.shift)
-    assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 5 for i in range(11)], "the first half of the steps"
-    context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
-    SamplerSteps(None).check(context, config.timesteps.count)
+    schedule = meta_model("z-image", BASE).schedule(*config.rollout.height_width, config.rollout.steps)
+    assert trained_steps(config, schedule) == [i < 5 for i in range(11)], "the first half of the steps"
 
 
 @pytest.mark.slow

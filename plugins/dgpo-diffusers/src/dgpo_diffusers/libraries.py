@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -33,17 +34,30 @@ def quiet() -> Iterator[None]:
     level = kernels.level
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in LIBRARIES]
     try:
-        kernels.setLevel(logging.ERROR)
+        _set_level(kernels, logging.ERROR)
         for library in LIBRARIES:
-            library.set_verbosity_error()
+            _set_verbosity(library, logging.ERROR)
             library.disable_progress_bar()
         yield
     finally:
-        kernels.setLevel(level)
+        _set_level(kernels, level)
         for library, verbosity, bars in before:
-            library.set_verbosity(verbosity)
+            _set_verbosity(library, verbosity)
             if bars:
                 library.enable_progress_bar()
+
+
+# A level that is set, even to what it is, empties the caches of all loggers, which is most of the cost of `quiet`.
+
+
+def _set_level(logger: logging.Logger, level: int) -> None:
+    if logger.level != level:
+        logger.setLevel(level)
+
+
+def _set_verbosity(library: Any, verbosity: int) -> None:
+    if library.get_verbosity() != verbosity:
+        library.set_verbosity(verbosity)
 
 
 def truncated_prompts(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) -> tuple[Sequence[int], int]:
@@ -60,6 +74,7 @@ def truncated_prompts(texts: Sequence[str], readers: Sequence[tuple[Any, int]]) 
     return (left, max(limit for _, limit in readers)) if readers else ((), 0)
 
 
+@cache
 def library_class(name: str) -> Any:
     """Return a class of diffusers or transformers by name."""
     with quiet():

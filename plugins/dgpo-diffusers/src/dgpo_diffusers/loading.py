@@ -11,6 +11,7 @@ import torch
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.checkpoints import empty_model, load_model, load_pipeline, open_checkpoint
+from dgpo_diffusers.libraries import quiet
 from dgpo_diffusers.quantization import QuantizedLoading
 from dgpo_schemas.problems import is_number, show
 
@@ -54,10 +55,11 @@ def load(family: Family, *, without: Collection[str] = ()) -> tuple[Any, Deferre
     later = layout.encoders if section.cache is not None else ()
     deferred = {name: partial(loaded, name) for name in later if name in dtypes}
     empty = {*deferred, *without}
-    models = {
-        name: empty_model(opened, name, dtype) if name in empty else loaded(name) for name, dtype in dtypes.items()
-    }
-    pipeline = load_pipeline(opened, models, **family.settings(opened.index))
+    with quiet():
+        models = {
+            name: empty_model(opened, name, dtype) if name in empty else loaded(name) for name, dtype in dtypes.items()
+        }
+        pipeline = load_pipeline(opened, models, **family.settings(opened.index))
     clips = [name for name in layout.encoders if name in models and layout.models[name].startswith("CLIPText")]
     _check_numbers(opened.directory, pipeline, layout, clips)
     if clips:

@@ -282,11 +282,11 @@ def decode(s: Subject) -> None:
 
 def reproducible(s: Subject) -> None:
     """Backbones built with the same arguments have the same parameter names, weights and encoder identity."""
-    first, again = s.make(), s.make()
-    same = list(again.trainable()) == list(first.trainable())
-    that(same, "the names of trained parameters must be the same in every instance")
-    for name, parameter in again.trainable().items():
-        equal(parameter, first.trainable()[name], f"{name} must have the same initial value in every instance")
+    first, again = s.backbone, s.make()
+    wanted, found = first.trainable(), again.trainable()
+    that(list(found) == list(wanted), "the names of trained parameters must be the same in every instance")
+    for name, parameter in found.items():
+        equal(parameter, wanted[name], f"{name} must have the same initial value in every instance")
     identity = first.encoder_identity()
     valid = identity is None or (isinstance(identity, str) and identity)
     that(valid, f"`encoder_identity` must return None or a text, got {identity!r}")
@@ -318,5 +318,6 @@ def random_state(s: Subject) -> None:
     """Loading and computing do not use a global random generator."""
     with global_state_left_alone("a backbone"):
         s.make()
+        s.backbone.encode(s.prompts)
         s.velocity()
         s.backbone.decode(normal(1, *s.backbone.latent_shape(*s.size)))

@@ -6,6 +6,7 @@ import contextlib
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,12 +33,17 @@ class Subject:
     def prompts(self) -> list[Prompt]:
         return [replace(self.backbone.example(self.size), text=text) for text in self.texts]
 
+    @cached_property
+    def conditioning(self) -> Conditioning:
+        """The rows of the prompts, encoded once, as in a run."""
+        return self.backbone.encode(self.prompts)
+
     def arguments(self) -> tuple[Tensor, Tensor, Conditioning]:
         """Return the arguments of `velocity`: one row per text, sigma descending over `sigma_range`."""
         count = len(self.texts)
         x_sigma = normal(count, *self.backbone.latent_shape(*self.size))
         low, high = self.backbone.sigma_range
-        return x_sigma, torch.linspace(high, low, count), self.backbone.encode(self.prompts)
+        return x_sigma, torch.linspace(high, low, count), self.conditioning
 
     @torch.no_grad()
     def velocity(self) -> Tensor:
