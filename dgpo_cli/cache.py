@@ -132,7 +132,7 @@ def clear(
     chosen = found
     if encoders:
         for name in encoders:
-            if not any(one.path.name.startswith(name) for one in found):
+            if not name or not any(one.path.name.startswith(name) for one in found):
                 known = ", ".join(one.path.name[:12] for one in found) or "none"
                 raise UserError(f"{place}: there are no embeddings of an encoder {name!r} (known: {known})")
         chosen = [one for one in found if one.path.name.startswith(tuple(encoders))]

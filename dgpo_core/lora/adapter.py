@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dgpo_core.contracts import Adapter
 from dgpo_core.errors import UserError
-from dgpo_core.lora.files import AdapterFile, Pair, Update, named, open_adapter, peft_updates
+from dgpo_core.lora.files import INIT, AdapterFile, Pair, Update, named, open_adapter, peft_updates
 from dgpo_core.lora.starting import check_updates
 from dgpo_core.lora.targets import select_targets
 from dgpo_schemas.text import error_text
@@ -120,6 +120,11 @@ class LoraAdapter(Adapter):
             rank = len(update.down)
             layer.lora_A[ADAPTER].weight[:rank] = update.down.to(layer.lora_A[ADAPTER].weight.device)
             up = update.up * (update.scale / layer.scaling[ADAPTER])
+            if not bool(up.isfinite().all()):
+                raise UserError(
+                    f"{INIT}: {file.path}: the scale of layer {name}, {update.scale:g}, makes an update that is not "
+                    "finite"
+                )
             layer.lora_B[ADAPTER].weight[:, :rank] = up.to(layer.lora_B[ADAPTER].weight.device)
             if self._dora:  # by default those of the adapted weight, which make a LoRA of it
                 norms = self._sum(layer).norm(dim=1) if update.magnitude is None else update.magnitude

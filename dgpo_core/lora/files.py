@@ -23,7 +23,7 @@ from dgpo_core.weights import read_json
 from dgpo_schemas.text import clean
 
 __all__ = [
-    "INIT", "AdapterFile", "Pair", "Pairs", "Update", "assemble", "metadata_config", "named",
+    "INIT", "TWICE", "AdapterFile", "Pair", "Pairs", "Update", "assemble", "metadata_config", "named",
     "open_adapter", "peft_updates",
 ]  # fmt: skip
 
@@ -42,7 +42,12 @@ ENDINGS = {
     ".alpha": "alpha",
 }
 """Suffixes of tensor names to what the tensor is."""
+SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initializations of peft, or their beginnings, that subtract the initial update from the base weights."""
+PEFT_ALPHA = 8.0
+"""peft's default for `lora_alpha`."""
 SHOWN = 5
+TWICE = "a layer that it has by another name too; allowed is one adapter per file"
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 """A [rank, inputs] and B [outputs, rank] of one layer."""
@@ -146,9 +151,12 @@ def peft_updates(file: AdapterFile) -> dict[str, Update]:
     if file.config.get("peft_type", "LORA") != "LORA":
         kind = clean(str(file.config["peft_type"]), 50)
         raise UserError(f"{INIT}: {file.path} is an adapter of type {kind}; allowed is LORA")
-    tensors = {
-        name.removeprefix(PREFIX).replace(".default.weight", ".weight"): tensor for name, tensor in file.tensors.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in file.tensors.items():
+        key = name.removeprefix(PREFIX).replace(".default.weight", ".weight")
+        if key in tensors:
+            raise file.unreadable(name, TWICE)
+        tensors[key] = tensor
     return assemble(file, tensors, file.config)
 
 
@@ -161,6 +169,8 @@ def assemble(
     is alpha / rank of a layer's own alpha, or 1. Raises UserError for tensors that belong to no low-rank matrix, and
     for incomplete layers.
     """
+    if config is not None:
+        _check_config(file, config)
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         ending = next((ending for ending in ENDINGS if name.endswith(ending)), None)
@@ -168,34 +178,56 @@ def assemble(
             raise file.unreadable(
                 name, "which is not read; allowed are low-rank matrices of linear layers (LoRA, DoRA)"
             )
-        layers.setdefault(name.removesuffix(ending), {})[ENDINGS[ending]] = tensor
+        parts = layers.setdefault(name.removesuffix(ending), {})
+        if ENDINGS[ending] in parts:
+            raise file.unreadable(name, TWICE)
+        parts[ENDINGS[ending]] = tensor
     found = {}
     for layer, parts in layers.items():
         down, up = parts.get("down"), parts.get("up")
         if down is None or up is None:
-            raise file.unreadable(f"{layer}.{next(iter(parts))}", "but not both low-rank matrices of this layer")
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+            ending = next(ending for ending, part in ENDINGS.items() if part in parts)
+            raise file.unreadable(f"{layer}{ending}", "but not both low-rank matrices of this layer")
+        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or len(down) == 0:
             shapes = f"matrices of shapes {list(down.shape)} and {list(up.shape)}"
-            raise file.unreadable(layer, f"{shapes}; allowed are [rank, inputs] and [outputs, rank]")
-        alpha = parts.get("alpha")
-        scale = _scale(layer.removeprefix(prefix), len(down), None if alpha is None else float(alpha), config)
-        magnitude = parts.get("magnitude")
+            raise file.unreadable(layer, f"{shapes}; allowed are [rank, inputs] and [outputs, rank], of rank 1 or more")
+        alpha, magnitude = parts.get("alpha"), parts.get("magnitude")
+        if alpha is not None and alpha.numel() != 1:
+            raise file.unreadable(f"{layer}.alpha", f"of shape {list(alpha.shape)}; allowed is one number")
+        if magnitude is None and config is not None and config.get("use_dora"):
+            raise file.unreadable(layer, "without the magnitudes that its configuration has (use_dora: true)")
+        scale = _scale(file, layer.removeprefix(prefix), len(down), None if alpha is None else float(alpha), config)
         found[layer] = Update(
             down.float(), up.float(), scale, None if magnitude is None else magnitude.float().squeeze(-1)
         )
     return found
 
 
-def _scale(layer: str, rank: int, alpha: float | None, config: Mapping[str, Any] | None) -> float:
+def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
+    """Raise UserError for a configuration of peft from which the update does not follow."""
+    initial = config.get("init_lora_weights")
+    if isinstance(initial, str) and initial.lower().startswith(SUBTRACTED):
+        raise UserError(
+            f"{INIT}: {file.path} was initialized with {clean(initial, 50)}, which also changes the base weights; "
+            "convert it to a LoRA with peft's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`"
+        )
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(key) or False, bool):
+            raise UserError(f"{INIT}: {file.path}: {key} of its configuration is not true or false")
+
+
+def _scale(file: AdapterFile, layer: str, rank: int, alpha: float | None, config: Mapping[str, Any] | None) -> float:
     """Return the scale of a layer's update, as peft computes it from its configuration."""
     if config is None:
         return 1.0 if alpha is None else alpha / rank
     try:
-        patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
+        patterns: dict[str, Any] = dict(config.get("alpha_pattern") or {})
         matching = [key for key in patterns if re.match(rf"(.*\.)?({key})$", layer)]
-        alpha = float(patterns[matching[0]] if matching else config.get("lora_alpha", rank))
-    except (TypeError, ValueError, AttributeError, re.error) as error:
-        raise UserError(f"{INIT}: the adapter's configuration has no valid alpha: {clean(str(error), 200)}") from error
+        alpha = float(patterns[matching[0]] if matching else config.get("lora_alpha", PEFT_ALPHA))
+    except (TypeError, ValueError, OverflowError, re.error) as error:
+        raise UserError(
+            f"{INIT}: {file.path}: the adapter's configuration has no valid alpha: {clean(str(error), 200)}"
+        ) from error
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
@@ -204,9 +236,10 @@ def metadata_config(file: AdapterFile, key: str, prefix: str) -> dict[str, Any] 
     none."""
     try:
         found = json.loads(file.metadata[key])
-        own = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
     except KeyError:
         return None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{INIT}: {file.path}: the metadata {key} is not JSON: {clean(str(error), 200)}") from error
-    return own or None
+    if not isinstance(found, dict):
+        raise UserError(f"{INIT}: {file.path}: the metadata {key} must be a JSON object, not {type(found).__name__}")
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)} or None

@@ -116,7 +116,10 @@ class EmbeddingFiles:
     def write(self, name: str, content: bytes) -> None:
         """Write a row, and delete the least recently used rows if the directory is larger than its maximum."""
         size = _occupied(len(content))
-        if not self._writable or size > min(self.limit, LARGEST):
+        if not self._writable or size > LARGEST:
+            return
+        if size > self.limit:
+            self._warn_of_limit(f"an embedding of this run, of {size} bytes")
             return
         try:
             self._make_room(size)
@@ -137,6 +140,10 @@ class EmbeddingFiles:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("backbone.cache: %s", text)
+
+    def _warn_of_limit(self, what: str) -> None:
+        limit = f"{self.limit / 1e9:g}"
+        self._warn("small", f"max_gb: {limit} GB is too small for {what}; set a larger maximum, or remove `cache`")
 
     def _write(self, path: Path, content: bytes) -> None:
         # Not flushed to disk: a file that a crash leaves incomplete is found by its checksum.
@@ -182,11 +189,7 @@ class EmbeddingFiles:
                 file.path.unlink()
             total -= file.bytes
             if file.path in self._used:
-                self._warn(
-                    "small",
-                    f"max_gb: {self.limit / 1e9:g} GB is too small for the prompts of this run, whose embeddings "
-                    "displace each other; set a larger maximum, or remove `cache`",
-                )
+                self._warn_of_limit("the prompts of this run, whose embeddings displace each other")
         return total
 
 

@@ -177,7 +177,10 @@ class Engine:
         if self.runtime.sharded:
             raise UserError("rollout.merge_adapter: cannot merge an adapter into weights sharded by run.shard")
         if self.backbone.adapter is None or self.backbone.adapter.merged() is None:
-            raise UserError(f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter")
+            raise UserError(
+                f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter (into quantized "
+                "weights, for example, nothing can be merged); set it to false"
+            )
         return True
 
     def evaluation_rollout_sampler(

@@ -60,6 +60,9 @@ def origin_of(text: str) -> Origin:
     named = colon != "" and model in MODELS
     head, model = (head, model) if named else (text, "ema")
     path, at, checkpoint = head.rpartition("@")
+    if not Path(head).is_dir() and Path(path).is_dir() and at and not CHECKPOINT.fullmatch(checkpoint):
+        known = "newest, best or an iteration" + nearest(checkpoint, ["newest", "best"])
+        raise UserError(f"{KEY}: {text}: {checkpoint!r} is not a checkpoint of a run; choose {known}")
     if Path(head).is_dir() or not at or not CHECKPOINT.fullmatch(checkpoint):
         path, checkpoint = head, "newest"
     if not Path(path).is_dir():

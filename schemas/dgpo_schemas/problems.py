@@ -190,6 +190,8 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
     if kind in ("model_type", "model_attributes_type", "dataclass_type"):
         keys = sorted({name for found in _models(model, path) for name in found.model_fields})
         return f"must be a section with keys such as {', '.join(keys[:4])}" if keys else _KINDS["dict_type"], value
+    if kind == "too_short" and detail["input"] == "":
+        return "must not be empty", ""
     if kind in ("too_short", "too_long"):
         side = "at least" if kind == "too_short" else "at most"
         count = context.get("min_length", context.get("max_length"))

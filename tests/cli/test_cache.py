@@ -43,10 +43,11 @@ def test_encoders_are_listed_and_deleted(dgpo: Run, place: Path) -> None:
     assert dgpo("cache", "list").out == f"{place}: 0.000 GB\n"
 
 
-def test_an_encoder_that_is_not_there(dgpo: Run, place: Path) -> None:
-    found = dgpo("cache", "clear", "zz")
+@pytest.mark.parametrize("name", ["zz", ""])
+def test_an_encoder_that_is_not_there(dgpo: Run, place: Path, name: str) -> None:
+    found = dgpo("cache", "clear", name)
     assert found.code == 2
-    assert f"{place}: there are no embeddings of an encoder 'zz' (known: " in found.err
+    assert f"{place}: there are no embeddings of an encoder {name!r} (known: " in found.err
     assert len(list(place.glob("*/*.safetensors"))) == 3
 
 

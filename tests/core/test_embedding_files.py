@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,19 @@ def test_a_cache_that_is_too_small_for_its_run_says_so_once(tmp_path: Path, capl
     ]
     files.write("huge", ROW * 4)
     assert "huge" not in stored(tmp_path)
+
+
+def test_an_embedding_larger_than_the_cache_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = opened(tmp_path, 1)
+    for name in "ab":
+        files.write(name, ROW * 4)
+    (record,) = caplog.records
+    assert re.fullmatch(
+        r"backbone\.cache: max_gb: \S+ GB is too small for an embedding .*, of \d+ bytes; set a larger "
+        "maximum, or remove `cache`",
+        record.message,
+    )
+    assert not stored(tmp_path)
 
 
 def test_what_a_crash_left_is_cleaned_up_and_what_is_written_now_is_not(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "model": (":emma", backbone(), "'emma' is not a model of a run; choose one of policy, ema_fast, ema; did you mean"),
     "base": (":base", backbone(), "'base' is not a model of a run; choose one of policy, ema_fast, ema"),
     "checkpoint": ("@2", backbone(), "checkpoints: no checkpoint '2'; there are newest, best and iterations 3, 4"),
+    "no checkpoint": ("@newst", backbone(), "'newst' is not a checkpoint of a run; choose newest, best"),
     "run": ("-nowhere", backbone(), "first-lora-nowhere: no such run directory; allowed is RUN, RUN@CHECKPOINT or"),
     "no run": ("/checkpoints", backbone(), "checkpoints: not a run directory (it has no config.yaml)"),
 }  # fmt: skip

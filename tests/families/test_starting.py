@@ -139,14 +139,24 @@ def _bad(name: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]
     return {
         "text encoder": (
             tensors | {"text_encoder.q.lora_A.weight": one, "text_encoder.q.lora_B.weight": two},
-            "has text_encoder.q.lora_A.weight, which is not of the denoiser that is trained; allowed are names that "
-            "begin with unet., and those of kohya, ComfyUI and other programs that diffusers converts for "
-            "StableDiffusionXLPipeline",
+            "has text_encoder.q.lora_A.weight, which is not of the denoiser that is trained, but of a text encoder; "
+            "remove such tensors",
         ),
         "kohya's text encoder": (
             {"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": one,
              "lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": two},
             "which is not of the denoiser that is trained",
+        ),
+        "another network": (
+            tensors | {"movq.q.lora_A.weight": one, "movq.q.lora_B.weight": two},
+            "which is not of the denoiser that is trained; allowed are names that begin with unet., and those of "
+            "kohya, ComfyUI and other programs that diffusers converts for StableDiffusionXLPipeline",
+        ),
+        "by two names": (
+            tensors | {f"lora_unet_{name.removeprefix('unet.').rpartition('.lora_')[0].replace('.', '_')}.lora_"
+                       + ("down.weight" if "lora_A" in name else "up.weight"): tensor + 1
+                       for name, tensor in tensors.items()},
+            "a layer that it has by another name too; allowed is one adapter per file",
         ),
         "unknown": (
             {"lora_unet_nothing.hada_w1_a": one}, "cannot be converted by diffusers for StableDiffusionXLPipeline: ",
@@ -175,7 +185,17 @@ def sdxl_file(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(
-    "case", ["text encoder", "kohya's text encoder", "unknown", "another model", "another size", "dora"]
+    "case",
+    [
+        "text encoder",
+        "kohya's text encoder",
+        "another network",
+        "by two names",
+        "unknown",
+        "another model",
+        "another size",
+        "dora",
+    ],
 )
 def test_what_does_not_fit_is_told(checkpoint: Make, sdxl_file: Path, case: str, tmp_path: Path) -> None:
     proof, directory = proofs()["sdxl"], checkpoint("sdxl")

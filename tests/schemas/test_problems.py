@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field, ValidationError, field_validator
 
 from dgpo_schemas.base import Float, Int, Options, StrictModel, Use
+from dgpo_schemas.places import PathOrName
 from dgpo_schemas.problems import ConfigError, Problem, dotted, explain, nearest, show
 
 
@@ -23,6 +24,7 @@ class Everything(Options):
     """One field of each kind."""
 
     needed: str = Field(min_length=1, description="What is needed.")
+    place: PathOrName = Field(default="a", min_length=1, description="A path.")
     short: str = Field(default="a", max_length=3, description="Short.")
     patterned: str = Field(default="a", pattern="^[a-z]+$", description="Lower-case letters only.")
     whole: Int = Field(default=0, ge=0, le=10, description="Whole.")
@@ -58,6 +60,7 @@ def said(data: Any) -> list[str]:
     ("field", "value", "expected"),
     [
         ("needed", "", "needed: must not be empty"),
+        ("place", "", "place: must not be empty"),
         ("needed", 3, "needed: must be a string, not 3 (put it in quotes)"),
         ("needed", None, "needed: must be a string, not null"),
         ("needed", ["a"], "needed: must be a string, not a list"),

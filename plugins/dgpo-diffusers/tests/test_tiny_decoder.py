@@ -126,7 +126,7 @@ def test_files_of_another_kind_are_refused(checkpoint: Path, tiny: Any, tmp_path
             build(checkpoint, tiny_decoder=str(chosen))
         assert "\n" not in str(caught.value)
 
-    refused("does not exist")
+    refused("does not exist; allowed is a directory in diffusers' format")
     safetensors.torch.save_file(raw(tiny, "encoder", 0), file)
     refused("holds the encoder; the decoder is another file")
     safetensors.torch.save_file({"model.weight": torch.zeros(1)}, file)

@@ -51,6 +51,7 @@ class EmbeddingCacheSection(StrictModel):
 
     directory: PathText | None = Field(
         default=None,
+        min_length=1,
         description="Directory of the cache, created if missing. Default: `embeddings` in $DGPO_CACHE, or in `dgpo` "
         "in $XDG_CACHE_HOME or ~/.cache.",
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.errors import UserError
-from dgpo_core.lora.files import INIT, AdapterFile, Update, assemble, metadata_config
+from dgpo_core.lora.files import INIT, TWICE, AdapterFile, Update, assemble, metadata_config
 from dgpo_diffusers.libraries import quiet
 from dgpo_schemas.text import clean, error_text
 
@@ -32,6 +32,17 @@ ENDINGS = {
 }  # fmt: skip
 """Suffixes of tensor names to peft's."""
 
+TEXT_ENCODERS = (
+    "text_encoder.",
+    "text_encoder_2.",
+    "text_encoder_3.",
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+)
+"""Prefixes of tensor names of text encoders, in files of diffusers and of kohya."""
+
 Table = dict[str, dict[str, tuple[Tensor, int]]]
 """A layer's name in a file to the layers that it is in diffusers: their rows of its output, and the number of all."""
 
@@ -47,12 +58,20 @@ def pipeline_updates(file: AdapterFile, layout: Layout, network: nn.Module) -> d
     table, tensors = _table(layout, network), {}
     for name, tensor in file.tensors.items():
         ending = next((ending for ending in ENDINGS if name.endswith(ending)), "?")
+        if name.startswith(TEXT_ENCODERS):
+            raise file.unreadable(
+                name, "which is not of the denoiser that is trained, but of a text encoder; remove such tensors"
+            )
         if name.removesuffix(ending) not in table:
             return _by_pipeline(file, layout, network, config)
-        tensors[name.removesuffix(ending) + ENDINGS[ending]] = tensor
-    found = {}
+        if (key := name.removesuffix(ending) + ENDINGS[ending]) in tensors:
+            raise file.unreadable(name, TWICE)
+        tensors[key] = tensor
+    found: dict[str, Update] = {}
     for name, update in assemble(file, tensors, config, prefix).items():
         for layer, (rows, outputs) in table[name].items():
+            if layer in found:
+                raise file.unreadable(name, TWICE)
             same = len(table[name]) == 1 and torch.equal(rows, torch.arange(outputs))
             found[layer] = update if same else _part(file, name, update, rows, outputs)
     return found

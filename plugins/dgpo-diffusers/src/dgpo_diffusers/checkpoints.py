@@ -20,7 +20,7 @@ import transformers
 from huggingface_hub import hf_hub_download
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import resolve_checkpoint, unreachable
+from dgpo_core.weights import fetch_again, resolve_checkpoint, unreachable
 from dgpo_diffusers.checkpoint_check import (
     CHECKPOINT,
     INDEX,
@@ -44,6 +44,8 @@ BLOCK = re.compile(r"(.*?)\.\d+\.")
 """Of the name of a layer's weight: the name of the list of layers."""
 KINDS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "ImageProcessorFast")
 """Endings of classes that an index may name."""
+ADVICE = " If you want to instead overwrite"
+"""Beginning of what diffusers advises for tensors of another shape, which would make random weights of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,9 @@ def _named(opened: Opened, name: str, library: Any, default: Any, **settings: An
     """A scheduler, tokenizer or image processor, of the class that the index names if the library has it."""
     _, named = opened.index.part(name) or ("", "")
     kind = getattr(library, named, None) if named.endswith(KINDS) else None
+    if not (opened.directory / name).is_dir():  # diffusers would look for a repository of this name
+        again = fetch_again(opened.directory, name)
+        raise UserError(f"{CHECKPOINT}: {name}: there is no directory {opened.directory / name}{again}")
     with _loading(opened.directory / name):
         return (kind or default).from_pretrained(opened.directory / name, local_files_only=True, **settings)
 
@@ -228,7 +233,8 @@ def _loading(what: Path, kind: str = "") -> Iterator[None]:
             yield
     except Exception as error:
         said = error_text(error).removeprefix(f"{type(error).__name__}: ")
-        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).partition(ADVICE)[0]
         if isinstance(error, ImportError):
             reason = reason.partition(". ")[0]  # how to install a library is said over several lines
         raise UserError(f"{CHECKPOINT}: {what} cannot be loaded{kind}: {reason}") from error

@@ -69,7 +69,7 @@ def load(family: Family, *, without: Collection[str] = ()) -> tuple[Any, Deferre
     except (TypeError, AttributeError, IndexError, KeyError) as error:
         raise UserError(
             f"backbone.checkpoint: a config.json in {opened.directory} has a value of another kind than those of "
-            f"{layout.family}: {error}"
+            f"{layout.pipeline}: {error}"
         ) from error
     return pipeline, deferred
 
@@ -83,7 +83,7 @@ def _check_numbers(directory: Path, pipeline: Any, layout: Layout, clips: Sequen
             value = getattr(config, key, None)
             if value is None and key == "shift_factor":
                 raise UserError(
-                    f"{where} has no shift_factor, which {layout.family}'s latents are defined with; give it a number"
+                    f"{where} has no shift_factor, which {layout.pipeline}'s latents are defined with; give it a number"
                 )
             if key not in FACTORS and not (is_number(value) and value > 0 and value == int(value)):
                 raise UserError(f"{where}: {key} is {show(value)}; allowed is 1, 2, 3, ...")

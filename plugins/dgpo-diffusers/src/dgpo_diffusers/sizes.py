@@ -13,6 +13,7 @@ from typing import Any
 
 from dgpo_core.errors import UserError
 from dgpo_schemas.problems import show
+from dgpo_schemas.text import clean
 
 __all__ = ["check_sizes"]
 
@@ -22,6 +23,10 @@ COUNTS = re.compile(r"(^|_)(num|layers|blocks|groups|heads)(_|$)")
 """Keys that count something; some libraries accept -1 until the first image."""
 NO_SIZE = re.compile(r"(^|_)theta$")
 """Keys of numbers of any magnitude: the base of rotary position frequencies is 1e6 in Qwen3."""
+AXES = ("axes_dims_rope", "axes_dim_rope", "axes_dims")
+"""Keys of the sizes of rotary position embeddings by axis, which together have the size of an attention head."""
+HEADS = (("hidden_size", "num_attention_heads"), ("dim", "n_heads"))
+"""Keys of width and number of heads, for models whose configuration does not have the size of a head."""
 LARGEST = 4096
 """Numbers up to this size are always accepted, since image sizes and text lengths are not visible in weights."""
 LONGEST = 64
@@ -59,6 +64,25 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, list[int]], whe
                 f"{where}: {first} times {second} is {one * other}, larger than every dimension of the weights (the "
                 f"largest is {side}); it belongs to another model, or is a mistake"
             )
+    _check_axes(config, where)
+
+
+def _check_axes(config: Mapping[str, Any], where: str) -> None:
+    key = next((key for key in AXES if key in config), None)
+    head = config.get("attention_head_dim")
+    for width, count in HEADS:
+        one, other = config.get(width), config.get(count)
+        if head is None and isinstance(one, int) and isinstance(other, int) and other > 0:
+            head = one // other
+    if key is None or not isinstance(head, int):
+        return
+    axes = config[key]
+    valid = isinstance(axes, list) and all(isinstance(n, int) and n > 0 and n % 2 == 0 for n in axes)
+    if not valid or sum(axes) != head:
+        raise UserError(
+            f"{where}: {key} is {clean(str(axes), 100)}; allowed are even numbers with the sum {head}, the size of an "
+            "attention head"
+        )
 
 
 def _values(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

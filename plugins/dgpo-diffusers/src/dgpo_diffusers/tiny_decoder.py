@@ -6,6 +6,7 @@ operations. Each is made for the latents of one autoencoder.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,9 @@ def load_tiny_decoder(family: Family, *, without_weights: bool = False) -> TinyD
     if chosen is None:
         return None
     if family.media != "image":
-        raise UserError(f"{WHERE}: tiny decoders decode images, and {family.layout.family} draws videos; leave it out")
+        raise UserError(
+            f"{WHERE}: tiny decoders decode images, and {family.layout.backbone} draws videos; leave it out"
+        )
     height, width = (side.start for side in family.sides())
     channels, rows, _ = family.latents(height, width)
     found = _opened(chosen.checkpoint, channels, without_weights)
@@ -125,6 +128,8 @@ def _fetched(name: str) -> Path:
 def _of_file(path: Path, without_weights: bool) -> TinyDecoder:
     if path.suffix != SUFFIX:
         raise UserError(f"{WHERE}: {path} is a pickle, which is not read; use the {SUFFIX} file of the same name")
+    if not os.path.lexists(path):
+        raise UserError(f"{WHERE}: {path} does not exist; allowed is {FORMS}")
     check_file(path, WHERE)
     try:
         tensors = safetensors.torch.load_file(path)
