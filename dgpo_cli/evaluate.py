@@ -100,9 +100,8 @@ def _show(result: EvaluationResult, *, as_json: bool, output: Path | None) -> No
     typer.echo(result.label)
     print_evaluation(Console(), result.records)
     count = len(result.prompts)
-    typer.echo(
-        f"{count} {'prompt' if count == 1 else 'prompts'} x {result.members} {'sample' if result.members == 1 else 'samples'}"
-    )
+    members = "1 sample" if result.members == 1 else f"{result.members} samples"
+    typer.echo(f"{count} {'prompt' if count == 1 else 'prompts'} x {members}")
     for record in result.records:
         if record.missing:
             typer.echo(f"{record.reward}: {record.missing} of {len(result.samples)} samples could not be scored")

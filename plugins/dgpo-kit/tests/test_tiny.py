@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ Run = Callable[..., Any]
 def make(directory: Path) -> None:
     directory.mkdir()
     (directory / "weights").write_text("numbers")
-    print("printed by the plugin")
+    sys.stdout.write("printed by the plugin")
 
 
 def fail(directory: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_checkpoint_and_a_preset_that_uses_it(dgpo: Run, known: Registry, tmp_
     Path("run.yaml").write_text(
         "run: {name: x, iterations: 9}\nbackbone: {use: small}\nprompts: {train: t}\nrewards: []\n"
     )
-    config = load_run_config(Path("run.yaml"), ["rewards=[judge]"], known, preset="tiny/preset.yaml")
+    config = load_run_config(Path("run.yaml"), ["rewards=[{use: judge}]"], known, preset="tiny/preset.yaml")
     assert config.backbone.checkpoint == str(tmp_path / "tiny")
     assert (config.run.name, config.run.iterations, config.rollout.groups) == ("tiny", 2, 2)
 
@@ -91,5 +92,5 @@ def test_a_declaration_that_is_no_path(known: Registry) -> None:
         def dgpo_backbones(self) -> list[Component]:
             return [Component("bad", "A toy", "dgpo_kit.toy:ToyBackbone", tiny="make")]
 
-    with pytest.raises(Exception, match="bad: tiny must be 'package.module:function'"):
+    with pytest.raises(Exception, match=r"bad: tiny must be 'package.module:function'"):
         known.register(Bad(), distribution="dgpo-bad")
