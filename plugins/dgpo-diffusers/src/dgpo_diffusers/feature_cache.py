@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from diffusers import TaylorSeerCacheConfig
+from diffusers.models.cache_utils import CacheMixin
+
 from dgpo_core.errors import UserError
-from dgpo_diffusers.libraries import library_class
 from dgpo_diffusers.options import CACHES
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class FeatureCache:
         about which diffusers says nothing.
         """
         self._network = network
-        self._config = library_class("TaylorSeerCacheConfig")(
+        self._config = TaylorSeerCacheConfig(
             cache_interval=settings.interval,
             disable_cache_before_step=settings.full_steps,
             max_order=settings.order,
@@ -41,7 +43,7 @@ class FeatureCache:
         self._rows: int | None = None
         pairs = ", ".join(f"{cache} with {' or '.join(models)}" for cache, models in CACHES.items())
         refused = f"{KEY}: {settings.use} is not possible with {layout.backbone}"
-        if not isinstance(network, library_class("CacheMixin")):
+        if not isinstance(network, CacheMixin):
             raise UserError(f"{refused}, whose {type(network).__name__} has no caches in diffusers; possible: {pairs}")
         if layout.backbone not in CACHES[settings.use]:
             raise UserError(f"{refused}: its layers are not known to be cached correctly; possible: {pairs}")
