@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.evaluation import Evaluation
     from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
-__all__ = ["PlainProgress", "RichProgress", "make_progress", "print_evaluation"]
+__all__ = ["PlainProgress", "RichProgress", "bar", "loading", "make_progress", "print_evaluation"]
 
 PHASES = ("rollout", "score", "compute_advantages", "optimize")
 IMPORTANCE = ("reward", "missing", "optimize", "rollout", "score", "compute_advantages", "kl", "sigmoid")
@@ -37,6 +39,26 @@ def make_progress(*, quiet: bool = False) -> PlainProgress:
     if not quiet and console.is_terminal:
         return RichProgress(console)
     return PlainProgress(quiet=quiet)
+
+
+def loading(what: str) -> None:
+    """Print on a terminal that `what` is being loaded, which may take minutes; once for all processes."""
+    console = Console(stderr=True)
+    if console.is_terminal and not int(os.environ.get("RANK", "0")):
+        console.print(f"loading {what} ...", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(description: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Context manager with a progress bar on a terminal; gives a function of the finished samples and their total."""
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield lambda done, total: None
+        return
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bars:
+        task = bars.add_task(description, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:

@@ -36,6 +36,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print records instead of a table.")] = False,
     overrides: options.Set = None,
+    preset: options.Preset = None,
     accept: options.AcceptBase = None,
     micro_batch: options.MicroBatch = None,
     processes: options.Processes = 1,
@@ -50,6 +51,8 @@ def evaluate(
 
         dgpo evaluate runs/quickstart --model base
 
+        dgpo evaluate examples/sd35-pickscore.yaml --preset 24gb
+
         dgpo evaluate run.yaml --prompts drawbench.txt --samples 4 --json
     """
     from dgpo_cli.opening import note, working_on
@@ -61,14 +64,17 @@ def evaluate(
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which is slow
     with working_on(
-        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept, processes=processes
-    ) as opened:
+        context, target, model=model, checkpoint=checkpoint, overrides=overrides, preset=preset, accept=accept,
+        processes=processes,
+    ) as opened:  # fmt: skip
+        from dgpo_cli.console import bar
         from dgpo_core.api import evaluating
 
-        result = evaluating.evaluate(
-            opened, chosen, limit=limit, samples=samples, seed=seed, steps=steps, guidance=guidance,
-            micro_batch=micro_batch, on_message=note,
-        )  # fmt: skip
+        with bar("evaluate", shown=opened.processes.main) as on_progress:
+            result = evaluating.evaluate(
+                opened, chosen, limit=limit, samples=samples, seed=seed, steps=steps, guidance=guidance,
+                micro_batch=micro_batch, on_message=note, on_progress=on_progress,
+            )  # fmt: skip
     if opened.processes.main:
         _show(result, as_json=as_json, output=output)
 
@@ -93,7 +99,9 @@ def _show(result: EvaluationResult, *, as_json: bool, output: Path | None) -> No
 
     typer.echo(result.label)
     print_evaluation(Console(), result.records)
-    typer.echo(f"{len(result.prompts)} prompts x {result.members} {'sample' if result.members == 1 else 'samples'}")
+    count = len(result.prompts)
+    members = "1 sample" if result.members == 1 else f"{result.members} samples"
+    typer.echo(f"{count} {'prompt' if count == 1 else 'prompts'} x {members}")
     for record in result.records:
         if record.missing:
             typer.echo(f"{record.reward}: {record.missing} of {len(result.samples)} samples could not be scored")

@@ -108,6 +108,8 @@ def guarded(program: Callable[[], object]) -> None:
         del os.environ["COLUMNS"]  # rich would print nothing with zero columns
     if logging.lastResort is not None:  # handles warnings if no other handler is set
         logging.lastResort.setFormatter(OneLine())
+    # peft imports it, if installed; on some processors it then warns about kernels that dgpo does not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with guarded_errors():
         try:
             with guarded_output():

@@ -28,10 +28,11 @@ def working_on(
     model: str | None,
     checkpoint: str,
     overrides: Sequence[str] | None,
+    preset: str | None,
     accept: Collection[str] | None,
     processes: int,
 ) -> Iterator[Target]:
-    """Context manager that opens a target (`open_target`) and closes it.
+    """Context manager that opens a target (`open_target`) and closes it. On a terminal it says that it is loading.
 
     With `processes` > 1 the command of `context` is launched in that many processes instead, each of which enters this
     context manager and computes a part of the result.
@@ -41,11 +42,14 @@ def working_on(
 
     in_processes(context, processes)
     with left_to_launcher(), printing_aside():  # prints of rewards must not mix with the result
+        from dgpo_cli.console import loading
         from dgpo_core.api import target
 
+        loading(str(path))
         opened = target.open_target(
-            path, model=model, checkpoint=checkpoint, overrides=overrides or (), accept=accept or (), on_message=note
-        )
+            path, model=model, checkpoint=checkpoint, overrides=overrides or (), preset=preset, accept=accept or (),
+            on_message=note,
+        )  # fmt: skip
         try:
             yield opened
         finally:

@@ -47,6 +47,7 @@ def sample(
     ] = None,
     force: options.Force = False,
     overrides: options.Set = None,
+    preset: options.Preset = None,
     accept: options.AcceptBase = None,
     micro_batch: options.MicroBatch = None,
     processes: options.Processes = 1,
@@ -80,8 +81,9 @@ def sample(
     chosen = load_file(file) if file else typed(prompts or (), negative, images or ())
     check_directory(output, force=force, target=target)
     with working_on(
-        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=accept, processes=processes
-    ) as opened:
+        context, target, model=model, checkpoint=checkpoint, overrides=overrides, preset=preset, accept=accept,
+        processes=processes,
+    ) as opened:  # fmt: skip
         from dgpo_core.api.samples import draw
 
         samples = draw(

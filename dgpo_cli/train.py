@@ -171,9 +171,12 @@ def _launched(command: Sequence[str], processes: int, machines: int, rank: int, 
 
 
 def _progress(config: RunConfig, *, quiet: bool) -> PlainProgress:
-    from dgpo_cli.console import make_progress
+    from dgpo_cli.console import loading, make_progress
 
-    return make_progress(quiet=quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0)
+    quiet = quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0
+    if not quiet:
+        loading(f"{config.backbone.use} from {config.backbone.checkpoint or 'its package'}")
+    return make_progress(quiet=quiet)
 
 
 def _dry_run(config: RunConfig, registry: Registry, *, quiet: bool) -> None:

@@ -36,6 +36,8 @@ class Component:
     options: pydantic model of the options (a subclass of `dgpo_schemas.base.Options`), or its dotted path.
     adapts: for a reward that converts media and passes them to the reward in its option `reward`: the media types
     (input, output), such as ("video", "image").
+    tiny: "package.module:function", which writes a tiny random checkpoint of the component into a directory, its only
+    argument, for `dgpo plugins tiny`; empty if there is none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Component:
     implementation: str
     options: type[Options] | str | None = None
     adapts: tuple[str, str] | None = None
+    tiny: str = ""
 
 
 @dataclass(frozen=True, slots=True)

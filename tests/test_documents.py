@@ -132,7 +132,8 @@ def test_the_page_shows_a_backbone_that_is_trained() -> None:
         places = [textwrap.indent(block, " " * depth) for depth in (4, 8)]
         assert any(place in text for place in places for text in texts.values()), block
     over = render(Scaffold(KINDS["backbone"], "x", "diffusers"))[PurePosixPath("src/dgpo_x/backbone.py")]
-    assert f"{over.count(chr(10))} lines beside its options" in section
+    families = " ".join((ROOT / "docs/model-families.md").read_text().split())
+    assert f"a backbone of {over.count(chr(10))} lines" in families
     assert f"is {texts['backbone.py'].count(chr(10))} lines" in section
 
 

@@ -60,11 +60,12 @@ def evaluate(
     guidance: float | None = None,
     micro_batch: int | None = None,
     on_message: Callable[[str], None],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EvaluationResult:
     """Score a target on at most `limit` prompts, by default its held-out prompts.
 
-    Other arguments default to the run's evaluation settings. on_message: called with notes. Raises UserError for
-    prompts that cannot be drawn or scored.
+    Other arguments default to the run's evaluation settings. on_message: called with notes; on_progress: with the
+    number of finished samples and the total of this rank. Raises UserError for prompts that cannot be drawn or scored.
     """
     engine = target.engine
     members = samples or engine.config.evaluation.samples_per_prompt
@@ -87,7 +88,7 @@ def evaluate(
         exact=True,
     )
     try:
-        found = evaluator.evaluate(target.model, target.iteration)
+        found = evaluator.evaluate(target.model, target.iteration, progress=on_progress)
     finally:
         scorer.close()  # the engine keeps the rewards, because it may evaluate again
     return EvaluationResult(target.label, found.records, found.samples, chosen, members)

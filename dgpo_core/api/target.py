@@ -199,6 +199,10 @@ def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, pres
         raise UserError(
             f"{option('overrides')} belongs to a run file; a run directory keeps the configuration it was trained with"
         )
+    if preset is not None:
+        raise UserError(
+            f"{option('preset')} belongs to a run file; a run directory keeps the configuration it was trained with"
+        )
     return _config_of_run(path, overrides, registry)
 
 

@@ -159,6 +159,8 @@ def _check_component(hook: str, component: Component) -> None:
         raise PluginError(f"{hook}: {component.name}: options must be a model or 'package.module:Model'")
     if not isinstance(component.summary, str) or not component.summary.strip():
         raise PluginError(f"{hook}: {component.name} has no summary; add a one-line description")
+    if component.tiny != "" and not _is_path(component.tiny):
+        raise PluginError(f"{hook}: {component.name}: tiny must be 'package.module:function'")
     if component.adapts is not None and component.adapts not in (("video", "image"), ("image", "video")):
         raise PluginError(
             f"{hook}: {component.name}: adapts must be ('video', 'image') or its reverse, not {component.adapts!r}"

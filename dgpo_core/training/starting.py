@@ -79,7 +79,8 @@ def start_new(run: TrainingRun) -> Start:
     adapter = run.backbone.adapter
     if adapter is not None and adapter.source is not None:
         file = file_digest(adapter.source).model_dump(mode="json")
-        return Start({"adapter": str(adapter.source.absolute()), "file": file})
+        message = f"starts from the adapter {adapter.source}"
+        return Start({"adapter": str(adapter.source.absolute()), "file": file}, message)
     if config.run.init_from is None:
         return Start()
     weights: dict[str, Tensor] | None = None

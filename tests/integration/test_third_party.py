@@ -264,7 +264,7 @@ def models(environment: Environment) -> Environment:
     install = [sys.executable, "-m", "pip", "--python", environment.python, "install", "--quiet", "--no-deps"]
     subprocess.run([*install, "--no-index", *wheels], check=True, capture_output=True)
     environment.run("-c", WRITE_PACKED, "checkpoint-packed")
-    environment.run("-m", "dgpo_fluxlike.testing", "checkpoint-fluxlike")
+    environment.dgpo("plugins", "tiny", "fluxlike", "checkpoint-fluxlike")
     return environment
 
 

@@ -63,10 +63,11 @@ def test_a_backbone_over_dgpo_diffusers(dgpo: Run, tmp_path: Path) -> None:
     directory = tmp_path / "dgpo-my-flux"
     assert '"dgpo-diffusers>=0.2"' in (directory / "pyproject.toml").read_text()
     assert "(DiffusersBackbone)" in (directory / "src/dgpo_my_flux/backbone.py").read_text()
+    assert 'tiny="dgpo_my_flux.testing:make_tiny"' in (directory / "src/dgpo_my_flux/plugin.py").read_text()
     assert "check my-flux --checkpoint tiny" in (directory / "README.md").read_text()
     assert done.out.splitlines()[-4:] == [
         f"  pip install -e '{directory}[test]'",
-        "  python -m dgpo_my_flux.testing tiny",
+        "  dgpo plugins tiny my-flux tiny",
         "  dgpo plugins check my-flux --kind backbone --checkpoint tiny",
         f"  python -m pytest {directory}",
     ]

@@ -20,4 +20,5 @@ def dgpo_commands() -> Sequence[Command]:
             "plugins check", "Check components against their contract.", "dgpo_kit.commands.check:check_plugins", 30
         ),
         Command("plugins new", "Create a new plugin from a template.", "dgpo_kit.commands.new:new", 40),
+        Command("plugins tiny", "Write a tiny random checkpoint for short runs.", "dgpo_kit.commands.tiny:tiny", 50),
     ]

@@ -21,6 +21,7 @@ def dgpo_rewards() -> Sequence[Component]:
             summary="PickScore v1: human preference learned by a CLIP ViT-H-14",
             implementation="dgpo_pickscore.rewards:PickScoreReward",
             options="dgpo_pickscore.options:PickScoreOptions",
+            tiny="dgpo_pickscore.testing:make_tiny_clip",
         ),
         Component(
             name="clipscore",

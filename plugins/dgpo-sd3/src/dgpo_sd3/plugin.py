@@ -16,4 +16,12 @@ dgpo_contract = 3
 def dgpo_backbones() -> Sequence[Component]:
     """Declare the text-to-image backbone."""
     summary = "Stable Diffusion 3 and 3.5 through diffusers, LoRA through peft (by default of attn2 too)"
-    return [Component("sd3", summary, "dgpo_sd3.backbone:SD3Backbone", "dgpo_sd3.options:SD3Options")]
+    return [
+        Component(
+            "sd3",
+            summary,
+            "dgpo_sd3.backbone:SD3Backbone",
+            "dgpo_sd3.options:SD3Options",
+            tiny="dgpo_sd3.testing:make_tiny_checkpoint",
+        )
+    ]

@@ -21,11 +21,13 @@ def dgpo_backbones() -> Sequence[Component]:
             "Wan 2.1 and 2.2 text-to-video through diffusers, LoRA through peft",
             "dgpo_wan.backbone:WanBackbone",
             "dgpo_wan.options:WanOptions",
+            tiny="dgpo_wan.testing:make_tiny_checkpoint",
         ),
         Component(
             "wan-i2v",
             "Wan 2.1 and 2.2 image-to-video through diffusers",
             "dgpo_wan.i2v.backbone:ImageToVideoBackbone",
             "dgpo_wan.i2v.options:ImageToVideoOptions",
+            tiny="dgpo_wan.i2v.tiny:make_tiny_i2v",
         ),
     ]

@@ -64,7 +64,7 @@ def new_plugin(
     typer.echo("next:")
     typer.echo(f"  pip install -e '{directory}[test]'")
     if over:
-        typer.echo(f"  python -m {scaffold.package}.testing tiny")
+        typer.echo(f"  dgpo plugins tiny {name} tiny")
     typer.echo(f"  dgpo plugins check {name} --kind {kind}{' --checkpoint tiny' if over else ''}")
     typer.echo(f"  python -m pytest {directory}")
 

@@ -20,6 +20,7 @@ def decoders(
     checkpoint: options.Checkpoint = "newest",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     overrides: options.Set = None,
+    preset: options.Preset = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score the same latents decoded by the full decoder and by the tiny decoder of rollouts.
@@ -30,7 +31,7 @@ def decoders(
 
     Examples:
 
-        dgpo decoders run.yaml --set backbone.options.tiny_decoder=madebyollin/taesd3
+        dgpo decoders run.yaml --set backbone.options.tiny_decoder=taesd3/
 
         dgpo decoders runs/sd35 --model ema --limit 16
     """
@@ -40,8 +41,9 @@ def decoders(
     from dgpo_core.errors import UserError
 
     with working_on(
-        context, target, model=model, checkpoint=checkpoint, overrides=overrides, accept=None, processes=1
-    ) as opened:
+        context, target, model=model, checkpoint=checkpoint, overrides=overrides, preset=preset, accept=None,
+        processes=1,
+    ) as opened:  # fmt: skip
         if opened.engine.config.backbone.options.get("tiny_decoder") is None:
             raise UserError(
                 "backbone.options.tiny_decoder: not set, so there is nothing to compare; set it in the run file, or "
