@@ -27,7 +27,7 @@ from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import Deferred, load
 from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
-from dgpo_diffusers.offload import check_offload, offload
+from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import layers_to_quantize, place, stored_bytes
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
@@ -111,6 +111,13 @@ class DiffusersBackbone(Family):
     def offloaded_modules(self) -> Mapping[str, nn.Module]:
         """Return the text encoders, if they are offloaded."""
         return self._text() if self._away else {}
+
+    def offloaded_bytes(self) -> tuple[int, int]:
+        """See `Backbone.offloaded_bytes`. With group offloading, less than all weights are there at a time."""
+        level = self.options.group_offload
+        return (
+            super().offloaded_bytes() if level is None else resident_bytes(self._encoders(), level, self.weight_bytes)
+        )
 
     def loaded_weights(self) -> Mapping[str, str]:
         """Return, for each model that was loaded, the number of its tensors and the tensors of its files not used."""

@@ -36,21 +36,23 @@ class Held:
     """Bytes that a model holds permanently, independent of batch sizes.
 
     held: bytes by name; sharded: names that `run.shard` divides by the number of ranks; gathered: bytes of the weights
-    that are gathered at a time with `run.shard`; offloaded_modules: bytes that are loaded to encode prompts.
+    that are gathered at a time with `run.shard`; encoding: additional bytes while prompts are encoded.
     """
 
     held: Mapping[str, int]
     sharded: frozenset[str]
     gathered: int
-    offloaded_modules: int
+    encoding: int
 
 
 @dataclass(frozen=True)
 class Model(Held):
-    """A meta model and the cost of its passes; shift: a description of the shift of the rollouts' noise schedule."""
+    """A meta model and the cost of its passes; offloaded_modules: bytes of all their weights; shift: a description of
+    the shift of the rollouts' noise schedule."""
 
     backbone: Backbone
     meter: Meter
+    offloaded_modules: int
     shift: str
     laps: Laps = field(default_factory=dict)
 
@@ -104,10 +106,13 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
     offloaded_modules = sum(
         backbone.weight_bytes(p) for module in backbone.offloaded_modules().values() for p in module.parameters()
     )
-    held = _held(backbone, config)
+    staying, encoding = backbone.offloaded_bytes()
+    held = _held(backbone, config) | {"offloaded modules": staying}
     meter = Meter(f"backbone.use: {use} cannot be planned", *modules)
     backbone.device = torch.device("cpu")
-    return Model(held, _sharded(backbone), _gathered(backbone), offloaded_modules, backbone, meter, times.shown)
+    return Model(
+        held, _sharded(backbone), _gathered(backbone), encoding, backbone, meter, offloaded_modules, times.shown
+    )
 
 
 def make_plan(
@@ -122,8 +127,8 @@ def make_plan(
     held, above = on_each(model, processes, config.run.shard)
     base = sum(held.values()) + CONTEXT
     peaks = {phase: base + size + above.get(phase, 0) for phase, size in made.peaks.items()}
-    if model.offloaded_modules:
-        peaks = {"encode": base + model.offloaded_modules} | peaks
+    if model.encoding:
+        peaks = {"encode": base + model.encoding} | peaks
     samples = min(evaluation.prompts, 10**9) * evaluation.samples_per_prompt
     return Plan(
         processes=processes,
