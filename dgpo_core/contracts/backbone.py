@@ -279,9 +279,6 @@ class Backbone(ABC):
         """
         return weight.numel() * weight.element_size()
 
-    def check_sharding(self) -> None:  # noqa: B027 - optional
-        """Raise UserError if `module` cannot be sharded (`run.shard`). By default it can."""
-
     def loaded_weights(self) -> Mapping[str, str]:
         """Describe the weights that were read, by component: how many tensors, and which were left unused.
 

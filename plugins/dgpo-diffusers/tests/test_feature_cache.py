@@ -164,14 +164,8 @@ def test_other_caches_are_refused(use: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (
-            "sdxl",
-            "is not possible with sdxl, whose UNet2DConditionModel has no caches in diffusers; possible: taylorseer",
-        ),
-        (
-            "sd3",
-            "is not possible with sd3, whose SD3Transformer2DModel has no caches in diffusers; possible: taylorseer",
-        ),
+        ("sdxl", "is not possible with sdxl: its layers are not known to be cached correctly; possible: taylorseer"),
+        ("sd3", "is not possible with sd3: its layers are not known to be cached correctly; possible: taylorseer"),
         ("wan", "is not possible with wan: its layers are not known to be cached correctly; possible: taylorseer"),
     ],
 )

@@ -49,6 +49,8 @@ class DiffusersBackbone(Family):
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
+        for key, message in options.contradictions(section):
+            raise UserError(f"{key}: {message}")
         check(self)
         check_offload(options, device)
         self._away = options.offload_text or options.group_offload is not None
@@ -128,14 +130,6 @@ class DiffusersBackbone(Family):
         method = self._quantized.get(weight)
         return super().weight_bytes(weight) if method is None else stored_bytes(method, weight)
 
-    def check_sharding(self) -> None:
-        """Raise UserError if the denoiser is, or is to be, quantized."""
-        if chosen(self).keys() & set(self.layout.networks):
-            raise UserError(
-                "run.shard: a quantized denoiser cannot be sharded; leave run.shard out, or set "
-                "backbone.options.quantize.components to [text_encoders]"
-            )
-
     def _text(self) -> dict[str, nn.Module]:
         return {"text encoders": nn.ModuleList(self._encoders())}
 
@@ -192,13 +186,7 @@ class DiffusersBackbone(Family):
 
     def _feature_cache(self) -> FeatureCache | None:
         settings = self.options.rollout_cache
-        if settings is None:
-            return None
-        if self.section.compile:
-            raise UserError(
-                "backbone.options.rollout_cache: layers of a compiled model cannot be cached; set compile: false"
-            )
-        return FeatureCache(self.network, settings, self.layout, self.dtype)
+        return None if settings is None else FeatureCache(self.network, settings, self.layout, self.dtype)
 
     def sampling(self) -> AbstractContextManager[None] | None:
         """Return the context of the feature cache, if one is configured."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.libraries import quiet
+from dgpo_diffusers.options import ON_CPU
 
 if TYPE_CHECKING:
     from dgpo_diffusers.options import DiffusersOptions
@@ -26,22 +27,9 @@ BLOCKS = (nn.ModuleList, nn.Sequential)
 
 
 def check_offload(options: DiffusersOptions, device: torch.device) -> None:
-    """Raise UserError, before anything is read, for a device without memory of its own and what contradicts it."""
-    if options.group_offload is None or device.type == "meta":
-        return
-    if device.type == "cpu":
-        raise UserError(
-            f"{WHERE}: this run is on the CPU (or its model is sharded by run.shard), where nothing can be offloaded; "
-            "leave it out"
-        )
-    if options.offload_text:
-        raise UserError(f"{WHERE}: offload_text moves text encoders as a whole; leave one of the two out")
-    quantize = options.quantize
-    if quantize is not None and quantize.method.startswith("bnb") and "text_encoders" in quantize.components:
-        raise UserError(
-            f"{WHERE}: {quantize.method} keeps text encoders on the device; use torchao-int8, or set "
-            "backbone.options.quantize.components to [denoiser]"
-        )
+    """Raise UserError, before anything is read, for a device without memory of its own."""
+    if options.group_offload is not None and device.type == "cpu":
+        raise UserError(f"{WHERE}: {ON_CPU}")
 
 
 def offload(

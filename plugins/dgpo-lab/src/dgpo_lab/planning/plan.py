@@ -13,6 +13,7 @@ from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.flow.times import Times
 from dgpo_core.plugins.sections import check_section
+from dgpo_core.training.checks import check_guidance, check_merging, check_sharded
 from dgpo_core.training.policy import check_adapter
 from dgpo_lab.planning.iteration import Iteration, Laps
 from dgpo_lab.planning.meter import Meter
@@ -98,8 +99,11 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
     except NotImplementedError as error:
         raise UserError(f"backbone.use: {use} cannot be planned: {error}") from error
     check_adapter(backbone)
-    if config.run.shard:
-        backbone.check_sharding()
+    check_merging(config, backbone)
+    check_guidance(backbone, "rollout.guidance", config.rollout.guidance)
+    if config.evaluation.guidance is not None:
+        check_guidance(backbone, "evaluation.guidance", config.evaluation.guidance)
+    check_guidance(backbone, "objective.kl_cfg", config.objective.kl_cfg)
     times = Times(config, backbone)
     times.check_range()
     modules = [*backbone.components().values(), *backbone.offloaded_modules().values()]
@@ -120,6 +124,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run with a model that was measured for the same backbone and precision."""
     evaluation = config.evaluation
+    if config.run.shard and processes > 1:
+        check_sharded(config)
     made = Iteration(
         config, model.backbone, registry, model.meter, model.laps, processes=processes, on_message=on_message
     )
