@@ -99,8 +99,8 @@ class Options(StrictModel):
         """Return (key, message) of each combination with other settings of the run file that cannot work.
 
         run: the run file (`dgpo_schemas.run.RunConfig`); key: where these options are in it, such as
-        `backbone.options`. Called whenever a run file is read,
-        before the component is imported; the result must not depend on the machine. By default none.
+        `backbone.options`. Called whenever a run file is read, before the component is imported; the result must not
+        depend on the machine. By default none.
         """
         return ()
 

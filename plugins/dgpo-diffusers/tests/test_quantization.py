@@ -90,6 +90,39 @@ def test_an_adapter_trains_on_quantized_weights(checkpoint: Path, method: str) -
 
 
 @torchao
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_dequantized_weights_are_kept_for_the_backward_pass(
+    checkpoint: Path, method: str, checkpointing: bool
+) -> None:
+    """The gradient is that of a model with the dequantized weights, up to rounding."""
+    denoiser = {"method": method, "components": ["denoiser"]}
+    backbone, plain = build(checkpoint, denoiser, gradient_checkpointing=checkpointing), build(checkpoint)
+    for layer, module in plain.network.named_modules():
+        weight = getattr(backbone.network.get_submodule(layer), "weight", None)
+        if isinstance(module, nn.Linear) and type(weight).__module__.startswith("torchao"):
+            assert weight is not None
+            module.weight.data = weight.dequantize()
+    sizes: list[int] = []
+    gradients: list[list[Any]] = []
+    for one in (backbone, plain):
+        randomize(one)
+        weights = {p.data_ptr() for p in one.network.parameters() if type(p) is nn.Parameter}
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t), t)[1], lambda t: t):
+            output = velocity(one)
+        sizes.append(sum(t.numel() for t in kept if t.data_ptr() not in weights))
+        torch.autograd.backward(output.square().mean())
+        gradients.append([p.grad for p in one.trainable().values()])
+    assert sizes[0] == sizes[1] > 0 or checkpointing, "activations alone"
+    for found, wanted in zip(*gradients, strict=True):
+        assert found is not None
+        assert wanted is not None
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@torchao
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_contract(checkpoint: Path) -> None:

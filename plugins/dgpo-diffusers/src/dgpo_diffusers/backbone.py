@@ -29,7 +29,7 @@ from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
 from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
-from dgpo_diffusers.quantized import layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -65,12 +65,15 @@ class DiffusersBackbone(Family):
         self.network = networks.pop(self.trained(networks))
         self.others = networks
         self.dtype = self.network.dtype
-        self._quantized = {
-            model.get_submodule(layer).weight: method
+        quantized = {
+            model.get_submodule(layer): method
             for name, method in chosen(self).items()
             if (model := getattr(self.pipeline, name)) is not None
             for layer in layers_to_quantize(model)
         }
+        self._quantized = {layer.weight: method for layer, method in quantized.items()}
+        if device.type == "meta" or not self.without_weights:
+            dequantize_again(n for n, m in quantized.items() if device.type == "meta" or m.startswith("torchao"))
         self.prediction = self.parameterize()
         self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights)
         tiny = [] if self.tiny_decoder is None else [self.tiny_decoder]
