@@ -65,17 +65,22 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
     return output
 
 
+def _of_torchao(weight: Tensor) -> bool:
+    return type(weight).__module__.startswith("torchao")
+
+
 class _Dequantizing(torch.autograd.Function):
     """A linear layer whose weight and bias have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight, ctx.dtype = weight, x.dtype
-        copied = weight.clone() if weight.is_meta else weight
-        return torch.nn.functional.linear(x, copied, bias)
+        # torchao's own kernel may scale the product instead of the weight
+        whole = weight if _of_torchao(weight) else weight.clone()
+        return nn.functional.linear(x, whole, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,), weight = gradients, ctx.weight
-        weight = weight.clone() if weight.is_meta else weight.dequantize()
+        weight = weight.dequantize() if _of_torchao(weight) else weight.clone()
         return (gradient @ weight.to(gradient.dtype)).to(ctx.dtype), None, None
