@@ -43,8 +43,9 @@ def run_of(checkpoint: Path) -> Callable[..., RunConfig]:
     def make(options: dict[str, Any] | None = None, **changes: dict[str, Any]) -> RunConfig:
         rollout = {"steps": STEPS, "sampler": "flow-euler", "shift": "auto", "resolution": SIDE, "groups": 2}
         data = run_data(Path("unused"), rollout={**rollout, "group_size": 4, **changes.pop("rollout", {})}, **changes)
-        data["backbone"] = {"use": "flux", "checkpoint": str(checkpoint), "dtype": "bfloat16",
-                            "lora": {"rank": 2, "alpha": 2}, "options": {"text_length": 16, **(options or {})}}  # fmt: skip
+        chosen = {"text_length": 16, **(options or {})}
+        backbone = {"use": "flux", "checkpoint": str(checkpoint), "dtype": "bfloat16", "options": chosen}
+        data["backbone"] = {**backbone, "lora": {"rank": 2, "alpha": 2}}
         return RunConfig.model_validate(data)
 
     return make
