@@ -238,7 +238,8 @@ def test_an_adapter_of_its_own_kind_is_refused(
 ) -> None:
     monkeypatch.setattr(LoraAdapter, "supports", Adapter.supports)
     monkeypatch.setattr(LoraAdapter, "_start_from", lambda *_: None)
-    monkeypatch.setattr("dgpo_core.lora.adapter.open_adapter", lambda *_: None)
+    for module in ("dgpo_core.lora.adapter", "dgpo_core.training.starting"):
+        monkeypatch.setattr(f"{module}.open_adapter", lambda *_: None)
     config = make_config(backbone=backbone(init=str(tmp_path)))
     with pytest.raises(UserError, match=r"backbone\.lora\.init: the adapter of the backbone plain does not support it"):
         Trainer(config, known).build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.flow.times import Times
+from dgpo_core.lora import LoraAdapter
+from dgpo_core.lora.files import open_adapter
 from dgpo_core.plugins.sections import check_section
 from dgpo_core.training.checks import check_guidance, check_merging, check_sharded
 from dgpo_core.training.policy import check_adapter
+from dgpo_core.training.starting import check_start
 from dgpo_lab.planning.iteration import Iteration, Laps
 from dgpo_lab.planning.meter import Meter
 
@@ -100,6 +104,10 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
         raise UserError(f"backbone.use: {use} cannot be planned: {error}") from error
     check_adapter(backbone)
     check_merging(config, backbone)
+    check_start(config, here=False)
+    init = config.backbone.lora.init
+    if isinstance(backbone.adapter, LoraAdapter) and init is not None and Path(init).exists():
+        backbone.adapter.check(open_adapter(Path(init)))
     check_guidance(backbone, "rollout.guidance", config.rollout.guidance)
     if config.evaluation.guidance is not None:
         check_guidance(backbone, "evaluation.guidance", config.evaluation.guidance)
