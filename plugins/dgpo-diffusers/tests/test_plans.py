@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -167,3 +168,24 @@ def test_what_a_run_refuses_is_refused(run_of: Callable[..., RunConfig], registr
         planned(guided, registry)
     with pytest.raises(UserError, match=r"^backbone\.options\.tiny_decoder: .* does not exist"):
         planned(run_of({"tiny_decoder": str(tmp_path / "no.safetensors")}), registry)
+
+
+def test_an_adapter_to_start_from_must_fit(
+    run_of: Callable[..., RunConfig], registry: Registry, tmp_path: Path
+) -> None:
+    """It is read as by a run, if it is there."""
+    file = tmp_path / "adapter.safetensors"
+    plain = run_of()
+    lora = plain.backbone.lora.model_copy(update={"init": str(file)})
+    config = plain.model_copy(update={"backbone": plain.backbone.model_copy(update={"lora": lora})})
+    measure_model(config, registry)
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    for inputs in (32, 33):
+        pair = {f"{layer}.lora_A.weight": torch.ones(2, inputs), f"{layer}.lora_B.weight": torch.ones(32, 2)}
+        safetensors.torch.save_file(pair, file)
+        if inputs == 32:
+            measure_model(config, registry)
+    with pytest.raises(
+        UserError, match=r"^backbone\.lora\.init: .* has an update of shape \[32, 33\], but this model's"
+    ):
+        measure_model(config, registry)
