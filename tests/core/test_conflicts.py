@@ -44,5 +44,5 @@ def test_they_know_the_run_and_their_own_place(
 
 
 def test_a_check_that_fails_is_reported(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = refused(registry, tmp_path, monkeypatch, lambda self, run, key: iter(5))
+    found = refused(registry, tmp_path, monkeypatch, lambda self, run, key: 5)
     assert found[0] == "rewards.0.options: the plugin's own check failed with TypeError: 'int' object is not iterable"

@@ -11,6 +11,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from dgpo_core.errors import UserError
+from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.families.flux.backbone import FluxBackbone
 from dgpo_diffusers.families.flux.options import FluxOptions
 from dgpo_diffusers.families.flux.tiny import make_tiny_flux
@@ -77,7 +78,7 @@ def test_a_backbone_reports_them(tmp_path: Path) -> None:
     checkpoint = make_tiny_flux(tmp_path / "tiny")
     section = BackboneSection.model_validate({"use": "flux", "checkpoint": str(checkpoint), "dtype": "bfloat16"})
 
-    def reported(**options: Any) -> tuple[FluxBackbone, tuple[int, int]]:
+    def reported(**options: Any) -> tuple[DiffusersBackbone, tuple[int, int]]:
         found = FluxBackbone.meta_model(section, FluxOptions.model_validate(options))
         return found, found.offloaded_bytes()
 

@@ -110,7 +110,12 @@ def test_no_dequantized_weights_are_kept_for_the_backward_pass(
         randomize(one)
         weights = {p.data_ptr() for p in one.network.parameters() if type(p) is nn.Parameter}
         kept: list[torch.Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t), t)[1], lambda t: t):
+
+        def keep(tensor: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = velocity(one)
         sizes.append(sum(t.numel() for t in kept if t.data_ptr() not in weights))
         torch.autograd.backward(output.square().mean())

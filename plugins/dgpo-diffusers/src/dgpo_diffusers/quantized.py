@@ -61,7 +61,7 @@ def dequantize_again(layers: Iterable[Any]) -> None:
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:
-    output: Tensor = _Dequantizing.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    output: Tensor = _Dequantizing.apply(x, layer.weight, layer.bias)
     return output
 
 
