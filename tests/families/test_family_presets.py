@@ -30,6 +30,8 @@ MEMORY_ONLY = {
 """Settings that do not change what is computed."""
 TRADES = {"backbone.options.quantize", "backbone.options.drop_t5"}
 """Settings that change the model; a preset with one of them says so."""
+USED = 0.95
+"""Share of a card's memory that a plan may fill: it does not count the fragmentation of the allocator."""
 REGISTRY = Registry()
 STATED = re.compile(r"(\d+) GiB (?:by|according to) `dgpo plan`")
 
@@ -128,4 +130,4 @@ def test_it_fits_its_card_and_uses_it(backbone: str, name: str) -> None:
     assert size is not None
     held = sum(plan.held.values()) + CONTEXT
     twice = held + 2 * (plan.peaks["optimize"] - held)
-    assert size >= config.rollout.group_size or twice > room
+    assert size >= config.rollout.group_size or twice > USED * room
