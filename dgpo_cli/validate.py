@@ -56,6 +56,10 @@ def validate(
         resolve_checkpoint(config.backbone.checkpoint)
     if asks_for_more(config.backbone):  # otherwise the backbone's class, a slow import, is not needed
         check_section(registry.implementation(registry.find("backbone", config.backbone.use)), config.backbone)
+    if config.starts_elsewhere:
+        from dgpo_core.training.starting import check_start
+
+        check_start(config, here=False)
     # All prompts are read before the file is reported as valid.
     train = load_sources(config.prompts, "train", registry)
     heldout = load_sources(config.prompts, "heldout", registry)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dgpo_core.errors import PluginError
 from dgpo_core.plugins.registry import Registry
-from dgpo_schemas.problems import KeyPath
+from dgpo_schemas.base import Options
+from dgpo_schemas.problems import KeyPath, dotted, split_key
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.text import error_text
 
-__all__ = ["PLACES", "SERVED", "blocks_at", "chosen"]
+__all__ = ["PLACES", "SERVED", "blocks_at", "chosen", "conflicts"]
 
 PLACES: dict[KeyPath, str] = {
     ("backbone",): "backbone",
@@ -48,6 +51,21 @@ def chosen(data: Mapping[str, Any], registry: Registry) -> Iterator[tuple[KeyPat
     for place, kind in PLACES.items():
         for where, block in blocks_at(data, place):
             yield from _in_options(registry, kind, where, block)
+
+
+def conflicts(config: RunConfig, registry: Registry) -> Iterator[tuple[KeyPath, str]]:
+    """Yield path and message of each combination of options with other settings that cannot work
+    (`Options.conflicts`)."""
+    for where, model, values in chosen(config.model_dump(), registry):
+        try:
+            options = model.model_validate(values)
+            found = list(options.conflicts(config, dotted(where))) if isinstance(options, Options) else []
+        except ValidationError:  # reported where the component is made
+            continue
+        except Exception as error:
+            yield where, f"the plugin's own check failed with {error_text(error)}"
+        else:
+            yield from ((split_key(key), message) for key, message in found)
 
 
 def _in_options(

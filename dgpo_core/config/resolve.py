@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dgpo_core.config.components import blocks_at
+from dgpo_core.config.components import blocks_at, conflicts
 from dgpo_core.errors import PluginError
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import UseBlock
@@ -28,8 +28,8 @@ _SHORT_FORM_IS_FILE = "prompts"
 def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, registry: Registry | None) -> M:
     """Validate a document as a model. places: keys that select components, with their kinds.
 
-    With a registry, every component must exist and accept its options. Raises ConfigError with every mistake, in the
-    file's order.
+    With a registry, every component must exist and accept its options, alone and with the other settings of a run file.
+    Raises ConfigError with every mistake, in the file's order.
     """
     mistakes: list[tuple[KeyPath, str]] = []
     config = None
@@ -46,7 +46,12 @@ def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, r
                     _put(resolved, where, options)
     if mistakes or config is None:
         raise document.error(_at_short_forms(document, mistakes))
-    return config if registry is None else model.model_validate(resolved)
+    if registry is None:
+        return config
+    config = model.model_validate(resolved)
+    if isinstance(config, RunConfig) and (found := list(conflicts(config, registry))):
+        raise document.error(_at_short_forms(document, found))
+    return config
 
 
 def _check_block(

@@ -288,9 +288,6 @@ class Backbone(ABC):
         """
         return weight.numel() * weight.element_size()
 
-    def check_sharding(self) -> None:  # noqa: B027 - optional
-        """Raise UserError if `module` cannot be sharded (`run.shard`). By default it can."""
-
     def loaded_weights(self) -> Mapping[str, str]:
         """Describe the weights that were read, by component: how many tensors, and which were left unused.
 
@@ -309,6 +306,12 @@ class Backbone(ABC):
     def offloaded_modules(self) -> Mapping[str, torch.nn.Module]:
         """Return the modules that are on the device only during `encoding`, by display name. By default none."""
         return {}
+
+    def offloaded_bytes(self) -> tuple[int, int]:
+        """Return the bytes that `offloaded_modules` take on the device all the time, and those that they take in
+        addition during `encoding`, for `dgpo plan`. By default 0, and all of their weights."""
+        modules = self.offloaded_modules().values()
+        return 0, sum(self.weight_bytes(weight) for module in modules for weight in module.parameters())
 
     def encoding(self) -> AbstractContextManager[None]:
         """Return a context manager entered around calls of `encode`, to move text encoders to the device and back."""

@@ -105,15 +105,21 @@ class LoraAdapter(Adapter):
                 )
             _magnitude(layer).data = norms
 
+    def check(self, file: AdapterFile) -> dict[str, Update]:
+        """Return the updates of a file by layer name, and set `notes`. Raises UserError if it does not fit the layers
+        that are adapted. The adapter may be without weights (meta device)."""
+        updates = self.read(file)
+        self.notes = check_updates(self._network, self.layers, updates, file, self._rank, dora=self._dora)
+        return updates
+
     @torch.no_grad()
     def _start_from(self, file: AdapterFile) -> None:
         """Set the matrices so that the adapter computes what the file's does.
 
         A smaller rank is filled up: A keeps its further random rows, B its zeros, so that they train but add nothing.
         """
-        updates = self.read(file)
+        updates = self.check(file)
         self.source = file.path
-        self.notes = check_updates(self._network, self.layers, updates, file, self._rank, dora=self._dora)
         for name, layer in self.layers.items():
             if (update := updates.get(name)) is None:
                 continue

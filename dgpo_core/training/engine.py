@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from dgpo_core.config.components import conflicts
 from dgpo_core.contracts import AnyReward, Backbone, Objective, Sampler
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.data.prompts import load_sources, some_of_each
@@ -26,10 +27,12 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
+from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
+from dgpo_schemas.problems import dotted
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -107,11 +110,7 @@ class Engine:
 
     def check_guidance(self, key: str, guidance: float) -> None:
         """Raise UserError for a guidance scale other than 1 if the model has no unconditional prediction."""
-        if guidance != 1 and not self.backbone.supports_guidance:
-            raise UserError(
-                f"{key}: {guidance:g} is not possible: backbone: {self.config.backbone.use} has no unconditional "
-                "prediction for classifier-free guidance; set it to 1"
-            )
+        check_guidance(self.backbone, key, guidance)
 
     def rollout_sampler(
         self,
@@ -147,7 +146,7 @@ class Engine:
             # By default all samples of an iteration form one batch, which is also the largest batch in evaluation.
             micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
             autocast=self.runtime.autocast,
-            merge_adapter=self._merge_adapter,
+            merge_adapter=rollout.merge_adapter,
             guidance_interval=guidance_interval or rollout.guidance_interval,
             interval_key=f"{'evaluation' if guidance_interval else 'rollout'}.guidance_interval",
             training=training,
@@ -158,30 +157,7 @@ class Engine:
 
     def check_sampling(self, objective: Objective) -> None:
         """Raise UserError if rollouts are approximate (`Backbone.sampling`) where they must not be."""
-        if self.backbone.sampling() is None:
-            return
-        approximate = f"backbone: the options of {self.config.backbone.use} approximate its predictions in rollouts"
-        if self.runtime.sharded:
-            raise UserError(f"{approximate}, which is not possible with weights sharded by run.shard; remove the cache")
-        if objective.needs_path:
-            raise UserError(
-                f"{approximate}, but objective: {self.config.objective.use} compares the probabilities of their steps "
-                "with exact ones; remove the cache, or use another objective"
-            )
-
-    @property
-    def _merge_adapter(self) -> bool:
-        """Whether to sample with the adapter merged into the weights. Raises UserError if that is not possible."""
-        if not self.config.rollout.merge_adapter:
-            return False
-        if self.runtime.sharded:
-            raise UserError("rollout.merge_adapter: cannot merge an adapter into weights sharded by run.shard")
-        if self.backbone.adapter is None or self.backbone.adapter.merged() is None:
-            raise UserError(
-                f"rollout.merge_adapter: backbone: {self.config.backbone.use} cannot merge its adapter (into quantized "
-                "weights, for example, nothing can be merged); set it to false"
-            )
-        return True
+        check_sampling(self.config, self.backbone, objective, sharded=self.runtime.sharded)
 
     def evaluation_rollout_sampler(
         self, *, steps: int | None = None, guidance: float | None = None, micro_batch: int | None = None
@@ -273,8 +249,10 @@ def _create(registry: Registry, process_state: ProcessState, kind: str, block: A
 def _backbone(
     config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState, *, new: bool
 ) -> Backbone:
-    if runtime.sharded and config.backbone.compile:
-        raise UserError("backbone.compile: a model sharded by run.shard cannot be compiled")
+    for path, message in conflicts(config, registry):  # of a configuration that was not read from a file
+        raise UserError(f"{dotted(path)}: {message}")
+    if runtime.sharded:
+        check_sharded(config)
     device = torch.device("cpu") if runtime.sharded else runtime.device
     section = config.backbone
     if not new:
@@ -282,10 +260,10 @@ def _backbone(
     backbone: Backbone = _create(registry, process_state, "backbone", section, device=device)
     contract_checks.built(backbone)
     check_adapter(backbone)
+    check_merging(config, backbone)
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
-        backbone.check_sharding()
         shard(backbone, runtime.device, runtime.processes)
     return backbone
 

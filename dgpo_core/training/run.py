@@ -24,6 +24,7 @@ from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.reward_building import evaluation_scorer, training_scorer
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.starting import check_start
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.runtime import Runtime
@@ -138,6 +139,8 @@ def build_run(
 
     Raises UserError for configuration errors; then all resources are closed.
     """
+    if new and runtime.processes.main:
+        check_start(config)
     with ExitStack() as closing:
         engine = build_engine(config, registry, runtime=runtime, new=new, on_message=phases.callbacks.on_message)
         closing.callback(engine.close)

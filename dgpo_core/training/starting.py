@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.lora.files import open_adapter
 from dgpo_core.storage.bases import differences
 from dgpo_core.storage.checkpoint import Checkpoints
 from dgpo_core.storage.description import read_config, recorded_base
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.run import TrainingRun
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Origin", "Start", "origin_of", "start_new"]
+__all__ = ["Origin", "Start", "check_start", "origin_of", "start_new"]
 
 KEY = "run.init_from"
 MODELS = ("policy", "ema_fast", "ema")
@@ -51,6 +52,31 @@ def origin_of(text: str) -> Origin:
 
     The text is a path if a directory of this name exists.
     """
+    origin = _parsed(text)
+    if not origin.run.is_dir():
+        raise UserError(
+            f"{KEY}: {origin.run}: no such run directory; allowed is RUN, RUN@CHECKPOINT or RUN@CHECKPOINT:MODEL, with "
+            f"newest, best or an iteration, and {', '.join(MODELS)}"
+        )
+    return origin
+
+
+def check_start(config: RunConfig, *, here: bool = True) -> None:
+    """Raise UserError, before a model is loaded, for an adapter or a run to start from that cannot be read, or that is
+    of another kind of adapter.
+
+    here: whether this is the machine that trains. If it may be another one, what is not found is not checked.
+    """
+    section, text = config.backbone, config.run.init_from
+    adapter = section.lora.init if section.train == "lora" else None
+    if adapter is not None and (here or Path(adapter).exists()):
+        open_adapter(Path(adapter))
+    if text is not None and (here or _parsed(text).run.is_dir()):
+        origin = origin_of(text)
+        _check_same_adapter(origin.run, _config_of(origin), config, ())
+
+
+def _parsed(text: str) -> Origin:
     if Path(text).is_dir():
         return Origin(Path(text))
     head, colon, model = text.rpartition(":")
@@ -65,11 +91,6 @@ def origin_of(text: str) -> Origin:
         raise UserError(f"{KEY}: {text}: {checkpoint!r} is not a checkpoint of a run; choose {known}")
     if Path(head).is_dir() or not at or not CHECKPOINT.fullmatch(checkpoint):
         path, checkpoint = head, "newest"
-    if not Path(path).is_dir():
-        raise UserError(
-            f"{KEY}: {path}: no such run directory; allowed is RUN, RUN@CHECKPOINT or RUN@CHECKPOINT:MODEL, with "
-            f"newest, best or an iteration, and {', '.join(MODELS)}"
-        )
     return Origin(Path(path), checkpoint, model)
 
 
@@ -97,8 +118,8 @@ def start_new(run: TrainingRun) -> Start:
 def _read(run: TrainingRun, text: str) -> tuple[dict[str, Tensor], tuple[dict[str, Any], str]]:
     """Return the weights by parameter name, and the fields of `Start`. Raises UserError."""
     origin = origin_of(text)
+    saved = _config_of(origin)
     try:
-        saved = read_config(origin.run)
         checkpoint = Checkpoints(origin.run / "checkpoints").find(origin.checkpoint)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from error
@@ -128,6 +149,13 @@ def _read(run: TrainingRun, text: str) -> tuple[dict[str, Tensor], tuple[dict[st
     }
     message = f"starts from the {model} weights of {origin.run} after iteration {manifest.iteration}"
     return weights, (record, message + _other_base(run, origin.run))
+
+
+def _config_of(origin: Origin) -> RunConfig:
+    try:
+        return read_config(origin.run)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from error
 
 
 def _check_same_adapter(path: Path, saved: RunConfig, config: RunConfig, selecting: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -93,6 +94,15 @@ class StrictModel(BaseModel):
 
 class Options(StrictModel):
     """Base class of a plugin's options model. Give each field a description; unknown keys are forbidden."""
+
+    def conflicts(self, run: Any, key: str) -> Iterable[tuple[str, str]]:
+        """Return (key, message) of each combination with other settings of the run file that cannot work.
+
+        run: the run file (`dgpo_schemas.run.RunConfig`); key: where these options are in it, such as
+        `backbone.options`. Called whenever a run file is read, before the component is imported; the result must not
+        depend on the machine. By default none.
+        """
+        return ()
 
 
 class UseBlock(StrictModel):

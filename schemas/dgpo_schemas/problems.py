@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from dgpo_schemas.annotations import models_of, plain
 
-__all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "is_number", "nearest", "show"]
+__all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "is_number", "nearest", "show", "split_key"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -86,7 +86,7 @@ def explain(model: type[BaseModel], data: Any, error: ValidationError) -> list[t
     found: list[_Mistake] = []
     for detail in error.errors(include_url=False):
         if detail["type"] == "run_rules":
-            found += [_Mistake(_split(key), message) for key, message in detail["ctx"]["violations"]]
+            found += [_Mistake(split_key(key), message) for key, message in detail["ctx"]["violations"]]
         else:
             found.append(_mistake(model, data, detail))
     return _merge_branches(found)
@@ -102,7 +102,8 @@ class _Mistake:
     """Path of the innermost union around it: pydantic reports an error for every branch that does not match."""
 
 
-def _split(key: str) -> KeyPath:
+def split_key(key: str) -> KeyPath:
+    """Return the path of a dotted key; whole numbers are indices of lists."""
     return tuple(int(component) if component.isdigit() else component for component in key.split("."))
 
 

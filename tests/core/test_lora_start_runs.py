@@ -19,7 +19,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.hookspecs import Component, hookimpl
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.starting import _check_same_adapter
+from dgpo_core.training.starting import _check_same_adapter, check_start
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import ToyOptions, run_data
 from dgpo_schemas.problems import ConfigError
@@ -213,12 +213,24 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+WITH_A_MODEL = ("targets", "checkpoint")
+"""Cases that are seen only once the model is there, or the checkpoint is read."""
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_another_run_that_does_not_fit(
-    make_config: Make, known: Registry, first: Callable[[str], Path], case: str
+    make_config: Make, known: Registry, first: Callable[[str], Path], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suffix, block, message = BAD[case]
     config = make_config(backbone=block, run={"name": "b", "init_from": f"{first('lora')}{suffix}"})
+    if case not in WITH_A_MODEL:
+        monkeypatch.setattr("dgpo_core.training.run.build_engine", lambda *_, **__: pytest.fail("a model was built"))
+    if case in (*WITH_A_MODEL, "run"):
+        check_start(config, here=False)
+    else:
+        with pytest.raises(UserError) as early:
+            check_start(config, here=False)
+        assert message in str(early.value)
     with pytest.raises(UserError) as caught:
         Trainer(config, known).train()
     assert message in str(caught.value)
@@ -239,7 +251,8 @@ def test_an_adapter_of_its_own_kind_is_refused(
 ) -> None:
     monkeypatch.setattr(LoraAdapter, "supports", Adapter.supports)
     monkeypatch.setattr(LoraAdapter, "_start_from", lambda *_: None)
-    monkeypatch.setattr("dgpo_core.lora.adapter.open_adapter", lambda *_: None)
+    for module in ("dgpo_core.lora.adapter", "dgpo_core.training.starting"):
+        monkeypatch.setattr(f"{module}.open_adapter", lambda *_: None)
     config = make_config(backbone=backbone(init=str(tmp_path)))
     with pytest.raises(UserError, match=r"backbone\.lora\.init: the adapter of the backbone plain does not support it"):
         Trainer(config, known).build()
@@ -251,3 +264,16 @@ def test_options_that_select_what_is_trained(make_config: Make) -> None:
     _check_same_adapter(Path("other"), there, here, ())
     with pytest.raises(UserError, match=r"backbone\.options\.expert: low, but this run has high; allowed is a run"):
         _check_same_adapter(Path("other"), there, here, {"expert"})
+
+
+def test_an_adapter_is_read_before_a_model_is_built(
+    make_config: Make, known: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dgpo_core.training.run.build_engine", lambda *_, **__: pytest.fail("a model was built"))
+    config = make_config(backbone=backbone(init=str(tmp_path / "adapter.safetensors")))
+    check_start(config, here=False)
+    with pytest.raises(UserError, match=r"^backbone\.lora\.init: .* does not exist; allowed is an adapter's file"):
+        Trainer(config, known).build()
+    (tmp_path / "adapter.safetensors").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"^backbone\.lora\.init: .* cannot be read"):
+        check_start(config, here=False)

@@ -111,9 +111,7 @@ def test_samples_are_those_of_the_cached_pipeline(checkpoint: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("interval", [None, [0.0, 0.8]], ids=["all steps", "guidance begins late"])
-@pytest.mark.parametrize(
-    "name", among([*CACHES["taylorseer"], "wan, two experts"], quick=["flux"])
-)
+@pytest.mark.parametrize("name", among([*CACHES["taylorseer"], "wan, two experts"], quick=["flux"]))
 def test_samples_do_not_depend_on_the_micro_batch(
     checkpoint: Callable[[str], Path], name: str, interval: Sequence[float] | None
 ) -> None:
@@ -205,18 +203,9 @@ def test_other_caches_are_refused(use: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (
-            "sdxl",
-            "is not possible with sdxl, whose UNet2DConditionModel has no caches in diffusers; possible: taylorseer",
-        ),
-        (
-            "sd3",
-            "is not possible with sd3, whose SD3Transformer2DModel has no caches in diffusers; possible: taylorseer",
-        ),
-        (
-            "z-image",
-            "is not possible with z-image, whose ZImageTransformer2DModel has no caches in diffusers; possible: ",
-        ),
+        ("sdxl", "is not possible with sdxl: its layers are not known to be cached correctly; possible: taylorseer"),
+        ("sd3", "is not possible with sd3: its layers are not known to be cached correctly; possible: taylorseer"),
+        ("z-image", "is not possible with z-image: its layers are not known to be cached correctly; possible: tay"),
     ],
 )
 def test_other_families_are_refused(checkpoint: Callable[[str], Path], name: str, reason: str) -> None:

@@ -27,9 +27,9 @@ from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import Deferred, load
 from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
-from dgpo_diffusers.offload import check_offload, offload
+from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
-from dgpo_diffusers.quantized import layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class DiffusersBackbone(Family):
 
     def __init__(self, section: BackboneSection, options: DiffusersOptions, *, device: torch.device) -> None:
         super().__init__(section, options, device=device)
+        for key, message in options.contradictions(section):
+            raise UserError(f"{key}: {message}")
         check(self)
         check_offload(options, device)
         self._away = options.offload_text or options.group_offload is not None
@@ -66,12 +68,15 @@ class DiffusersBackbone(Family):
         self.network = networks.pop(self.trained(networks))
         self.others = networks
         self.dtype = self.network.dtype
-        self._quantized = {
-            model.get_submodule(layer).weight: method
+        quantized = {
+            model.get_submodule(layer): method
             for name, method in chosen(self).items()
             if (model := getattr(self.pipeline, name)) is not None
             for layer in layers_to_quantize(model)
         }
+        self._quantized = {layer.weight: method for layer, method in quantized.items()}
+        if device.type == "meta" or not self.without_weights:
+            dequantize_again(n for n, m in quantized.items() if device.type == "meta" or m.startswith("torchao"))
         self.prediction = self.parameterize()
         whole = not self.without_denoisers
         self.tiny_decoder = load_tiny_decoder(self, without_weights=self.without_weights) if whole else None
@@ -123,6 +128,13 @@ class DiffusersBackbone(Family):
         """Return the text encoders, if they are offloaded."""
         return self._text() if self._away else {}
 
+    def offloaded_bytes(self) -> tuple[int, int]:
+        """See `Backbone.offloaded_bytes`. With group offloading, less than all weights are there at a time."""
+        level = self.options.group_offload
+        return (
+            super().offloaded_bytes() if level is None else resident_bytes(self._encoders(), level, self.weight_bytes)
+        )
+
     def loaded_weights(self) -> Mapping[str, str]:
         """Return, for each model that was loaded, the number of its tensors and the tensors of its files not used."""
         return self.report
@@ -131,14 +143,6 @@ class DiffusersBackbone(Family):
         """Return the bytes of a weight, of a quantized one those of its integers and scales."""
         method = self._quantized.get(weight)
         return super().weight_bytes(weight) if method is None else stored_bytes(method, weight)
-
-    def check_sharding(self) -> None:
-        """Raise UserError if the denoiser is, or is to be, quantized."""
-        if chosen(self).keys() & set(self.layout.networks):
-            raise UserError(
-                "run.shard: a quantized denoiser cannot be sharded; leave run.shard out, or set "
-                "backbone.options.quantize.components to [text_encoders]"
-            )
 
     def _text(self) -> dict[str, nn.Module]:
         return {"text encoders": nn.ModuleList(self._encoders())}
@@ -196,13 +200,7 @@ class DiffusersBackbone(Family):
 
     def _feature_cache(self) -> FeatureCache | None:
         settings = self.options.rollout_cache
-        if settings is None:
-            return None
-        if self.section.compile:
-            raise UserError(
-                "backbone.options.rollout_cache: layers of a compiled model cannot be cached; set compile: false"
-            )
-        return FeatureCache(self.network, settings, self.layout, self.dtype)
+        return None if settings is None else FeatureCache(self.network, settings, self.layout, self.dtype)
 
     def sampling(self) -> AbstractContextManager[None] | None:
         """Return the context of the feature cache, if one is configured."""

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diffusers import TaylorSeerCacheConfig
-from diffusers.models.cache_utils import CacheMixin
 
 from dgpo_core.errors import UserError
-from dgpo_diffusers.options import CACHES, possible_caches
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +31,7 @@ class FeatureCache:
     def __init__(self, network: Any, settings: RolloutCache, layout: Layout, dtype: torch.dtype) -> None:
         """dtype: of the kept outputs and their differences.
 
-        Raises UserError for a model without caches in diffusers, an untested one, or one of which no layer is cached,
-        about which diffusers says nothing.
+        Raises UserError for a model of which no layer is cached, about which diffusers says nothing.
         """
         self._network = network
         self._config = TaylorSeerCacheConfig(
@@ -45,16 +42,13 @@ class FeatureCache:
             cache_identifiers=[ATTENTION],
         )
         self._rows: int | None = None
-        pairs = possible_caches()
-        refused = f"{KEY}: {settings.use} is not possible with {layout.backbone}"
-        if not isinstance(network, CacheMixin):
-            raise UserError(f"{refused}, whose {type(network).__name__} has no caches in diffusers; possible: {pairs}")
-        if layout.backbone not in CACHES[settings.use]:
-            raise UserError(f"{refused}: its layers are not known to be cached correctly; possible: {pairs}")
         with self.active():
             found = self.layers()
         if not found:
-            raise UserError(f"{refused}: no layer of this {type(network).__name__} matches; possible: {pairs}")
+            raise UserError(
+                f"{KEY}: {settings.use} is not possible with {layout.backbone}: no layer of this "
+                f"{type(network).__name__} matches; leave it out"
+            )
 
     def layers(self) -> list[str]:
         """Return the names of the layers that are cached now."""

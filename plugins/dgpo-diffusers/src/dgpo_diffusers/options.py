@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
 from dgpo_schemas.places import PathOrName
 
-__all__ = [
-    "CACHES",
-    "DiffusersOptions",
-    "QuantizeSection",
-    "RolloutCache",
-    "TinyDecoderSection",
-    "possible_caches",
-]
+if TYPE_CHECKING:
+    from dgpo_schemas.run import RunConfig
+    from dgpo_schemas.sections.backbone import BackboneSection
+
+__all__ = ["CACHES", "DiffusersOptions", "QuantizeSection", "RolloutCache", "TinyDecoderSection"]
 
 CACHES = {"taylorseer": ("flux", "flux2-klein", "qwen-image", "wan", "wan-i2v", "ltx-video")}
 """Caches of diffusers, and the backbones that they are tested with."""
@@ -30,15 +28,20 @@ REFUSED = {
 """Other caches of diffusers, and why they cannot be used."""
 
 
+KEY = "backbone.options"
+"""Where these options are in a run file."""
+ON_CPU = "this run is on the CPU (or its model is sharded by run.shard), where nothing can be offloaded; leave it out"
+WITHOUT_CUDA = "{method} requires a CUDA device, and this run is on {device}; use torchao-int8 there"
+
+
+def _pairs() -> str:
+    return ", ".join(f"{name} with {', '.join(models[:-1])} or {models[-1]}" for name, models in CACHES.items())
+
+
 def _known(cache: str) -> str:
     if cache in CACHES:
         return cache
-    raise ValueError(f"{cache!r} {REFUSED.get(cache, 'is not a known cache')}; possible: {possible_caches()}")
-
-
-def possible_caches() -> str:
-    """Return the caches, each with the backbones it works with, for messages."""
-    return ", ".join(f"{name} with {', '.join(models[:-1])} or {models[-1]}" for name, models in CACHES.items())
+    raise ValueError(f"{cache!r} {REFUSED.get(cache, 'is not a known cache')}; possible: {_pairs()}")
 
 
 class TinyDecoderSection(StrictModel):
@@ -67,6 +70,29 @@ class QuantizeSection(StrictModel):
     components: list[Literal["denoiser", "text_encoders"]] = Field(
         default=["denoiser", "text_encoders"], min_length=1, description="Models whose weights are quantized."
     )
+
+    def contradictions(self, options: DiffusersOptions, section: BackboneSection) -> Iterator[str]:
+        """Yield what is wrong with other options, and with the section that has them."""
+        if "denoiser" in self.components and section.train == "full":
+            yield (
+                "train: full trains the denoiser's weights, which cannot be quantized; set `train: lora`, or "
+                "components: [text_encoders]"
+            )
+        if "denoiser" in self.components and section.lora.dora:
+            yield (
+                "DoRA reads the norms of the weights, which a quantized denoiser has only approximately; remove "
+                "backbone.lora.dora, or set components: [text_encoders]"
+            )
+        if self.keeps_encoders and options.offload_text:
+            yield (
+                f"{self.method} keeps text encoders on the device, which contradicts offload_text; leave one of the "
+                "two out, or use torchao-int8"
+            )
+
+    @property
+    def keeps_encoders(self) -> bool:
+        """Whether text encoders are quantized by a library that loads them on their device, where they stay."""
+        return self.method.startswith("bnb") and "text_encoders" in self.components
 
 
 class RolloutCache(StrictModel):
@@ -97,6 +123,9 @@ TinyDecoder = Annotated[
 
 class DiffusersOptions(Options):
     """Options common to all diffusers backbones. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
+
+    media: ClassVar[Literal["image", "video"]] = "image"
+    """What the backbones draw that have these options."""
 
     offload_text: bool = Field(
         default=False,
@@ -143,3 +172,57 @@ class DiffusersOptions(Options):
         description="Feature cache of diffusers in the rollouts of training, which become faster and approximate: they "
         "are samples of a slightly different model. Losses, evaluations and other commands never use it.",
     )
+
+    def contradictions(self, section: BackboneSection) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) of each combination of these options, and of others of the section, that cannot work on
+        any machine."""
+        quantize, cache = self.quantize, self.rollout_cache
+        if quantize is not None:
+            yield from ((f"{KEY}.quantize", message) for message in quantize.contradictions(self, section))
+        if self.group_offload is not None and self.offload_text:
+            yield (
+                f"{KEY}.group_offload",
+                "offload_text moves text encoders as a whole; leave one of the two out",
+            )
+        if self.group_offload is not None and quantize is not None and quantize.keeps_encoders:
+            yield (
+                f"{KEY}.group_offload",
+                f"{quantize.method} keeps text encoders on the device; use torchao-int8, or set "
+                f"{KEY}.quantize.components to [denoiser]",
+            )
+        if self.tiny_decoder is not None and self.media != "image":
+            yield (
+                f"{KEY}.tiny_decoder",
+                f"tiny decoders decode images, and {section.use} draws videos; leave it out",
+            )
+        if cache is not None and section.use not in CACHES[cache.use]:
+            yield (
+                f"{KEY}.rollout_cache",
+                f"{cache.use} is not possible with {section.use}: its layers are not known to be cached correctly; "
+                f"possible: {_pairs()}",
+            )
+        if cache is not None and section.compile:
+            yield f"{KEY}.rollout_cache", "layers of a compiled model cannot be cached; set compile: false"
+
+    def conflicts(self, run: RunConfig, key: str) -> Iterator[tuple[str, str]]:
+        """See `Options.conflicts`."""
+        yield from self.contradictions(run.backbone)
+        quantize, on_cpu = self.quantize, run.run.device == "cpu"
+        if quantize is not None and "denoiser" in quantize.components:
+            instead = f"or set {key}.quantize.components to [text_encoders]"
+            if run.run.shard:
+                yield "run.shard", f"a quantized denoiser cannot be sharded; leave run.shard out, {instead}"
+            if run.rollout.merge_adapter:
+                yield (
+                    "rollout.merge_adapter",
+                    f"an adapter cannot be merged into a quantized denoiser without loss; set it to false, {instead}",
+                )
+        if quantize is not None and quantize.method.startswith("bnb") and on_cpu:
+            yield f"{key}.quantize", WITHOUT_CUDA.format(method=quantize.method, device="cpu")
+        if self.group_offload is not None and (on_cpu or run.run.shard):
+            yield f"{key}.group_offload", ON_CPU
+        if self.rollout_cache is not None and run.run.shard:
+            yield (
+                f"{key}.rollout_cache",
+                "cached predictions are not possible with weights sharded by run.shard; leave one of the two out",
+            )

@@ -18,6 +18,7 @@ from torch import nn
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.libraries import quiet
+from dgpo_diffusers.options import WITHOUT_CUDA
 from dgpo_diffusers.quantized import is_quantized, layers_to_quantize
 
 if TYPE_CHECKING:
@@ -41,37 +42,18 @@ def chosen(family: Family) -> dict[str, str]:
 
 
 def check(family: Family) -> None:
-    """Raise UserError, before anything is read, for a method that cannot work here, and what cannot go with it."""
+    """Raise UserError, before anything is read, for a method that cannot work here."""
     section = family.options.quantize
-    if section is None:
+    if section is None or family.device.type == "meta":
         return
     method: str = section.method
     library = LIBRARIES[method.partition("-")[0]]
-    if "denoiser" in section.components and family.section.train == "full":
-        raise UserError(
-            f"{WHERE}: train: full trains the denoiser's weights, which cannot be quantized; set `train: lora`, or "
-            "components: [text_encoders]"
-        )
-    if "denoiser" in section.components and family.section.lora.dora:
-        raise UserError(
-            f"{WHERE}: DoRA reads the norms of the weights, which a quantized denoiser has only approximately; remove "
-            "backbone.lora.dora, or set components: [text_encoders]"
-        )
-    if family.device.type == "meta":
-        return
     if find_spec(library) is None:
         raise UserError(
             f"{WHERE}: {method} requires {library}, which is not installed: pip install 'dgpo-diffusers[quantize]'"
         )
     if library == "bitsandbytes" and family.device.type != "cuda":
-        raise UserError(
-            f"{WHERE}: {method} requires a CUDA device, and this run is on {family.device.type}; use torchao-int8 there"
-        )
-    if library == "bitsandbytes" and "text_encoders" in section.components and family.options.offload_text:
-        raise UserError(
-            f"{WHERE}: {method} keeps text encoders on the device, which contradicts offload_text; leave one of the "
-            "two out, or use torchao-int8"
-        )
+        raise UserError(f"{WHERE}: {WITHOUT_CUDA.format(method=method, device=family.device.type)}")
 
 
 class QuantizedLoading:

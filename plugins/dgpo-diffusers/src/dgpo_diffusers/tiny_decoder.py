@@ -69,10 +69,6 @@ def load_tiny_decoder(family: Family, *, without_weights: bool = False) -> TinyD
     chosen = family.options.tiny_decoder
     if chosen is None:
         return None
-    if family.media != "image":
-        raise UserError(
-            f"{WHERE}: tiny decoders decode images, and {family.layout.backbone} draws videos; leave it out"
-        )
     height, width = (side.start for side in family.sides())
     channels, rows, _ = family.latents(height, width)
     found = _opened(chosen.checkpoint, channels, without_weights)

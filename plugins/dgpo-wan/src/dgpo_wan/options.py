@@ -18,6 +18,8 @@ COMPRESSION = 4
 class WanOptions(DiffusersOptions):
     """Options of Wan. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
+    media = "video"
+
     frames: Int = Field(
         default=33,
         ge=1,

@@ -22,6 +22,7 @@ from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
 from dgpo_core.flow.velocity import guidance_at
+from dgpo_core.training.checks import check_sampling
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
@@ -66,6 +67,7 @@ class Iteration:
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
+        check_sampling(config, backbone, objective, sharded=config.run.shard and processes > 1)
         prompts = [backbone.example(rollout.height_width)] * rollout.groups
 
         def autocast() -> torch.autocast:
@@ -79,12 +81,15 @@ class Iteration:
             *,
             training: bool = False,
         ) -> RolloutSampler:
-            return RolloutSampler(
+            created = RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
                 micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
                 guidance_interval=interval or rollout.guidance_interval, training=training,
+                interval_key=f"{'evaluation' if interval else 'rollout'}.guidance_interval",
             )  # fmt: skip
+            created.scales(rollout.height_width)
+            return created
 
         with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
             optimizer = Optimizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor
 from dgpo_core.contracts import Backbone
 from dgpo_core.errors import UserError
 from dgpo_core.flow.times import Times
+from dgpo_core.lora import LoraAdapter
+from dgpo_core.lora.files import open_adapter
 from dgpo_core.plugins.sections import check_section
+from dgpo_core.training.checks import check_guidance, check_merging, check_sharded
 from dgpo_core.training.policy import check_adapter
+from dgpo_core.training.starting import check_start
 from dgpo_lab.planning.iteration import Iteration, Laps
 from dgpo_lab.planning.meter import Meter
 
@@ -36,21 +41,23 @@ class Held:
     """Bytes that a model holds permanently, independent of batch sizes.
 
     held: bytes by name; sharded: names that `run.shard` divides by the number of ranks; gathered: bytes of the weights
-    that are gathered at a time with `run.shard`; offloaded_modules: bytes that are loaded to encode prompts.
+    that are gathered at a time with `run.shard`; encoding: additional bytes while prompts are encoded.
     """
 
     held: Mapping[str, int]
     sharded: frozenset[str]
     gathered: int
-    offloaded_modules: int
+    encoding: int
 
 
 @dataclass(frozen=True)
 class Model(Held):
-    """A meta model and the cost of its passes; shift: a description of the shift of the rollouts' noise schedule."""
+    """A meta model and the cost of its passes; offloaded_modules: bytes of all their weights; shift: a description of
+    the shift of the rollouts' noise schedule."""
 
     backbone: Backbone
     meter: Meter
+    offloaded_modules: int
     shift: str
     laps: Laps = field(default_factory=dict)
 
@@ -96,18 +103,28 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
     except NotImplementedError as error:
         raise UserError(f"backbone.use: {use} cannot be planned: {error}") from error
     check_adapter(backbone)
-    if config.run.shard:
-        backbone.check_sharding()
+    check_merging(config, backbone)
+    check_start(config, here=False)
+    init = config.backbone.lora.init
+    if isinstance(backbone.adapter, LoraAdapter) and init is not None and Path(init).exists():
+        backbone.adapter.check(open_adapter(Path(init)))
+    check_guidance(backbone, "rollout.guidance", config.rollout.guidance)
+    if config.evaluation.guidance is not None:
+        check_guidance(backbone, "evaluation.guidance", config.evaluation.guidance)
+    check_guidance(backbone, "objective.kl_cfg", config.objective.kl_cfg)
     times = Times(config, backbone)
     times.check_range()
     modules = [*backbone.components().values(), *backbone.offloaded_modules().values()]
     offloaded_modules = sum(
         backbone.weight_bytes(p) for module in backbone.offloaded_modules().values() for p in module.parameters()
     )
-    held = _held(backbone, config)
+    staying, encoding = backbone.offloaded_bytes()
+    held = _held(backbone, config) | {"offloaded modules": staying}
     meter = Meter(f"backbone.use: {use} cannot be planned", *modules)
     backbone.device = torch.device("cpu")
-    return Model(held, _sharded(backbone), _gathered(backbone), offloaded_modules, backbone, meter, times.shown)
+    return Model(
+        held, _sharded(backbone), _gathered(backbone), encoding, backbone, meter, offloaded_modules, times.shown
+    )
 
 
 def make_plan(
@@ -115,6 +132,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run with a model that was measured for the same backbone and precision."""
     evaluation = config.evaluation
+    if config.run.shard and processes > 1:
+        check_sharded(config)
     made = Iteration(
         config, model.backbone, registry, model.meter, model.laps, processes=processes, on_message=on_message
     )
@@ -122,8 +141,8 @@ def make_plan(
     held, above = on_each(model, processes, config.run.shard)
     base = sum(held.values()) + CONTEXT
     peaks = {phase: base + size + above.get(phase, 0) for phase, size in made.peaks.items()}
-    if model.offloaded_modules:
-        peaks = {"encode": base + model.offloaded_modules} | peaks
+    if model.encoding:
+        peaks = {"encode": base + model.encoding} | peaks
     samples = min(evaluation.prompts, 10**9) * evaluation.samples_per_prompt
     return Plan(
         processes=processes,

@@ -16,6 +16,8 @@ COMPRESSION = 8
 class LTXVideoOptions(DiffusersOptions):
     """Options of LTX-Video. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
+    media = "video"
+
     frames: Int = Field(
         default=49,
         ge=1,
