@@ -17,7 +17,6 @@ from transformers import Qwen3VLProcessor
 
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.config.pipeline import load_run_config
-from dgpo_core.config.presets import presets_of
 from dgpo_core.contracts import TimestepContext
 from dgpo_core.errors import UserError
 from dgpo_core.flow.schedules import sigmas as sampler_times
@@ -32,13 +31,11 @@ from dgpo_diffusers.families.qwen_image_2_1.options import QwenImage21Options
 from dgpo_diffusers.families.qwen_image_2_1.positions import own_positions
 from dgpo_diffusers.families.qwen_image_2_1.tiny import make_tiny_qwen_image_2_1
 from dgpo_lab.planning.meter import Meter
-from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection
 
 PUBLISHED = "Qwen/Qwen-Image-2.1"
 SIZE = (64, 96)
 EXAMPLE = Path(__file__).parents[3] / "examples" / "qwen-image-2.1-pickscore.yaml"
-USABLE = {"24gb": 22, "48gb": 44, "80gb": 75}
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +322,6 @@ def test_operations_are_those_of_its_layers() -> None:
 
 
 def test_the_example_holds_the_settings_that_it_names(meta_model: Any, registry: Registry) -> None:
-    assert list(presets_of("qwen-image-2.1", registry)) == list(USABLE)
     config = load_run_config(EXAMPLE, registry=registry)
     assert (config.rollout.guidance, config.evaluation.guidance, config.objective.kl_cfg) == (1.0, 1.0, 1.0)
     assert (config.backbone.lora.rank, config.backbone.lora.alpha, config.optimizer.learning_rate) == (64, 128, 3e-4)
@@ -336,14 +332,3 @@ def test_the_example_holds_the_settings_that_it_names(meta_model: Any, registry:
     assert ((sigmas >= t_min) & (sigmas <= t_max)).tolist() == [i < 7 for i in range(11)], "the first 7 of 10 steps"
     context = TimestepContext(sigmas, t_min, t_max, schedule.shift, 1, config.run.iterations)
     SamplerSteps(None).check(context, config.timesteps.count)
-
-
-@pytest.mark.slow
-def test_each_preset_fits_its_card(registry: Registry) -> None:
-    for name, path in presets_of("qwen-image-2.1", registry).items():
-        config = load_run_config(EXAMPLE, registry=registry, preset=name)
-        plan = make_plan(config, measure_model(config, registry), registry)
-        assert "1.714" in plan.shift
-        assert plan.peak / 2**30 < USABLE[name]
-        said = path.read_text(encoding="utf-8").split(" GiB by")[0].split()[-1]
-        assert round(plan.peak / 2**30) == int(said), "what its comment says"
