@@ -123,7 +123,7 @@ def test_samples_do_not_depend_on_the_micro_batch(
     assert (together - exact).abs().max() > 1e-3 * exact.abs().max(), "the cache has no effect"
 
 
-@pytest.mark.parametrize("name", among(CACHED, quick=CACHED[:1]))
+@pytest.mark.parametrize("name", among(CACHES["taylorseer"], quick=["flux"]))
 def test_nothing_but_training_rollouts_is_cached(checkpoint: Callable[[str], Path], name: str) -> None:
     """Losses and evaluations of a model with a cache equal those of one without, to the bit."""
     cached, plain = (made(name, checkpoint(name), settings) for settings in (TAYLORSEER, None))

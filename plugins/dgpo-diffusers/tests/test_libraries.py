@@ -11,6 +11,7 @@ from dgpo_diffusers.libraries import quiet
 
 
 def test_warnings_of_libraries_are_left_out_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="bitsandbytes")  # the command line sets it for its process
     kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
     said = diffusers.utils.logging.get_verbosity()
     with quiet():
