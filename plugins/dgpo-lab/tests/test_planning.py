@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -144,6 +145,7 @@ def test_peak_memory(everything: Registry) -> None:
 
     @contextmanager
     def profiled(phase: str) -> Iterator[None]:
+        gc.collect()  # what other tests have left must not be freed in between
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             yield
         most = now = 0
