@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +44,7 @@ def fill(
 
         dgpo cache fill run.yaml --set backbone.cache={} --device cuda
     """
+    from dgpo_cli.console import bar
     from dgpo_cli.opening import note
     from dgpo_core.api.filling import fill_cache
     from dgpo_core.config.pipeline import load_run_config
@@ -60,26 +58,11 @@ def fill(
         settings.append(f"run.device={device}")
     registry = get_registry()
     config = load_run_config(file, settings, registry, preset=preset)
-    with _progress() as on_progress, printing_aside():
+    with bar("embeddings", shown=True) as on_progress, printing_aside():
         filled = fill_cache(config, registry, on_message=note, on_progress=on_progress)
     typer.echo(
         f"{filled.directory}: {filled.rows} embeddings of {file}, {filled.new} of them new, {filled.bytes / 1e9:.3f} GB"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows a progress bar on stderr; it does nothing if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("embeddings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("embeddings", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def list_encoders(

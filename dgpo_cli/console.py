@@ -50,7 +50,7 @@ def loading(what: str) -> None:
 
 @contextmanager
 def bar(description: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Context manager with a progress bar on a terminal; gives a function of the finished samples and their total."""
+    """Context manager with a progress bar on a terminal; gives a function of what is finished and the total."""
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
         yield lambda done, total: None
