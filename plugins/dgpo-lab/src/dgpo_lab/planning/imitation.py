@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from dgpo_lab.planning.backward import walk
+from dgpo_lab.planning.shapes import Shape
 
 __all__ = ["CAPABILITY", "imitated"]
 
@@ -143,6 +144,8 @@ class _Functions(TorchFunctionMode):
         if function is Tensor.backward and args[0].is_cuda:
             with self:  # checkpointed blocks are recomputed by their backward pass
                 return walk(*args, **kwargs)
+        if function is Tensor.tolist and isinstance(args[0], Shape):  # torch refuses subclasses
+            return args[0].tolist()
         if function is Tensor.record_stream:
             return None
         return function(*args, **kwargs)
