@@ -25,6 +25,7 @@ from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.training.scored import NOT_ASKED, SampleScore, ScoredSamples, diversity, thumbnails
 from dgpo_core.training.scores import subscore_values
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Scorer:
             if not reward.compares and rows:
                 part = (media, prompts, broken)
                 if len(rows) < len(prompts):
-                    part = (media[rows], tuple(prompts[i] for i in rows), broken[rows])
+                    index = to_device(rows, media.device)
+                    part = (media[index], tuple(prompts[i] for i in rows), broken[index])
                 scores[reward.label] = self._executors[id(reward.model)].submit(partial(self._score, reward, *part))
         # Computed on the media's device without synchronizing; moved to the CPU in `collect`.
         self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
