@@ -1,4 +1,4 @@
-"""Copies from the host to a device that do not wait for the device's queued work."""
+"""Copies between the host and a device that do not wait for the device's queued work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["to_device"]
+__all__ = ["HostCopy", "to_device"]
 
 
 def to_device(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -25,3 +25,27 @@ def to_device(values: Tensor | Sequence[Any], device: torch.device, dtype: torch
     if torch.cuda.is_available():
         tensor = tensor.pin_memory()  # the allocator keeps it until the copy is done
     return tensor.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A copy of a tensor in host memory, with the same dtype and strides.
+
+    From a CUDA device it goes to pinned memory, in the order of the current stream: the host waits for it in `wait`
+    only. The tensor may be released before.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        if not tensor.is_cuda:
+            self._host = tensor.cpu()
+            return
+        self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        self._host.copy_(tensor, non_blocking=True)
+        self._copied = torch.cuda.Event(blocking=True)
+        self._copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> Tensor:
+        """Return the copy once it is complete. May be called from any thread, and repeatedly."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host
