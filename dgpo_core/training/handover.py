@@ -65,7 +65,7 @@ class _HostHandover(Handover):
 class _StreamHandover(Handover):
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         super().__init__(tensors)
-        self._ready = torch.cuda.Event()
+        self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._ready.record(torch.cuda.current_stream(tensors[0].device))
 
     @contextmanager
@@ -82,5 +82,5 @@ def _own_stream(device: torch.device) -> torch.cuda.Stream:
     """Return this thread's stream on a device."""
     streams: dict[torch.device, torch.cuda.Stream] = _OF_THREAD.__dict__.setdefault("streams", {})
     if device not in streams:
-        streams[device] = torch.cuda.Stream(device, priority=HIGH)
+        streams[device] = torch.cuda.Stream(device, priority=HIGH)  # type: ignore[no-untyped-call]
     return streams[device]
