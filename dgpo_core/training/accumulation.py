@@ -33,6 +33,7 @@ from dgpo_core.training.statistics import (
     no_statistics,
     statistic_of_bundle,
 )
+from dgpo_core.transfers import to_device
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
@@ -180,7 +181,7 @@ class Accumulation:
         partial, stopped = self._local_phase(
             lambda size: local_statistics(self.models, update, size, interrupt), no_statistics(self.models, update)
         )
-        not_split = ~torch.tensor(update.split, device=partial.device)
+        not_split = ~to_device(update.split, partial.device)
         return self._reduced([partial], stopped)[0].masked_fill(not_split, torch.nan)
 
     def _add_gradients(self, loss: Tensor, stopped: bool) -> Tensor:

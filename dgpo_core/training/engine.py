@@ -29,7 +29,7 @@ from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
-from dgpo_core.training.rollout import RolloutSampler
+from dgpo_core.training.rollout import RolloutSampler, samples_at_once
 from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_schemas.problems import dotted
@@ -143,8 +143,9 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            # By default all samples of an iteration form one batch, which is also the largest batch in evaluation.
-            micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
+            micro_batch=micro_batch
+            or rollout.micro_batch
+            or samples_at_once(rollout.groups, rollout.group_size, self.runtime.device),
             autocast=self.runtime.autocast,
             merge_adapter=rollout.merge_adapter,
             guidance_interval=guidance_interval or rollout.guidance_interval,
