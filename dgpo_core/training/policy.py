@@ -91,6 +91,20 @@ class Policy:
         initial weights, otherwise `model` itself."""
         return "policy" if model == "ema" and self._updates < self.objective.ema.first_move else model
 
+    @property
+    def fast_is_policy(self) -> bool:
+        """Whether the fast EMA has the policy's weights, so that one prediction serves as both.
+
+        By construction, from the number of updates: all models start with the same weights, and an update of the
+        averages with a decay of 0, as is the first one, makes the fast EMA the policy.
+        """
+        return self._fast_decay(self._updates) == 0
+
+    def _fast_decay(self, update: int) -> float:
+        """Return the decay of the fast EMA at optimizer update `update` (from 1); 0 before the first one."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp * max(update - 1, 0))
+
     @contextmanager
     def activate(self, model: ModelName, *, merged: bool = False) -> Iterator[None]:
         """Context manager that runs the backbone with the weights of a model, or of its substitute (`available`).
@@ -197,8 +211,8 @@ class Policy:
     def update_averages(self, update: int) -> None:
         """Update the moving averages after optimizer update `update` (from 1); see `EmaSection` for the decays."""
         self._updates = update
-        policy, fast, slow = self._weights["policy"], self.objective.ema_fast, self.objective.ema
-        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
+        policy, slow = self._weights["policy"], self.objective.ema
+        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - self._fast_decay(update))
         if (update + 1) % slow.every == 0:
             decay = min((1 + update) / (10 + update), slow.decay)
             torch._foreach_lerp_(self._weights["ema"], policy, 1 - decay**slow.repeats)
