@@ -103,7 +103,7 @@ class Accumulation:
             if self.models.objective.needs_statistic and any(update.split):
                 complete = self._complete(update, interrupt)
             (loss, metrics), stopped = self._local_phase(
-                lambda size: self._gradient(update, complete, size, interrupt), (loss, metrics)
+                update, lambda size: self._gradient(update, complete, size, interrupt), (loss, metrics)
             )
             if self.processes.count > 1:
                 loss = self._add_gradients(loss, stopped)
@@ -169,16 +169,25 @@ class Accumulation:
             metrics.setdefault(name, []).append(values)
         return scaled.detach()
 
-    def _local_phase(self, work: Callable[[int], T], stopped: T) -> tuple[T, bool]:
+    def _local_phase(self, update: Update, work: Callable[[int], T], stopped: T) -> tuple[T, bool]:
         """Run this rank's part of a phase; if memory runs out, restart it with half the micro-batch size, which is
         kept.
 
         Returns (result, False), or (`stopped`, True) if this rank was asked to stop and the other ranks must still be
         notified. A single process raises Interrupted at once.
         """
+
+        def with_fixed_rows(size: int) -> T:
+            with self.models.policy.rows.of(*update.row_counts(size)):
+                return work(size)
+
         try:
             result, self.micro_batch = halving(
-                work, self.micro_batch, "optimizer.micro_batch", self.on_message, again=not self.models.policy.sharded
+                with_fixed_rows,
+                self.micro_batch,
+                "optimizer.micro_batch",
+                self.on_message,
+                again=not self.models.policy.sharded,
             )
         except Interrupted:
             if self.processes.count == 1:
@@ -191,8 +200,9 @@ class Accumulation:
         """Statistics [T, g] of the groups that are split across ranks, with one all-reduce; nan for the other
         groups."""
         partial, stopped = self._local_phase(
-            lambda size: local_statistics(self.models, update, size, interrupt), no_statistics(self.models, update)
-        )
+            update, lambda size: local_statistics(self.models, update, size, interrupt),
+            no_statistics(self.models, update),
+        )  # fmt: skip
         not_split = ~to_device(update.split, partial.device)
         return self._reduced([partial], stopped)[0].masked_fill(not_split, torch.nan)
 

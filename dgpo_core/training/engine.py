@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
+from dgpo_core.training.compiling import CompileReport, prepare_compile
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.rollout import RolloutSampler, samples_at_once
 from dgpo_core.training.stored_rows import open_stored_rows
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "build_engine"]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
@@ -50,7 +54,7 @@ class Engine:
     process_state: restores process-wide state that plugins change; conditioning: cache of prompt embeddings; sampler:
     for rollouts, and for evaluation unless evaluation.sampler is set; reward_models: the models created so far with
     their blocks, without name and weight; closing: resources that are closed with the engine; on_message: called when
-    the micro-batch size is reduced.
+    the micro-batch size is reduced; compile_report: with `backbone.compile`.
     """
 
     config: RunConfig
@@ -67,6 +71,7 @@ class Engine:
     reward_models: list[tuple[RewardBlock, AnyReward]]
     closing: ExitStack
     on_message: Callable[[str], None]
+    compile_report: CompileReport | None
 
     def create(self, kind: str, block: Any) -> Any:
         """Create a component; changes to process-wide state are undone."""
@@ -196,6 +201,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop workers and trackers."""
+        if self.compile_report is not None:
+            self.compile_report.send(self.on_message, log.warning)
         self.closing.close()  # closes all resources even if one of them fails
 
 
@@ -219,6 +226,7 @@ def build_engine(
             runtime = Runtime(config, join=join)
             closing.callback(runtime.close)
         process_state = ProcessState()
+        compile_report = prepare_compile() if config.backbone.compile else None
         backbone = _backbone(config, registry, runtime, process_state, new=new)
         conditioning = ConditioningCache(backbone, stored=open_stored_rows(config, backbone, runtime.device))
         sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
@@ -238,6 +246,7 @@ def build_engine(
             reward_models=[],
             closing=closing.pop_all(),
             on_message=on_message,
+            compile_report=compile_report,
         )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import bucket
-from dgpo_core.flow.velocity import guided_velocity
 from dgpo_core.plugins import contract_checks
+from dgpo_core.training.compiling import FixedRows
 from dgpo_core.types import Conditioning, Prompt, same_places
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Policy:
         self._network = contract_checks.Checked(backbone)
         self.objective = objective
         self._adapter = backbone.adapter
+        self.rows = FixedRows(compiled=backbone.section.compile)
         self.parameters = dict(backbone.trainable())
         live = [self._local(p.data) for p in self.parameters.values()]
         self._weights: dict[str, list[Tensor]] = {
@@ -200,12 +201,13 @@ class Policy:
         With a guidance scale other than 1, combine the conditional and unconditional predictions, from one batch, with
         the backbone's `guide`.
         """
-        with self._passing():
-            return guided_velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
+        with self._passing(), self.rows.failing():
+            return self.rows.velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar loss in the trained weights."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self.rows.failing():
+            loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update_averages(self, update: int) -> None:

@@ -86,7 +86,11 @@ class BackboneSection(UseBlock):
         description="Recompute activations in the backward pass to save memory.",
     )
     compile: bool = Field(
-        default=False, json_schema_extra=FROM_THERE_ON, description="Compile the model with torch.compile."
+        default=False,
+        json_schema_extra=FROM_THERE_ON,
+        description="Compile the model's repeated blocks with torch.compile, for fixed shapes: smaller micro-batches "
+        "are filled up with copies, whose results are dropped. Compiled code is kept on disk for later runs, in "
+        "`compiled` of $DGPO_CACHE, or of `dgpo` in $XDG_CACHE_HOME or ~/.cache (or in $TORCHINDUCTOR_CACHE_DIR).",
     )
     cache: EmbeddingCacheSection | None = Field(
         default=None,

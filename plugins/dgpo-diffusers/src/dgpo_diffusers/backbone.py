@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.adapter_files import DiffusersAdapter
+from dgpo_diffusers.compiling import compile_blocks
 from dgpo_diffusers.family import Family
 from dgpo_diffusers.feature_cache import FeatureCache
 from dgpo_diffusers.geometry import nearest_size
@@ -93,9 +94,9 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile:
+        if section.compile and device.type != "meta":
             for network in denoisers:
-                network.compile()  # in place: parameters keep their names
+                compile_blocks(network, self.blocks() if network is self.network else (), ragged=self.ragged)
         self._cache = self._feature_cache() if whole else None
 
     @classmethod
