@@ -69,6 +69,6 @@ def fill_normal(out: Tensor, generator: torch.Generator) -> Tensor:
     """
     if out.device.type != "cuda":
         return out.normal_(generator=generator)
-    for chunk in out.view(-1).split(CHUNK):
+    for chunk in torch.split(out.view(-1), CHUNK):
         chunk.normal_(generator=generator)
     return out
