@@ -30,6 +30,7 @@ from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Rollout, ScoredGroups
 from dgpo_lab.planning.meter import Counted, Lap, Meter
+from dgpo_lab.planning.waiting import Waiting, drawn_at_once
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -88,7 +89,7 @@ class Iteration:
             created = RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
-                micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
+                micro_batch=drawn_at_once(config), autocast=autocast, merge_adapter=rollout.merge_adapter,
                 guidance_interval=interval or rollout.guidance_interval, training=training,
                 interval_key=f"{'evaluation' if interval else 'rollout'}.guidance_interval",
             )  # fmt: skip
@@ -107,6 +108,7 @@ class Iteration:
             optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
+            waiting = Waiting(config, registry)
             drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
                 prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
             )
@@ -118,7 +120,10 @@ class Iteration:
                     break
                 rollouts.append(sampled)
                 with self._phase("decode"):
-                    policy.decode_rollouts(sampled.x0)
+                    media = policy.decode_rollouts(sampled.x0)
+                waiting.add(media)
+                del media
+            del waiting
             rewards = torch.randn(
                 rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
             )
