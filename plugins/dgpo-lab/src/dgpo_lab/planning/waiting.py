@@ -57,7 +57,7 @@ class Waiting:
         size = min(self._held.numel() + media.nbytes, self.most * each)
         if size > self._held.numel():
             del self._held
-            self._held = torch.empty(size, dtype=torch.uint8)
+            self._held = torch.empty(size, dtype=torch.uint8, device=media.device)
 
 
 def _implementation(use: str, registry: Registry) -> type[AnyReward]:
