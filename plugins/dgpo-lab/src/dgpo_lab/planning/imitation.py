@@ -148,6 +148,8 @@ class _Functions(TorchFunctionMode):
             return args[0].tolist()
         if function is Tensor.record_stream:
             return None
+        if function is Tensor.pin_memory:
+            return args[0]
         return function(*args, **kwargs)
 
 
