@@ -42,7 +42,7 @@ class Runtime:
         self.config = config
         cpu = choose_device(config.run.device).type == "cpu"
         self.processes = Processes.join(cpu=cpu, timeout=config.run.process_timeout) if join else Processes()
-        self.sharded = config.run.shard and self.processes.count > 1
+        self.sharded = bool(config.run.shard) and self.processes.count > 1
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.device = choose_device(config.run.device)
