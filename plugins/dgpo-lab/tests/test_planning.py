@@ -34,6 +34,7 @@ from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.meter import LOOKS, Meter
 from dgpo_lab.planning.plan import Held, Plan, _gathered, _sharded, make_plan, measure_model, on_each
+from dgpo_lab.planning.shapes import CPU, CUDA
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -57,8 +58,8 @@ def miniature(registry: Registry, *settings: str, example: str = "quickstart") -
     return load_run_config(ROOT / "examples" / f"{example}.yaml", [*SMALL, *settings], registry)
 
 
-def planned(config: RunConfig, registry: Registry, processes: int = 1) -> Iteration:
-    model = measure_model(config, registry)
+def planned(config: RunConfig, registry: Registry, processes: int = 1, device: torch.device = CUDA) -> Iteration:
+    model = measure_model(config, registry, device=device)
     return Iteration(config, model.backbone, registry, model.meter, {}, processes=processes)
 
 
@@ -157,7 +158,7 @@ def test_peak_memory(everything: Registry) -> None:
 
     real = Real(config, everything, profiled)
     gradients = sum(4 * p.numel() for p in real.engine.policy.parameters.values())
-    peaks = planned(config, everything).peaks
+    peaks = planned(config, everything, device=CPU).peaks
     assert peaks["rollout"] == pytest.approx(found["rollout"], rel=0.02)
     assert peaks["optimize"] + gradients == pytest.approx(found["optimize"], rel=0.02)
     assert peaks["decode"] == pytest.approx(found["decode"], rel=0.3)
@@ -357,7 +358,7 @@ def test_tables_that_are_neither_parameters_nor_buffers_are_known() -> None:
     with torch.device("meta"):
         module = Turned()
     with Meter("here", module) as meter, meter.lap() as lap:
-        assert module(torch.zeros(8, 2)).shape == (8, 2)
+        assert module(torch.zeros(8, 2, device=CUDA)).shape == (8, 2)
     assert lap.peak > 0
 
 
@@ -401,7 +402,9 @@ def test_embeddings_on_disk(tmp_path: Path) -> None:
     backbone = {"use": "sd3", "checkpoint": checkpoint, "options": {"text_length": 0}, "cache": {"max_gb": 1e-3}}
     config = RunConfig.model_validate(run_data(tmp_path, rollout={"resolution": 32}) | {"backbone": backbone})
     model = measure_model(config, Registry())
-    row = sum(4 * t.numel() for t in model.backbone.encode([model.backbone.example((32, 32))]).tensors.values())
+    with model.meter:
+        rows = model.backbone.encode([model.backbone.example((32, 32))])
+    row = sum(4 * t.numel() for t in rows.tensors.values())
     prompts = [Prompt("a"), Prompt("a", size=(32, 32)), Prompt("a", size=(64, 32)), Prompt("b", negative="c")]
     found = embeddings_of(config, model, prompts)
     assert found is not None
