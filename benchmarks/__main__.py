@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measuring import QUICKSTART
+from benchmarks.page import DOCS
 from dgpo_core.errors import UserError
 from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
 
-DOCS = Path(__file__).parents[1] / "docs"
+COMMANDS = {"peers": "benchmarks.peers.command"}
+"""Measurements with options of their own: modules whose `run` is a command line."""
 
 
 def _floor(iterations: int, turns: int) -> Any:
@@ -85,6 +89,8 @@ def run(
         python -m benchmarks overhead scaling
 
         python -m benchmarks gpu
+
+        python -m benchmarks peers --help
     """
     from benchmarks.figures import draw
     from benchmarks.page import write_page
@@ -92,6 +98,8 @@ def run(
 
     chosen = parts or [name for name in PARTS if name != "gpu"]
     for name in chosen:
+        if name in COMMANDS:
+            raise UserError(f"{name} is measured alone: python -m benchmarks {name}")
         if name not in PARTS:
             raise UserError(f"there is no part {name!r}{nearest(name, list(PARTS))} (there is {', '.join(PARTS)})")
     path = output / "performance" / "record.json"
@@ -107,7 +115,10 @@ def run(
 
 def main() -> None:
     """Run the command line; user errors become one message and exit code 2."""
-    program(run)
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        program(importlib.import_module(COMMANDS[sys.argv.pop(1)]).run)
+    else:
+        program(run)
 
 
 if __name__ == "__main__":
