@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 
 from benchmarks.peers.pace import Pace
-from benchmarks.peers.stand_ins import Nothing, replace, stand_in
+from benchmarks.peers.stand_ins import Nothing, import_real, replace, stand_in
 from benchmarks.peers.work import Work
 
 __all__ = ["FILES", "drive"]
@@ -48,6 +48,7 @@ class Tree(dict[str, Any]):
 
 def drive(path: Path, work: Work, checkpoint: Path, directory: Path, pace: Pace, device: torch.device) -> None:
     """Train until Enough."""
+    import_real()
     sys.path.insert(0, str(path))
     replace("wandb")
     replace("matplotlib", use=Nothing())

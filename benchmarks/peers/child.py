@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers.pace import Enough, Pace, fail
-from benchmarks.peers.stand_ins import import_real
 from benchmarks.peers.work import Work
 
 __all__ = ["run_side"]
@@ -31,7 +30,6 @@ def run_side(module: str, path: Path | None, work: Work, checkpoint: Path, log: 
         torch.set_num_threads(1)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         pace = Pace(connection, device)
-        import_real()
         try:
             with tempfile.TemporaryDirectory() as directory:
                 importlib.import_module(module).drive(path, work, checkpoint, Path(directory), pace, device)

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from benchmarks.peers.pace import Pace
-from benchmarks.peers.stand_ins import replace, stand_in
+from benchmarks.peers.stand_ins import import_real, replace, stand_in
 from benchmarks.peers.work import ALPHA, RANK, Work
 
 __all__ = ["FILES", "drive"]
@@ -30,6 +30,7 @@ NEEDLESS = ("datasets", "datasets.utils", "datasets.utils.logging", "imageio", "
 
 def drive(path: Path, work: Work, checkpoint: Path, directory: Path, pace: Pace, device: torch.device) -> None:
     """Train until Enough."""
+    import_real()
     sys.path.insert(0, str(path / "src"))
     stand_in(NEEDLESS)
     replace("dgpo_peer_reward", Free=_reward())

@@ -44,13 +44,6 @@ class Work:
         """64 different prompts, of which an iteration draws `groups`."""
         return [f"image {i}" for i in range(64)]
 
-    @property
-    def passes(self) -> dict[str, int]:
-        """Calls of the transformer in an iteration without any saving, by kind: roll-outs, training passes without a
-        gradient (the reference and the old policy), and passes with one."""
-        trained = self.groups * self.times
-        return {"rollout": self.groups * self.steps, "fixed": 2 * trained, "gradient": trained}
-
 
 WORKS = {
     work.name: work
