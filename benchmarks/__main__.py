@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +16,6 @@ from benchmarks.page import DOCS
 from dgpo_core.errors import UserError
 from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
-
-COMMANDS = {"peers": "benchmarks.peers.command"}
-"""Measurements with options of their own: modules whose `run` is a command line."""
 
 
 def _floor(iterations: int, turns: int) -> Any:
@@ -69,6 +66,10 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 
 
+COMMANDS = {"peers": "benchmarks.peers.command", "roofline": "benchmarks.roofline"}
+"""Parts with options of their own, which need a module that has a function `run`."""
+
+
 def run(
     parts: Annotated[
         list[str] | None, typer.Argument(help="Parts to measure: " + ", ".join(PARTS) + ".", metavar="[PART...]")
@@ -90,10 +91,12 @@ def run(
 
         python -m benchmarks gpu
 
+        python -m benchmarks roofline --help
+
         python -m benchmarks peers --help
     """
     from benchmarks.figures import draw
-    from benchmarks.page import write_page
+    from benchmarks.page import write_page, write_roofline
     from benchmarks.record import load, save
 
     chosen = parts or [name for name in PARTS if name != "gpu"]
@@ -101,7 +104,8 @@ def run(
         if name in COMMANDS:
             raise UserError(f"{name} is measured alone: python -m benchmarks {name}")
         if name not in PARTS:
-            raise UserError(f"there is no part {name!r}{nearest(name, list(PARTS))} (there is {', '.join(PARTS)})")
+            known = [*PARTS, *COMMANDS]
+            raise UserError(f"there is no part {name!r}{nearest(name, known)} (there is {', '.join(known)})")
     path = output / "performance" / "record.json"
     record = load(path)
     for name in [] if pages else chosen:
@@ -111,12 +115,14 @@ def run(
         raise UserError(f"{path}: nothing is recorded yet; leave --pages out")
     draw(record, output / "performance")
     typer.echo(str(write_page(record, output)))
+    if "roofline" in record:
+        typer.echo(str(write_roofline(record, output)))
 
 
 def main() -> None:
     """Run the command line; user errors become one message and exit code 2."""
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        program(importlib.import_module(COMMANDS[sys.argv.pop(1)]).run)
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        program(import_module(COMMANDS[sys.argv.pop(1)]).run)
     else:
         program(run)
 

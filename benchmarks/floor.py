@@ -13,6 +13,7 @@ from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
 from dgpo_lab.planning.cards import CARDS
 from dgpo_lab.planning.plan import make_plan, measure_model
+from dgpo_lab.planning.waiting import drawn_at_once
 
 __all__ = ["CASES", "Floor", "measure"]
 
@@ -49,7 +50,7 @@ def measure(name: str) -> Floor:
     rollout, card = config.rollout, CARDS[CARD]
     total = rollout.groups * rollout.group_size
     weights = model.held["transformer"] + model.held["trained weights"]
-    drawn = rollout.micro_batch or total
+    drawn = drawn_at_once(config)
     learned = config.optimizer.micro_batch or rollout.group_size
     passes = {
         "rollout": -(-total // drawn) * rollout.steps,

@@ -121,12 +121,17 @@ class TrainingRun(Engine):
         count = self.runtime.processes.count
         sizes = different([*self.train_prompts, *self.heldout_prompts], self.config.rollout.height_width)
         return {
-            "device": str(self.runtime.device) + (f", {count} processes" if count > 1 else ""),
+            "device": ", ".join(
+                [str(self.runtime.device)]
+                + [f"{count} processes"] * (count > 1)
+                + ["deterministic algorithms"] * self.runtime.deterministic
+            ),
             "trained parameters": sum(p.numel() for p in self.policy.parameters.values()),
             "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
             "latent": self.training_rollout_sampler.shape,
             **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
             "shift": self.times.shown,
+            "precision": ", ".join(f"{part} {choice}" for part, choice in self.fast.items()),
             "train prompts": len(self.train_prompts),
             "held-out prompts": len(self.heldout_prompts),
         }

@@ -11,6 +11,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import largest
 from dgpo_core.types import Prompt
 from dgpo_lab.planning.plan import Plan
+from dgpo_lab.planning.waiting import drawn_at_once
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
-    total = config.rollout.groups * config.rollout.group_size
-    rollout_size = config.rollout.micro_batch or total
+    rollout_size = drawn_at_once(config)
     training_size = config.optimizer.micro_batch or config.rollout.group_size
     for checkpointing in (False, True):
         if checkpointing and config.backbone.gradient_checkpointing:

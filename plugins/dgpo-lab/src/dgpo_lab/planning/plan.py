@@ -21,6 +21,7 @@ from dgpo_core.training.policy import check_adapter
 from dgpo_core.training.starting import check_start
 from dgpo_lab.planning.iteration import Iteration, Laps
 from dgpo_lab.planning.meter import Meter
+from dgpo_lab.planning.shapes import CUDA
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -90,8 +91,17 @@ class Plan:
         }
 
 
-def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage = lambda text: None) -> Model:
-    """Build the meta model of a run. Raises UserError if the backbone has no meta model."""
+def measure_model(
+    config: RunConfig,
+    registry: Registry,
+    on_message: OnMessage = lambda text: None,
+    *,
+    device: torch.device = CUDA,
+) -> Model:
+    """Build the meta model of a run on a device, which need not be there: CUDA, or the CPU.
+
+    Raises UserError if the backbone has no meta model.
+    """
     use = config.backbone.use
     on_message(f"reading the architecture of {config.backbone.checkpoint}")
     registered = registry.find("backbone", use)
@@ -120,8 +130,8 @@ def measure_model(config: RunConfig, registry: Registry, on_message: OnMessage =
     )
     staying, encoding = backbone.offloaded_bytes()
     held = _held(backbone, config) | {"offloaded modules": staying}
-    meter = Meter(f"backbone.use: {use} cannot be planned", *modules)
-    backbone.device = torch.device("cpu")
+    meter = Meter(f"backbone.use: {use} cannot be planned", *modules, device=device)
+    backbone.device = device
     return Model(
         held, _sharded(backbone), _gathered(backbone), encoding, backbone, meter, offloaded_modules, times.shown
     )
