@@ -51,10 +51,8 @@ def _run(root: Any, buffers: Buffers) -> None:
     while ready:
         number, node = heapq.heappop(ready)
         gradients = buffers.pop(-number)
-        following = node.next_functions
-        inputs = node(*gradients)
+        following, inputs = _ran(node, gradients)
         del gradients, node
-        inputs = list(inputs) if isinstance(inputs, Sequence) else [inputs]
         for i, (child, output) in enumerate(following):
             gradient, inputs[i] = inputs[i], None
             if child is None:
@@ -72,6 +70,23 @@ def _run(root: Any, buffers: Buffers) -> None:
                 heapq.heappush(ready, (-key, child))
             del child
         del following
+
+
+def _ran(node: Any, gradients: list[Tensor | None]) -> tuple[Sequence[Any], list[Tensor | None]]:
+    """Run a node; return the nodes that follow it, with the gradients of their outputs."""
+    is_python: bool = isinstance(node, torch.autograd.function.BackwardCFunction)
+    if not is_python:
+        returned = node(*gradients)
+        return node.next_functions, list(returned) if isinstance(returned, Sequence) else [returned]
+    # Of a function written in Python: it returns something for each argument, also for those that are no tensors.
+    filled = [
+        torch.zeros(data.shape, dtype=data.dtype, device=data.device) if gradient is None else gradient
+        for gradient, data in zip(gradients, node._input_metadata, strict=True)
+    ]
+    returned = node.apply(*filled)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    following = [edge for edge in node.next_functions if edge[0] is not None]
+    return following, [gradient for gradient, needed in zip(returned, node.needs_input_grad, strict=True) if needed]
 
 
 def _uses(root: Any) -> dict[int, int]:
