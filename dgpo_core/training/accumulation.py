@@ -210,7 +210,7 @@ class Accumulation:
         """Sum the gradients over all ranks; return the sum of the losses."""
         # The backward passes of sharded weights have already reduced their gradients.
         parameters = [] if self.models.policy.weights_sharded else list(self.models.policy.parameters.values())
-        present = loss.new_tensor([p.grad is not None for p in parameters])
+        present = to_device([p.grad is not None for p in parameters], loss.device, loss.dtype)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, present, *sums = self._reduced([loss, present, *gradients], stopped)
         for p, gradient, has_gradient in zip(parameters, sums, present.tolist(), strict=True):
@@ -219,7 +219,8 @@ class Accumulation:
 
     def _reduced(self, tensors: list[Tensor], stopped: bool) -> list[Tensor]:
         """Sum tensors over all ranks, together with the stop flag; raise Interrupted on all ranks if any has set it."""
-        *sums, stop = self.processes.all_reduce_sum([*tensors, tensors[0].new_tensor([float(stopped)])])
+        flag = to_device([float(stopped)], tensors[0].device, tensors[0].dtype)
+        *sums, stop = self.processes.all_reduce_sum([*tensors, flag])
         if bool(stop):
             raise Interrupted
         return sums

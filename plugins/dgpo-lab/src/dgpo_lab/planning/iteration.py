@@ -71,7 +71,7 @@ class Iteration:
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
-        check_sampling(config, backbone, objective, sharded=config.run.shard and processes > 1)
+        check_sampling(config, backbone, objective, sharded=bool(config.run.shard) and processes > 1)
         prompts = [backbone.example(rollout.height_width)] * rollout.groups
 
         def autocast() -> torch.autocast:

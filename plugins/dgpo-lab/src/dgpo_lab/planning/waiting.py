@@ -35,7 +35,7 @@ class Waiting:
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self.most = 0
         """Largest number of samples."""
-        self._held = torch.empty(0, dtype=torch.uint8)
+        self._held: Tensor | None = None
         incomplete = 0
         for block in config.rewards:
             if block.worker is None and block.service is None:
@@ -49,14 +49,14 @@ class Waiting:
     @property
     def nbytes(self) -> int:
         """Bytes that are held now."""
-        return self._held.nbytes
+        return 0 if self._held is None else self._held.nbytes
 
     def add(self, media: Tensor) -> None:
         """Hold the memory of a decoded micro-batch [B, ...], in place of the oldest ones beyond the most."""
         each = media.nbytes // len(media)
-        size = min(self._held.numel() + media.nbytes, self.most * each)
-        if size > self._held.numel():
-            del self._held
+        size = min(self.nbytes + media.nbytes, self.most * each)
+        if size > self.nbytes:
+            self._held = None
             self._held = torch.empty(size, dtype=torch.uint8, device=media.device)
 
 
