@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
+from dgpo_core.training.compiling import CompileReport, prepare_compile
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
+from dgpo_core.training.precision import Choice, choose, speed_up
 from dgpo_core.training.rollout import RolloutSampler, samples_at_once
 from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
@@ -42,15 +45,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "build_engine"]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
     """The components of a run file that every command needs; created by `build_engine`.
 
-    process_state: restores process-wide state that plugins change; conditioning: cache of prompt embeddings; sampler:
-    for rollouts, and for evaluation unless evaluation.sampler is set; reward_models: the models created so far with
-    their blocks, without name and weight; closing: resources that are closed with the engine; on_message: called when
-    the micro-batch size is reduced.
+    process_state: restores process-wide state that plugins change; fast: the choice of each part of `precision`;
+    conditioning: cache of prompt embeddings; sampler: for rollouts, and for evaluation unless evaluation.sampler is
+    set; reward_models: the models created so far with their blocks, without name and weight; closing: resources that
+    are closed with the engine; on_message: called when the micro-batch size is reduced; compile_report: with
+    `backbone.compile`.
     """
 
     config: RunConfig
@@ -59,6 +65,7 @@ class Engine:
     draws: Draws
     process_state: ProcessState
     backbone: Backbone
+    fast: Mapping[str, Choice]
     policy: Policy
     conditioning: ConditioningCache
     sampler: Sampler
@@ -67,6 +74,7 @@ class Engine:
     reward_models: list[tuple[RewardBlock, AnyReward]]
     closing: ExitStack
     on_message: Callable[[str], None]
+    compile_report: CompileReport | None
 
     def create(self, kind: str, block: Any) -> Any:
         """Create a component; changes to process-wide state are undone."""
@@ -196,6 +204,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop workers and trackers."""
+        if self.compile_report is not None:
+            self.compile_report.send(self.on_message, log.warning)
         self.closing.close()  # closes all resources even if one of them fails
 
 
@@ -219,7 +229,8 @@ def build_engine(
             runtime = Runtime(config, join=join)
             closing.callback(runtime.close)
         process_state = ProcessState()
-        backbone = _backbone(config, registry, runtime, process_state, new=new)
+        compile_report = prepare_compile() if config.backbone.compile else None
+        backbone, fast = _backbone(config, registry, runtime, process_state, new=new)
         conditioning = ConditioningCache(backbone, stored=open_stored_rows(config, backbone, runtime.device))
         sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
         other = config.evaluation.sampler
@@ -230,6 +241,7 @@ def build_engine(
             draws=Draws(config.run.seed),
             process_state=process_state,
             backbone=backbone,
+            fast=fast,
             policy=_policy(config, runtime, backbone, conditioning),
             conditioning=conditioning,
             sampler=sampler,
@@ -238,6 +250,7 @@ def build_engine(
             reward_models=[],
             closing=closing.pop_all(),
             on_message=on_message,
+            compile_report=compile_report,
         )
 
 
@@ -249,24 +262,28 @@ def _create(registry: Registry, process_state: ProcessState, kind: str, block: A
 
 def _backbone(
     config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState, *, new: bool
-) -> Backbone:
+) -> tuple[Backbone, Mapping[str, Choice]]:
     for path, message in conflicts(config, registry):  # of a configuration that was not read from a file
         raise UserError(f"{dotted(path)}: {message}")
     if runtime.sharded:
         check_sharded(config)
     device = torch.device("cpu") if runtime.sharded else runtime.device
     section = config.backbone
+    implementation = registry.implementation(registry.find("backbone", section.use))
+    choose(config, implementation.supports_fast, runtime.device.type)  # fails before the model is loaded
     if not new:
         section = section.model_copy(update={"lora": section.lora.model_copy(update={"init": None})})
     backbone: Backbone = _create(registry, process_state, "backbone", section, device=device)
     contract_checks.built(backbone)
     check_adapter(backbone)
     check_merging(config, backbone)
+    with process_state.around(f"backbone {section.use}, when it was sped up,"):
+        fast = speed_up(backbone, config, runtime.device.type)
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
         shard(backbone, runtime.device, runtime.processes)
-    return backbone
+    return backbone, fast
 
 
 def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditioning: ConditioningCache) -> Policy:

@@ -162,6 +162,17 @@ class Update:
         """Pack the given members of each group with `bundles`."""
         return bundles(members, micro_batch, self.groups.start, self.buckets)
 
+    def row_counts(self, micro_batch: int) -> list[int]:
+        """Return the numbers of rows that a compiled network is compiled for, in ascending order: that of whole groups,
+        and the largest possible one."""
+        members = self.batch.scored.shape[1]
+        if members > micro_batch:
+            parts = -(-members // micro_batch)
+            whole = -(-members // parts)
+        else:
+            whole = min(len(self.groups), micro_batch // members) * members
+        return sorted({whole, micro_batch})
+
     def is_split(self, members: list[Member]) -> bool:
         """Return whether the group of the first member is split across ranks."""
         return self.split[members[0][0] - self.groups.start]

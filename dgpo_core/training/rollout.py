@@ -131,16 +131,17 @@ class RolloutSampler:
             flat = chosen[start : start + count]
             groups = [i // members for i in flat]
             keys = [draws.at(places[i // members] if places else i // members, i % members) for i in flat]
-            return self._micro_batch(
-                _of_groups(rows, groups),
-                None if unconditional is None else _of_groups(unconditional, groups),
-                keys,
-                [prompts[i // members] for i in flat],
-                flat,
-                model,
-                keep_path,
-                guided_at,
-            )
+            with self.policy.rows.of(min(size, len(chosen)) if count == wanted else count):
+                return self._micro_batch(
+                    _of_groups(rows, groups),
+                    None if unconditional is None else _of_groups(unconditional, groups),
+                    keys,
+                    [prompts[i // members] for i in flat],
+                    flat,
+                    model,
+                    keep_path,
+                    guided_at,
+                )
 
         stretches = runs([buckets[i // members] for i in chosen])
 
@@ -151,14 +152,15 @@ class RolloutSampler:
         self.policy.agree(lambda: [model] * sum(map(passes, stretches)))
         for run in stretches:
             while start < run.stop:
+                wanted = min(size, run.stop - start)
                 drawn, fits = halving(
                     draw,
-                    min(size, run.stop - start),
+                    wanted,
                     "rollout.micro_batch",
                     self.on_message,
                     again=not self.policy.sharded,
                 )
-                if fits < min(size, run.stop - start):
+                if fits < wanted:
                     self.micro_batch = size = fits
                 start += len(drawn.samples)
                 yield drawn

@@ -131,6 +131,7 @@ class TrainingRun(Engine):
             "latent": self.training_rollout_sampler.shape,
             **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
             "shift": self.times.shown,
+            "precision": ", ".join(f"{part} {choice}" for part, choice in self.fast.items()),
             "train prompts": len(self.train_prompts),
             "held-out prompts": len(self.heldout_prompts),
         }

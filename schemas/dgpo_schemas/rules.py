@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.problems import nearest
-from dgpo_schemas.sections.backbone import BackboneSection
+from dgpo_schemas.sections.backbone import BackboneSection, PrecisionSection
 from dgpo_schemas.sections.evaluation import EvaluationSection
 from dgpo_schemas.sections.prompts import PromptsSection
 from dgpo_schemas.sections.rewards import RewardBlock
@@ -24,6 +24,7 @@ __all__ = [
     "geometry",
     "guidance",
     "guidance_interval",
+    "precision",
     "raise_all",
     "rewards",
     "sources",
@@ -226,6 +227,29 @@ def without_effect(objective: ObjectiveSection, backbone: BackboneSection, rollo
         yield "backbone.lora", "has no effect because backbone.train is full; remove one of the two"
     if backbone.train == "full" and rollout.merge_adapter:
         yield "rollout.merge_adapter", "has no effect because backbone.train is full; remove it"
+
+
+def precision(section: PrecisionSection, backbone: BackboneSection) -> Violations:
+    """Check that what is to be fast has the data type for it."""
+    low = backbone.train == "lora" and backbone.dtype == "bfloat16"
+    if section.adapter == "fast":
+        if backbone.train == "full":
+            yield "precision.adapter", "has no effect because backbone.train is full; remove it"
+        elif backbone.lora.dora:
+            yield "precision.adapter", "fast is not possible with backbone.lora.dora; use auto or exact"
+        elif not low:
+            yield (
+                "precision.adapter",
+                "fast computes in the data type of the frozen weights; set backbone.dtype: bfloat16, or use auto or "
+                "exact",
+            )
+    if section.norms == "fast" and section.autocast == "bf16" and not low:
+        weights = "the weights are trained" if backbone.train == "full" else "backbone.dtype is float32"
+        yield (
+            "precision.norms",
+            f"fast has no effect: under precision.autocast: bf16 the activations are bfloat16, but the weights of the "
+            f"normalization layers are float32, because {weights}; use auto or exact",
+        )
 
 
 def start(

@@ -86,7 +86,11 @@ class BackboneSection(UseBlock):
         description="Recompute activations in the backward pass to save memory.",
     )
     compile: bool = Field(
-        default=False, json_schema_extra=FROM_THERE_ON, description="Compile the model with torch.compile."
+        default=False,
+        json_schema_extra=FROM_THERE_ON,
+        description="Compile the model's repeated blocks with torch.compile, for fixed shapes: smaller micro-batches "
+        "are filled up with copies, whose results are dropped. Compiled code is kept on disk for later runs, in "
+        "`compiled` of $DGPO_CACHE, or of `dgpo` in $XDG_CACHE_HOME or ~/.cache (or in $TORCHINDUCTOR_CACHE_DIR).",
     )
     cache: EmbeddingCacheSection | None = Field(
         default=None,
@@ -121,4 +125,19 @@ class PrecisionSection(StrictModel):
         default="auto",
         description="Kernel of torch's scaled_dot_product_attention, used for the inputs that it supports; `auto` lets "
         "torch choose. Only `math` and `auto` work on every device.",
+    )
+    adapter: Literal["auto", "exact", "fast"] = Field(
+        default="auto",
+        json_schema_extra=FROM_THERE_ON,
+        description="Arithmetic of the LoRA adapter. `exact`: peft's, in float32 or as autocast rounds. `fast`: "
+        "products with bfloat16 copies of the float32 matrices, renewed after each update, fused with those of the "
+        "frozen layers; gradients stay float32, and the network runs in bfloat16 without autocast. Requires `backbone."
+        "dtype: bfloat16`; not for DoRA. `auto`: `fast` on CUDA with `backbone.dtype: bfloat16` and `autocast: bf16`, "
+        "if the backbone supports it; otherwise `exact`.",
+    )
+    norms: Literal["auto", "exact", "fast"] = Field(
+        default="auto",
+        json_schema_extra=FROM_THERE_ON,
+        description="Normalization layers of the network. `exact`: the model's own code. `fast`: torch's fused kernels "
+        "in place of it, which round once instead of after each operation. `auto`: like `adapter`.",
     )

@@ -8,7 +8,7 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.adapter_files import DiffusersAdapter
+from dgpo_diffusers.compiling import compile_blocks
 from dgpo_diffusers.family import Family
 from dgpo_diffusers.feature_cache import FeatureCache
 from dgpo_diffusers.geometry import nearest_size
@@ -27,6 +28,7 @@ from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import Deferred, load
 from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.norms import fuse_norms
 from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
@@ -46,6 +48,9 @@ class DiffusersBackbone(Family):
     without_weights: ClassVar[bool] = False
     """Whether the model is built without its weights: prompt embeddings are zeros, and weights on a device other than
     meta are random. Used to measure performance and memory without a download."""
+    supports_fast = frozenset({"adapter", "norms"})
+    _without_autocast = False
+    """Whether the network runs in the dtype of its weights, also inside of an autocast context."""
     without_denoisers: ClassVar[bool] = False
     """Whether the denoisers are built without their weights, for embeddings alone."""
 
@@ -93,9 +98,9 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile:
+        if section.compile and device.type != "meta":
             for network in denoisers:
-                network.compile()  # in place: parameters keep their names
+                compile_blocks(network, self.blocks() if network is self.network else (), ragged=self.ragged)
         self._cache = self._feature_cache() if whole else None
 
     @classmethod
@@ -206,6 +211,17 @@ class DiffusersBackbone(Family):
         """Return the context of the feature cache, if one is configured."""
         return None if self._cache is None else self._cache.active()
 
+    def speed_up(self, parts: Collection[str]) -> Mapping[str, str]:
+        """See `Backbone.speed_up`."""
+        found = {}
+        if "adapter" in parts:
+            assert isinstance(self.adapter, DiffusersAdapter)
+            self.adapter.speed_up(self.dtype)
+            self._without_autocast = True
+        if "norms" in parts:
+            found["norms"] = str(fuse_norms([self.network, *self.others.values()]))
+        return found
+
     @property
     def module(self) -> nn.Module:
         """The trained denoiser, including the adapter."""
@@ -275,7 +291,9 @@ class DiffusersBackbone(Family):
         given = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
         x = self.prediction.state(x_sigma, sigma).to(self.dtype)
         inputs = x, self.prediction.time(sigma), Conditioning(given, conditioning.lengths)
-        with nullcontext() if self._cache is None else self._cache.passing(len(x)):
+        passing = nullcontext() if self._cache is None else self._cache.passing(len(x))
+        own = torch.autocast(self.device.type, enabled=False) if self._without_autocast else nullcontext()
+        with passing, own:
             output = self._output(sigma, *inputs)
         return self.prediction.velocity(output, x_sigma, sigma)
 

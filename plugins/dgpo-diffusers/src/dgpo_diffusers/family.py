@@ -41,6 +41,8 @@ class Family(Backbone):
     """
 
     layout: ClassVar[Layout]
+    ragged: ClassVar[bool] = False
+    """Whether the network's inputs have another length in each batch of prompts (`Conditioning.lengths`)."""
     report: Mapping[str, str] = {}
     options: Any
     index: Index

@@ -41,6 +41,7 @@ class QwenImageBackbone(DiffusersBackbone):
     """
 
     options: QwenImageOptions
+    ragged = True
     layout = Layout(
         backbone="qwen-image",
         family="Qwen-Image",

@@ -45,6 +45,7 @@ class QwenImage21Backbone(DiffusersBackbone):
     """
 
     options: QwenImage21Options
+    ragged = True
     layout = Layout(
         backbone="qwen-image-2.1",
         family="Qwen-Image 2.1",
