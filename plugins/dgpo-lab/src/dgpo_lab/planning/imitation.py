@@ -139,7 +139,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is functional.scaled_dot_product_attention and args[0].is_cuda:
+        if function is functional.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).is_cuda:
             return _attention(*args, **kwargs)
         if function is Tensor.backward and args[0].is_cuda:
             with self:  # checkpointed blocks are recomputed by their backward pass
