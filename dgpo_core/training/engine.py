@@ -28,11 +28,12 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
+from dgpo_core.training.batch_sizes import drawn_at_once
 from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
 from dgpo_core.training.compiling import CompileReport, prepare_compile
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.precision import Choice, choose, speed_up
-from dgpo_core.training.rollout import RolloutSampler, samples_at_once
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_schemas.problems import dotted
@@ -151,9 +152,7 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            micro_batch=micro_batch
-            or rollout.micro_batch
-            or samples_at_once(rollout.groups, rollout.group_size, self.runtime.device),
+            micro_batch=micro_batch or drawn_at_once(self.config, self.runtime.device),
             autocast=self.runtime.autocast,
             merge_adapter=rollout.merge_adapter,
             guidance_interval=guidance_interval or rollout.guidance_interval,

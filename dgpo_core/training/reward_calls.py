@@ -155,7 +155,7 @@ def _missing(count: int, reason: str) -> Scores:
 def _reason(error: BaseException) -> str:
     """Return the text of a reward's error, the same for local and remote rewards; DgpoErrors are complete messages."""
     if (refused := without_deterministic_form(error)) is not None:
-        return f"{refused}, or run this reward in a worker"
+        return f"{refused}, or use a service for this reward"
     text = error_text(error)
     return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text
 

@@ -53,8 +53,8 @@ class RunSection(StrictModel):
         json_schema_extra=FROM_THERE_ON,
         description="On a GPU, use deterministic algorithms only, so that a run repeats and resumes bit by bit on the "
         "same kind of card with the same libraries; this costs time. Operators without a deterministic form end the "
-        "run; in a reward, they make its scores missing. Rewards in a `worker` or `service` are not included. On the "
-        "CPU, results are reproducible anyway, and nothing changes.",
+        "run; in a reward, they make its scores missing. Rewards in a `worker` are included, those of a `service` are "
+        "not. On the CPU, results are reproducible anyway, and nothing changes.",
     )
     threads: Int | None = Field(
         default=None,

@@ -321,7 +321,8 @@ class DiffusersBackbone(Family):
         """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
         Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
-        autoencoder is a small part of the cost.
+        autoencoder is a small part of the cost. On CUDA, its products and convolutions are TF32 unless `precision.tf32`
+        is false.
         """
         tiny = self.tiny_decoder if self.options.tiny_decoder and self.options.tiny_decoder.evaluation else None
         return self._decoded(x0, tiny or self.to_pixels)

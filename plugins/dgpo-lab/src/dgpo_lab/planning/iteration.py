@@ -23,6 +23,7 @@ from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
 from dgpo_core.flow.velocity import guidance_at
+from dgpo_core.training.batch_sizes import drawn_at_once
 from dgpo_core.training.checks import check_sampling
 from dgpo_core.training.microbatches import Update
 from dgpo_core.training.optimizer import Optimizer, UpdateResult
@@ -30,7 +31,8 @@ from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Rollout, ScoredGroups
 from dgpo_lab.planning.meter import Counted, Lap, Meter
-from dgpo_lab.planning.waiting import Waiting, drawn_at_once
+from dgpo_lab.planning.shapes import CUDA
+from dgpo_lab.planning.waiting import Waiting
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -89,7 +91,7 @@ class Iteration:
             created = RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
-                micro_batch=drawn_at_once(config), autocast=autocast, merge_adapter=rollout.merge_adapter,
+                micro_batch=drawn_at_once(config, CUDA), autocast=autocast, merge_adapter=rollout.merge_adapter,
                 guidance_interval=interval or rollout.guidance_interval, training=training,
                 interval_key=f"{'evaluation' if interval else 'rollout'}.guidance_interval",
             )  # fmt: skip
