@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.measuring import QUICKSTART
+from benchmarks.page import DOCS
 from dgpo_core.errors import UserError
 from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 def _floor(iterations: int, turns: int) -> Any:
@@ -65,6 +66,10 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 
 
+COMMANDS = {"peers": "benchmarks.peers.command", "roofline": "benchmarks.roofline"}
+"""Parts with options of their own, which need a module that has a function `run`."""
+
+
 def run(
     parts: Annotated[
         list[str] | None, typer.Argument(help="Parts to measure: " + ", ".join(PARTS) + ".", metavar="[PART...]")
@@ -85,15 +90,22 @@ def run(
         python -m benchmarks overhead scaling
 
         python -m benchmarks gpu
+
+        python -m benchmarks roofline --help
+
+        python -m benchmarks peers --help
     """
     from benchmarks.figures import draw
-    from benchmarks.page import write_page
+    from benchmarks.page import write_page, write_roofline
     from benchmarks.record import load, save
 
     chosen = parts or [name for name in PARTS if name != "gpu"]
     for name in chosen:
+        if name in COMMANDS:
+            raise UserError(f"{name} is measured alone: python -m benchmarks {name}")
         if name not in PARTS:
-            raise UserError(f"there is no part {name!r}{nearest(name, list(PARTS))} (there is {', '.join(PARTS)})")
+            known = [*PARTS, *COMMANDS]
+            raise UserError(f"there is no part {name!r}{nearest(name, known)} (there is {', '.join(known)})")
     path = output / "performance" / "record.json"
     record = load(path)
     for name in [] if pages else chosen:
@@ -103,11 +115,16 @@ def run(
         raise UserError(f"{path}: nothing is recorded yet; leave --pages out")
     draw(record, output / "performance")
     typer.echo(str(write_page(record, output)))
+    if "roofline" in record:
+        typer.echo(str(write_roofline(record, output)))
 
 
 def main() -> None:
     """Run the command line; user errors become one message and exit code 2."""
-    program(run)
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        program(import_module(COMMANDS[sys.argv.pop(1)]).run)
+    else:
+        program(run)
 
 
 if __name__ == "__main__":

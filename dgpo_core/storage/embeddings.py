@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.system.caches import cache_directory
 from dgpo_core.system.files import remove_directory
 from dgpo_core.system.reading import read_file, read_json, why
 
@@ -42,16 +43,8 @@ ABANDONED = 3600.0
 
 
 def default_directory() -> Path:
-    """Return `embeddings` in $DGPO_CACHE, or in `dgpo` in $XDG_CACHE_HOME or ~/.cache. Raises UserError without a home
-    directory."""
-    if own := os.environ.get("DGPO_CACHE"):
-        return Path(own).absolute() / "embeddings"
-    if caches := os.environ.get("XDG_CACHE_HOME"):
-        return Path(caches).absolute() / "dgpo" / "embeddings"
-    try:
-        return Path.home() / ".cache" / "dgpo" / "embeddings"
-    except RuntimeError as error:
-        raise UserError("backbone.cache.directory: there is no home directory; set a directory") from error
+    """Return `embeddings` in the directory of caches. Raises UserError without a home directory."""
+    return cache_directory("embeddings", otherwise="backbone.cache.directory: set a directory")
 
 
 @dataclass(frozen=True, slots=True)

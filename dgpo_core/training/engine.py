@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
+from dgpo_core.training.batch_sizes import drawn_at_once
 from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
+from dgpo_core.training.compiling import CompileReport, prepare_compile
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.precision import Choice, choose, speed_up
 from dgpo_core.training.rollout import RolloutSampler
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "build_engine"]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Engine:
@@ -51,7 +56,8 @@ class Engine:
     process_state: restores process-wide state that plugins change; fast: the choice of each part of `precision`;
     conditioning: cache of prompt embeddings; sampler: for rollouts, and for evaluation unless evaluation.sampler is
     set; reward_models: the models created so far with their blocks, without name and weight; closing: resources that
-    are closed with the engine; on_message: called when the micro-batch size is reduced.
+    are closed with the engine; on_message: called when the micro-batch size is reduced; compile_report: with
+    `backbone.compile`.
     """
 
     config: RunConfig
@@ -69,6 +75,7 @@ class Engine:
     reward_models: list[tuple[RewardBlock, AnyReward]]
     closing: ExitStack
     on_message: Callable[[str], None]
+    compile_report: CompileReport | None
 
     def create(self, kind: str, block: Any) -> Any:
         """Create a component; changes to process-wide state are undone."""
@@ -145,8 +152,7 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            # By default all samples of an iteration form one batch, which is also the largest batch in evaluation.
-            micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
+            micro_batch=micro_batch or drawn_at_once(self.config, self.runtime.device),
             autocast=self.runtime.autocast,
             merge_adapter=rollout.merge_adapter,
             guidance_interval=guidance_interval or rollout.guidance_interval,
@@ -197,6 +203,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop workers and trackers."""
+        if self.compile_report is not None:
+            self.compile_report.send(self.on_message, log.warning)
         self.closing.close()  # closes all resources even if one of them fails
 
 
@@ -220,6 +228,7 @@ def build_engine(
             runtime = Runtime(config, join=join)
             closing.callback(runtime.close)
         process_state = ProcessState()
+        compile_report = prepare_compile() if config.backbone.compile else None
         backbone, fast = _backbone(config, registry, runtime, process_state, new=new)
         conditioning = ConditioningCache(backbone, stored=open_stored_rows(config, backbone, runtime.device))
         sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
@@ -240,6 +249,7 @@ def build_engine(
             reward_models=[],
             closing=closing.pop_all(),
             on_message=on_message,
+            compile_report=compile_report,
         )
 
 
@@ -271,7 +281,10 @@ def _backbone(
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
-        shard(backbone, runtime.device, runtime.processes)
+        shard(
+            backbone, runtime.device, runtime.processes, within_machines=config.run.shard == "machine",
+            bf16=config.precision.autocast == "bf16",
+        )  # fmt: skip
     return backbone, fast
 
 

@@ -26,6 +26,7 @@ from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.monitors import step_statistics
 from dgpo_core.training.scored import diversity, merged, not_finite, reasons_of
 from dgpo_core.training.scores import subscore_values
+from dgpo_core.transfers import HostCopy, to_device
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord
 
@@ -192,8 +193,8 @@ class Evaluator:
         """
         processes, scorer, samples = self.processes, self.scorer, self._samples
         local = samples[processes.rank]
-        shown: list[Tensor] = []
-        compared: list[Tensor] = []
+        shown: list[HostCopy] = []
+        compared: list[HostCopy] = []
         try:
             scorer.expect(Layout(self.members, self.draws, samples, processes.rank))
             with processes.together(self.rollout_sampler.policy.finish):
@@ -209,7 +210,7 @@ class Evaluator:
             scorer.complete(processes, interrupt)
             with processes.together():
                 local_scores = scorer.collect(interrupt) if local else None
-            return merged(local_scores, processes, samples), shown, compared
+            return merged(local_scores, processes, samples), _joined(shown), _joined(compared)
         except BaseException:
             scorer.discard()
             raise
@@ -255,14 +256,14 @@ class Evaluator:
             local = dict(zip(drawn, compared, strict=True))
             compared = list(exchange_tensors(self.processes, local, drawn_by, solved_by).values())
         indices = [i for i, rank in solved_by.items() if rank == self.processes.rank]
-        media: list[Tensor] = []
+        solved: list[HostCopy] = []
         with self.processes.together(many_step.rollout_sampler.policy.finish):
             for rollout in many_step.rollout_sampler.sample_groups(
                 [self.prompts[i] for i in indices], 1, self.draws, model, places=indices
             ):
                 interrupt()
-                media += decoded_media(many_step.rollout_sampler.policy.backbone, rollout).cpu()
-        statistics = _joined_step_statistics(compared, media)
+                solved.append(HostCopy(decoded_media(many_step.rollout_sampler.policy.backbone, rollout)))
+        statistics = _joined_step_statistics(compared, _joined(solved))
         gathered = self.processes.all_gather_object(
             {name: statistic.double().tolist() for name, statistic in statistics.items()}
         )
@@ -291,10 +292,15 @@ def _evenly_spaced(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[Tensor]:
-    """Return the first samples of the given prompts that are in this micro-batch, on the CPU."""
+def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[HostCopy]:
+    """Return a copy of the first samples of the given prompts that are in this micro-batch, none if there are none."""
     rows = [samples.index(p * members) for p in prompts if p * members in samples]
-    return list(media[rows].cpu()) if rows else []
+    return [HostCopy(media[to_device(rows, media.device)])] if rows else []
+
+
+def _joined(copies: Sequence[HostCopy]) -> list[Tensor]:
+    """Return the samples of all copies, on the CPU."""
+    return [sample for copy in copies for sample in copy.wait()]
 
 
 def _joined_step_statistics(media: Sequence[Tensor], many_step: Sequence[Tensor]) -> dict[str, Tensor]:

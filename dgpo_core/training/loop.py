@@ -90,7 +90,11 @@ class Loop:
         self.state.trained_seconds += (seconds := self.processes.broadcast_object(seconds))
         self._evaluate_and_save()
         memory = max(self.processes.all_gather_object(self.run.runtime.peak_memory()))
-        self.run.callbacks.on_iteration_end(record, timing_record(self.state.iteration, seconds, self.phases, memory))
+        timing = timing_record(self.state.iteration, seconds, self.phases, memory)
+        if (report := self.run.compile_report) is not None:
+            report.send(self.run.callbacks.on_message, self.run.callbacks.on_warning)
+            timing = timing.model_copy(update={"compile": report.counts()})
+        self.run.callbacks.on_iteration_end(record, timing)
 
     # -- the phases ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dgpo_core.transfers import to_device
 from dgpo_schemas.metrics import EvaluationRecord, GroupScore
 
 __all__ = [
@@ -96,7 +97,7 @@ def _clean(media: Tensor) -> Tensor:
 
 def _luma(media: Tensor) -> Tensor:
     """Compute luma: [..., 3, H, W] -> [..., H, W]."""
-    return (media * media.new_tensor(LUMA).view(3, 1, 1)).sum(-3)
+    return (media * to_device(LUMA, media.device, media.dtype).view(3, 1, 1)).sum(-3)
 
 
 def step_statistics(media: Tensor, many_step: Tensor) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import bucket
-from dgpo_core.flow.velocity import guided_velocity
 from dgpo_core.plugins import contract_checks
+from dgpo_core.training.compiling import FixedRows
 from dgpo_core.types import Conditioning, Prompt, same_places
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Policy:
         self._network = contract_checks.Checked(backbone)
         self.objective = objective
         self._adapter = backbone.adapter
+        self.rows = FixedRows(compiled=backbone.section.compile)
         self.parameters = dict(backbone.trainable())
         live = [self._local(p.data) for p in self.parameters.values()]
         self._weights: dict[str, list[Tensor]] = {
@@ -91,6 +92,20 @@ class Policy:
         """Return the model that is used for `model` now: `policy` for an EMA that was not updated yet and still has the
         initial weights, otherwise `model` itself."""
         return "policy" if model == "ema" and self._updates < self.objective.ema.first_move else model
+
+    @property
+    def fast_is_policy(self) -> bool:
+        """Whether the fast EMA has the policy's weights, so that one prediction serves as both.
+
+        By construction, from the number of updates: all models start with the same weights, and an update of the
+        averages with a decay of 0, as is the first one, makes the fast EMA the policy.
+        """
+        return self._fast_decay(self._updates) == 0
+
+    def _fast_decay(self, update: int) -> float:
+        """Return the decay of the fast EMA at optimizer update `update` (from 1); 0 before the first one."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp * max(update - 1, 0))
 
     @contextmanager
     def activate(self, model: ModelName, *, merged: bool = False) -> Iterator[None]:
@@ -190,8 +205,8 @@ class Policy:
         the backbone's `guide`.
         """
         self._tell_adapter()
-        with self._passing():
-            return guided_velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
+        with self._passing(), self.rows.failing():
+            return self.rows.velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
 
     def _tell_adapter(self) -> None:
         """Before a pass: tell the adapter that its values have changed since the last one, unless it is disabled."""
@@ -201,15 +216,16 @@ class Policy:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar loss in the trained weights."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self.rows.failing():
+            loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update_averages(self, update: int) -> None:
         """Update the moving averages after optimizer update `update` (from 1); see `EmaSection` for the decays."""
         self._updates = update
         self._changed = True
-        policy, fast, slow = self._weights["policy"], self.objective.ema_fast, self.objective.ema
-        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
+        policy, slow = self._weights["policy"], self.objective.ema
+        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - self._fast_decay(update))
         if (update + 1) % slow.every == 0:
             decay = min((1 + update) / (10 + update), slow.decay)
             torch._foreach_lerp_(self._weights["ema"], policy, 1 - decay**slow.repeats)

@@ -121,7 +121,11 @@ class TrainingRun(Engine):
         count = self.runtime.processes.count
         sizes = different([*self.train_prompts, *self.heldout_prompts], self.config.rollout.height_width)
         return {
-            "device": str(self.runtime.device) + (f", {count} processes" if count > 1 else ""),
+            "device": ", ".join(
+                [str(self.runtime.device)]
+                + [f"{count} processes"] * (count > 1)
+                + ["deterministic algorithms"] * self.runtime.deterministic
+            ),
             "trained parameters": sum(p.numel() for p in self.policy.parameters.values()),
             "all parameters": sum(p.numel() for p in self.backbone.module.parameters()),
             "latent": self.training_rollout_sampler.shape,

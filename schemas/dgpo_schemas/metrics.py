@@ -112,7 +112,7 @@ class PhaseTiming(StrictModel):
 
 
 class TimingRecord(StrictModel):
-    """One iteration in timings.jsonl."""
+    """One iteration in timings.jsonl. `compile` is omitted without `backbone.compile`."""
 
     iteration: int = Field(description="Number of finished iterations, from 1.")
     seconds: float = Field(description="Duration of the iteration in seconds, excluding evaluation and checkpoint.")
@@ -124,6 +124,16 @@ class TimingRecord(StrictModel):
     peak_memory_bytes: int = Field(
         description="Peak memory so far, in bytes: of the GPU, or of the process when running on the CPU."
     )
+    compile: dict[str, int] = Field(
+        default_factory=dict,
+        description="With `backbone.compile`, of the main process so far: the number of `graphs` that torch.compile "
+        "made, and how often it found code that runs without compilation (`eager`).",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_compile(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = dump(self)
+        return {key: value for key, value in data.items() if key != "compile" or value}
 
 
 class GroupScore(StrictModel):

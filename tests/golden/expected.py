@@ -15,7 +15,7 @@ __all__ = ["ALLOWED"]
 NEW = (
     "run.init_from", "backbone.lora.init", "backbone.lora.rslora", "backbone.lora.dora", "backbone.cache",
     "backbone.options.quantize", "backbone.options.tiny_decoder", "backbone.options.group_offload",
-    "backbone.options.rollout_cache", "rollout.guidance_interval", "evaluation.guidance_interval",
+    "backbone.options.rollout_cache", "rollout.guidance_interval", "evaluation.guidance_interval", "run.deterministic",
     "precision.adapter", "precision.norms",
 )  # fmt: skip
 """Settings that run files did not have."""

@@ -31,6 +31,7 @@ from dgpo_diffusers.families.qwen_image_2_1.options import QwenImage21Options
 from dgpo_diffusers.families.qwen_image_2_1.positions import own_positions
 from dgpo_diffusers.families.qwen_image_2_1.tiny import make_tiny_qwen_image_2_1
 from dgpo_lab.planning.meter import Meter
+from dgpo_lab.planning.shapes import CPU
 from dgpo_schemas.run import BackboneSection
 
 PUBLISHED = "Qwen/Qwen-Image-2.1"
@@ -311,7 +312,7 @@ def test_operations_are_those_of_its_layers() -> None:
     block = both * (projections + 9 * width**2) + 2 * (text**2 + image * both) * width
     ends = image * 64 * width + both * width * 64 + text * 2 * width**2
     expected = 3 * block + ends + 2 * (256 * width + width**2 + 4 * width**2 + width**2)
-    with Meter("here", meta_model.network) as meter, meter.lap() as lap, torch.no_grad():
+    with Meter("here", meta_model.network, device=CPU) as meter, meter.lap() as lap, torch.no_grad():
         x = torch.zeros((1, *meta_model.latent_shape(512, 512)))
         rows = torch.zeros(conditioning.tensors["prompt_embeds"].shape)
         meta_model.velocity(x, torch.zeros(1), Conditioning({"prompt_embeds": rows}))

@@ -34,6 +34,8 @@ from dgpo_lab.planning.fit import changed, fitting
 from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.meter import LOOKS, Meter
 from dgpo_lab.planning.plan import Held, Plan, _gathered, _sharded, make_plan, measure_model, on_each
+from dgpo_lab.planning.shapes import CPU, CUDA
+from dgpo_lab.planning.waiting import Waiting
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -57,8 +59,8 @@ def miniature(registry: Registry, *settings: str, example: str = "quickstart") -
     return load_run_config(ROOT / "examples" / f"{example}.yaml", [*SMALL, *settings], registry)
 
 
-def planned(config: RunConfig, registry: Registry, processes: int = 1) -> Iteration:
-    model = measure_model(config, registry)
+def planned(config: RunConfig, registry: Registry, processes: int = 1, device: torch.device = CUDA) -> Iteration:
+    model = measure_model(config, registry, device=device)
     return Iteration(config, model.backbone, registry, model.meter, {}, processes=processes)
 
 
@@ -140,7 +142,9 @@ def test_peak_memory(everything: Registry) -> None:
 
     Convolutions copy their inputs to another layout on the CPU, which the plan does not count.
     """
-    config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimizer.micro_batch=24")
+    config = miniature(
+        everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimizer.micro_batch=24", "rewards.0.worker={}"
+    )  # no media wait for scores, as in `Real`
     found: dict[str, int] = {}
 
     @contextmanager
@@ -157,10 +161,43 @@ def test_peak_memory(everything: Registry) -> None:
 
     real = Real(config, everything, profiled)
     gradients = sum(4 * p.numel() for p in real.engine.policy.parameters.values())
-    peaks = planned(config, everything).peaks
+    peaks = planned(config, everything, device=CPU).peaks
     assert peaks["rollout"] == pytest.approx(found["rollout"], rel=0.02)
     assert peaks["optimize"] + gradients == pytest.approx(found["optimize"], rel=0.02)
     assert peaks["decode"] == pytest.approx(found["decode"], rel=0.3)
+
+
+def test_media_that_wait_for_scores_are_counted(everything: Registry) -> None:
+    here = miniature(everything, "rollout.micro_batch=2", "scoring.in_flight=1")
+    elsewhere = miniature(everything, "rollout.micro_batch=2", "rewards.0.worker={}")
+    found, without = (planned(config, everything).peaks for config in (here, elsewhere))
+    medium = 3 * 64 * 64 * 4
+    assert found["rollout"] - without["rollout"] == 4 * medium  # two queued, and two being scored
+    assert found["decode"] - without["decode"] == 4 * medium
+    assert abs(found["optimize"] - without["optimize"]) < medium
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        (["scoring.in_flight=0"], [3, 3, 3]),  # those being scored
+        (["scoring.in_flight=1"], [3, 6, 6]),
+        (["scoring.in_flight=9"], [3, 6, 8]),
+        (["scoring.in_flight=9", "rewards.0.worker={}"], [0, 0, 0]),  # copies in host memory
+    ],
+)
+def test_how_many_media_wait(settings: list[str], held: list[int], everything: Registry) -> None:
+    waiting, found = Waiting(miniature(everything, *settings), everything), []
+    for count in (3, 3, 2):
+        waiting.add(torch.zeros(count, 3, 2, 2))
+        found.append(waiting.nbytes / (3 * 2 * 2 * 4))
+    assert found == held
+
+
+def test_groups_that_are_compared_wait_whole(registry: Registry, tmp_path: Path) -> None:
+    data = run_data(tmp_path, rollout={"group_size": 4, "micro_batch": 3}, scoring={"in_flight": 1})
+    config = RunConfig.model_validate(data | {"rewards": [{"use": "win-rate"}]})
+    assert Waiting(config, registry).most == (1 + 1) * 4 + 4
 
 
 # -- layer by layer ---------------------------------------------------------------------------------------------------
@@ -265,18 +302,18 @@ def test_held_memory(everything: Registry, real: SD3Backbone) -> None:
 
 def test_memory_of_a_sharded_model() -> None:
     held = {"model": 1000, "trained weights": 100, "EMA and initial weights": 300, "gradients": 100}
-    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimize": 0}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 1, shards=1) == (held, {"optimize": 0}), (
         "a single process holds everything"
     )
-    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimize": 200}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shards=1) == (held, {"optimize": 200}), (
         "a flat buffer for gradients"
     )
-    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
+    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shards=4) == ({
         "model": 250, "trained weights": 100, "EMA and initial weights": 300,
         "gradients": 100, "gathered block weights": 90,
     }, {"optimize": 200})  # fmt: skip
     full = frozenset({"model", "trained weights", "EMA and initial weights", "gradients"})
-    assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
+    assert on_each(Held(held, full, 90, 0), 4, shards=4) == ({
         "model": 250, "trained weights": 25, "EMA and initial weights": 100, "gradients": 25,
         "gathered block weights": 90,
     }, {"optimize": 0})  # fmt: skip
@@ -357,7 +394,7 @@ def test_tables_that_are_neither_parameters_nor_buffers_are_known() -> None:
     with torch.device("meta"):
         module = Turned()
     with Meter("here", module) as meter, meter.lap() as lap:
-        assert module(torch.zeros(8, 2)).shape == (8, 2)
+        assert module(torch.zeros(8, 2, device=CUDA)).shape == (8, 2)
     assert lap.peak > 0
 
 
@@ -401,7 +438,9 @@ def test_embeddings_on_disk(tmp_path: Path) -> None:
     backbone = {"use": "sd3", "checkpoint": checkpoint, "options": {"text_length": 0}, "cache": {"max_gb": 1e-3}}
     config = RunConfig.model_validate(run_data(tmp_path, rollout={"resolution": 32}) | {"backbone": backbone})
     model = measure_model(config, Registry())
-    row = sum(4 * t.numel() for t in model.backbone.encode([model.backbone.example((32, 32))]).tensors.values())
+    with model.meter:
+        rows = model.backbone.encode([model.backbone.example((32, 32))])
+    row = sum(4 * t.numel() for t in rows.tensors.values())
     prompts = [Prompt("a"), Prompt("a", size=(32, 32)), Prompt("a", size=(64, 32)), Prompt("b", negative="c")]
     found = embeddings_of(config, model, prompts)
     assert found is not None

@@ -86,7 +86,11 @@ class BackboneSection(UseBlock):
         description="Recompute activations in the backward pass to save memory.",
     )
     compile: bool = Field(
-        default=False, json_schema_extra=FROM_THERE_ON, description="Compile the model with torch.compile."
+        default=False,
+        json_schema_extra=FROM_THERE_ON,
+        description="Compile the model's repeated blocks with torch.compile, for fixed shapes: smaller micro-batches "
+        "are filled up with copies, whose results are dropped. Compiled code is kept on disk for later runs, in "
+        "`compiled` of $DGPO_CACHE, or of `dgpo` in $XDG_CACHE_HOME or ~/.cache (or in $TORCHINDUCTOR_CACHE_DIR).",
     )
     cache: EmbeddingCacheSection | None = Field(
         default=None,
@@ -110,7 +114,13 @@ class PrecisionSection(StrictModel):
     autocast: Literal["no", "bf16"] = Field(
         default="no", description="Mixed precision (torch.autocast) of the forward and backward passes."
     )
-    tf32: bool = Field(default=True, description="Allow TF32 matrix multiplications on CUDA.")
+    tf32: bool = Field(
+        default=True,
+        description="Allow TF32 in float32 matrix products and convolutions on CUDA: inputs are rounded to 10 bits of "
+        "mantissa. With bfloat16 weights or autocast these are mostly the autoencoder's, so false decodes samples in "
+        "true float32, at about six times the time of decoding. It applies to the whole process, and thus to rewards "
+        "in it too.",
+    )
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = Field(
         default="auto",
         description="Kernel of torch's scaled_dot_product_attention, used for the inputs that it supports; `auto` lets "

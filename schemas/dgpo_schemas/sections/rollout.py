@@ -49,7 +49,9 @@ class RolloutSection(StrictModel):
         ge=1,
         le=10**9,
         json_schema_extra=ANYTIME,
-        description="Number of samples generated at once; default: all. It does not affect the samples.",
+        description="Number of samples generated at once; default: on a GPU whole groups of together at most 32 "
+        "samples, so that rewards score them while the next ones are generated; on the CPU all. It does not affect the "
+        "samples.",
     )
     merge_adapter: bool = Field(
         default=False,

@@ -48,6 +48,14 @@ class RunSection(StrictModel):
         json_schema_extra=FROM_THERE_ON,
         description="Device to run on; `auto` uses CUDA if a GPU is available, and the CPU otherwise.",
     )
+    deterministic: bool = Field(
+        default=False,
+        json_schema_extra=FROM_THERE_ON,
+        description="On a GPU, use deterministic algorithms only, so that a run repeats and resumes bit by bit on the "
+        "same kind of card with the same libraries; this costs time. Operators without a deterministic form end the "
+        "run; in a reward, they make its scores missing. Rewards in a `worker` are included, those of a `service` are "
+        "not. On the CPU, results are reproducible anyway, and nothing changes.",
+    )
     threads: Int | None = Field(
         default=None,
         ge=1,
@@ -63,11 +71,13 @@ class RunSection(StrictModel):
         json_schema_extra=ANYTIME,
         description="Timeout in seconds for waiting on another process of the run; when it expires, the run ends.",
     )
-    shard: bool = Field(
+    shard: bool | Literal["machine"] = Field(
         default=False,
-        json_schema_extra=ANYTIME,
+        json_schema_extra=FROM_THERE_ON,
         description="Shard the model's weights across the processes (FSDP2), for a model that does not fit on one GPU. "
-        "LoRA adapters are not sharded. It has no effect with a single process.",
+        "`machine` shards them across the processes of each machine (HSDP), so that weights are gathered over the fast "
+        "links within it. LoRA adapters are not sharded. With `precision.autocast: bf16`, float32 weights are gathered "
+        "in bfloat16. It has no effect with a single process.",
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.adapter_files import DiffusersAdapter
+from dgpo_diffusers.compiling import compile_blocks
 from dgpo_diffusers.family import Family
 from dgpo_diffusers.feature_cache import FeatureCache
 from dgpo_diffusers.geometry import nearest_size
@@ -97,9 +98,9 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile:
+        if section.compile and device.type != "meta":
             for network in denoisers:
-                network.compile()  # in place: parameters keep their names
+                compile_blocks(network, self.blocks() if network is self.network else (), ragged=self.ragged)
         self._cache = self._feature_cache() if whole else None
 
     @classmethod
@@ -320,7 +321,8 @@ class DiffusersBackbone(Family):
         """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
         Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
-        autoencoder is a small part of the cost.
+        autoencoder is a small part of the cost. On CUDA, its products and convolutions are TF32 unless `precision.tf32`
+        is false.
         """
         tiny = self.tiny_decoder if self.options.tiny_decoder and self.options.tiny_decoder.evaluation else None
         return self._decoded(x0, tiny or self.to_pixels)

@@ -55,7 +55,8 @@ def embeddings_of(config: RunConfig, model: Model, prompts: Sequence[Prompt]) ->
     rows = len({prompt.key for prompt in sized})
     if model.backbone.supports_guidance:
         rows += len({(prompt.negative, prompt.key[1:]) for prompt in sized})
-    row = model.backbone.encode([model.backbone.example(size)])
+    with model.meter:
+        row = model.backbone.encode([model.backbone.example(size)])
     each = sum(tensor.numel() * tensor.element_size() for tensor in row.tensors.values())
     encoders = model.held.get(ENCODERS, 0) + model.offloaded_modules
     return Embeddings(rows, rows * each, int(section.max_gb * 1e9), encoders)

@@ -1,15 +1,16 @@
-"""Run an iteration of the engine on a meta model, to count its operations and memory.
+"""Run an iteration of the engine on a model without values, to count its operations, kernels, copies and memory.
 
 The plan uses the real RolloutSampler, Policy and Optimizer, so it follows every change of the training step. Forward
-and backward passes and decoding run once per shape of micro-batch; their cost is counted again for the other
-micro-batches. The loss is computed at one training timestep of each cost and counted for all of them.
+and backward passes and decoding run once per shape of micro-batch (a pass that fills autocast's cache of weights, and
+one that finds it filled); their cost is counted again for the other micro-batches. The loss is computed at one training
+timestep of each cost and counted for all of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,16 @@ from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
 from dgpo_core.flow.velocity import guidance_at
+from dgpo_core.training.batch_sizes import drawn_at_once
 from dgpo_core.training.checks import check_sampling
-from dgpo_core.training.optimizer import Optimizer
+from dgpo_core.training.microbatches import Update
+from dgpo_core.training.optimizer import Optimizer, UpdateResult
 from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Rollout, ScoredGroups
-from dgpo_lab.planning.meter import Lap, Meter
+from dgpo_lab.planning.meter import Counted, Lap, Meter
+from dgpo_lab.planning.shapes import CUDA
+from dgpo_lab.planning.waiting import Waiting
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -41,10 +46,12 @@ Laps = dict[Any, tuple[Lap, torch.Size, torch.dtype]]
 
 
 class Iteration:
-    """The cost of an iteration on one of `processes` ranks.
+    """The cost of an iteration on the one of `processes` ranks that has most samples.
 
-    operations: FLOPs of the rank's samples by phase; peaks: bytes by phase, above the permanently held memory (see
-    `plan`); samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample.
+    phases: what the rank's samples cost by phase: rollout, decode, optimize (the gradient at all timesteps) and update
+    (AdamW and the averages); peaks: bytes by phase, above the permanently held memory (see `plan`), the update's as
+    those of optimize; samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample; passes:
+    numbers of the network's passes by phase, `plain` or with `gradient`.
     """
 
     def __init__(
@@ -58,20 +65,24 @@ class Iteration:
         processes: int = 1,
         on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.operations: Counter[str] = Counter()
+        self.phases: dict[str, Counted] = {}
         self.peaks: dict[str, int] = {}
+        self.passes: dict[str, Counter[str]] = {}
+        self._passed: Counter[str] = Counter()
         self.meter = meter
         rollout, evaluation = config.rollout, config.evaluation
-        local = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)[0]
+        parts = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)
+        local = max(parts, key=len)
         self.samples = len(local)
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
-        check_sampling(config, backbone, objective, sharded=config.run.shard and processes > 1)
+        check_sampling(config, backbone, objective, sharded=bool(config.run.shard) and processes > 1)
         prompts = [backbone.example(rollout.height_width)] * rollout.groups
 
         def autocast() -> torch.autocast:
-            return torch.autocast("cpu", torch.bfloat16, enabled=config.precision.autocast == "bf16")
+            policy.new_autocast()
+            return torch.autocast(meter.device.type, torch.bfloat16, enabled=config.precision.autocast == "bf16")
 
         def rollout_sampler(
             sampler: Any,
@@ -84,17 +95,17 @@ class Iteration:
             created = RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
-                micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
+                micro_batch=drawn_at_once(config, CUDA), autocast=autocast, merge_adapter=rollout.merge_adapter,
                 guidance_interval=interval or rollout.guidance_interval, training=training,
                 interval_key=f"{'evaluation' if interval else 'rollout'}.guidance_interval",
             )  # fmt: skip
             created.scales(rollout.height_width)
             return created
 
-        with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
-            optimizer = Optimizer(
-                _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
-                processes=_First(0, processes),
+        with meter, closing(_Policy(backbone, config.objective, meter, laps, self._passed)) as policy:
+            optimizer = _Optimizer(
+                self._phase, _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
+                processes=_One(parts.index(local), processes),
                 progress=lambda done: on_message(f"optimize: {done}"), look=lambda tensor: tensor.tolist(),
             )  # fmt: skip
             for parameter in policy.parameters.values():
@@ -103,6 +114,7 @@ class Iteration:
             optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
+            waiting = Waiting(config, registry)
             drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
                 prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
             )
@@ -114,7 +126,10 @@ class Iteration:
                     break
                 rollouts.append(sampled)
                 with self._phase("decode"):
-                    policy.decode_rollouts(sampled.x0)
+                    media = policy.decode_rollouts(sampled.x0)
+                waiting.add(media)
+                del media
+            del waiting
             rewards = torch.randn(
                 rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
             )
@@ -126,10 +141,8 @@ class Iteration:
             batch = compute_advantages(groups, config.advantages, registry.create("weighting", config.weighting))
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
             for sigma, count in _kinds(config, sigmas, guided=objective.needs_path):
-                before = self.operations["optimize"]
-                with self._phase("optimize"):
-                    optimizer.step(batch, sigma, Draws(0))
-                self.operations["optimize"] += (count - 1) * (self.operations["optimize"] - before)
+                optimizer.times = count
+                optimizer.step(batch, sigma, Draws(0))
             batch_size = len(rollouts[0].samples)
             del rollouts, groups, batch
             on_message("evaluation")
@@ -143,12 +156,39 @@ class Iteration:
             self.evaluated = lap.operations / batch_size
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        held = self.meter.now
+    def _phase(self, name: str, times: int = 1) -> Iterator[None]:
+        """Count what runs inside `times` times."""
+        held, passed = self.meter.now, Counter(self._passed)
         with self.meter.lap() as lap:
             yield
-        self.operations[name] += lap.operations
-        self.peaks[name] = max(self.peaks.get(name, 0), held + lap.peak)
+        passes = self.passes.setdefault(name, Counter())
+        for kind, count in (self._passed - passed).items():
+            passes[kind] += times * count
+        for _ in range(times):
+            self.phases.setdefault(name, Counted()).add(lap)
+        phase = "optimize" if name == "update" else name
+        self.peaks[phase] = max(self.peaks.get(phase, 0), held + lap.peak)
+
+    @property
+    def operations(self) -> Counter[str]:
+        """FLOPs of the rank's samples by phase."""
+        return Counter({name: counted.operations for name, counted in self.phases.items()})
+
+
+class _Optimizer(Optimizer):
+    """An optimizer whose gradient counts for several timesteps that cost the same, and its update once."""
+
+    times = 1
+
+    def __init__(self, phase: Callable[..., AbstractContextManager[None]], *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._phase = phase
+
+    def update(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> UpdateResult:
+        with self._phase("optimize", self.times):
+            gradient = self.accumulation.add(update, interrupt)
+        with self._phase("update"):
+            return self.apply(gradient)
 
 
 class _Policy(Policy):
@@ -157,10 +197,14 @@ class _Policy(Policy):
     A backbone with several networks counts as one: the network of the first timestep at which a shape occurs.
     """
 
-    def __init__(self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps) -> None:
+    def __init__(
+        self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps, passed: Counter[str]
+    ) -> None:
+        """passed: counts the passes by kind."""
         super().__init__(backbone, objective)
+        self._passed = passed
         self._meter, self._laps = meter, laps
-        self._merged = False
+        self._merged = self._filled = False
         self._step: int | None = None
         self._pending: tuple[Any, Tensor, Tensor] | None = (
             None  # the key of a pass, its output, and the leaf returned instead
@@ -181,6 +225,10 @@ class _Policy(Policy):
         for hook in self._hooks:
             hook.remove()
 
+    def new_autocast(self) -> None:
+        """Note that autocast's cache of weights is empty."""
+        self._filled = False
+
     @contextmanager
     def activate(self, name: ModelName, *, merged: bool = False) -> Iterator[None]:
         before, self._merged = self._merged, self._merged or merged
@@ -200,8 +248,11 @@ class _Policy(Policy):
     ) -> Tensor:
         self._pending = None
         learning, adapted = torch.is_grad_enabled(), self._active in self._weights
+        self._passed["gradient" if learning else "plain"] += 1
         rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
-        key = ("pass", learning, adapted, self._merged, guidance == 1, self._step, x_sigma.shape, rows)
+        filled = self._filled or not torch.is_autocast_enabled(self._meter.device.type)
+        self._filled = True
+        key = ("pass", learning, adapted, self._merged, filled, guidance == 1, self._step, x_sigma.shape, rows)
         if self._step is not None:
             self._step += 1
         out, left = self._once(
@@ -237,7 +288,7 @@ class _Policy(Policy):
         (key, out, leaf), self._pending = self._pending, None
 
         def backward() -> Tensor:
-            torch.autograd.backward(out, leaf.grad)
+            out.backward(leaf.grad)  # type: ignore[no-untyped-call]
             return loss.detach()
 
         self._once(("backward", key), backward)
@@ -251,12 +302,13 @@ class _Policy(Policy):
             return out, out
         lap, shape, dtype = self._laps[key]
         self._meter.again(lap)
-        out = torch.empty(tuple(shape), dtype=dtype)
-        return out, torch.empty(max(lap.left - out.nbytes, 0), dtype=torch.uint8)
+        device = self._meter.device
+        out = torch.empty(tuple(shape), dtype=dtype, device=device)
+        return out, torch.empty(max(lap.left - out.nbytes, 0), dtype=torch.uint8, device=device)
 
 
-class _First(Processes):
-    """Rank 0 of several ranks with the same amount of work; reductions return the local tensors."""
+class _One(Processes):
+    """One of several ranks with the same amount of work; reductions return the local tensors."""
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)

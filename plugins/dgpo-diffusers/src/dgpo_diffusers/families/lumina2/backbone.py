@@ -38,6 +38,7 @@ class Lumina2Backbone(DiffusersBackbone):
     """
 
     options: Lumina2Options
+    ragged = True
     layout = Layout(
         backbone="lumina2",
         family="Lumina-Image 2.0",

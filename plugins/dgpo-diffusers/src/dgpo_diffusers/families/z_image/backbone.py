@@ -47,6 +47,7 @@ class ZImageBackbone(DiffusersBackbone):
     """
 
     options: ZImageOptions
+    ragged = True
     layout = Layout(
         backbone="z-image",
         family="Z-Image",
