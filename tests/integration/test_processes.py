@@ -229,6 +229,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
         "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
     },
+    "rewards on one process": {
+        "run": {"reward_ranks": 1},
+        "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
+        "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
+    },
+    "missing scores of rewards on two processes": {
+        "run": {"reward_ranks": 2},
+        "rewards": [{"use": "brightness", "options": {"fail": "dark"}}], "scoring": {"max_missing": 0.99},
+    },
     "sources": {
         "rollout": {"group_size": 5, "groups": 4, "micro_batch": 3},
         "optimizer": {"updates": 2, "micro_batch": 3, "learning_rate": 0.01},
@@ -261,6 +270,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 QUICK = (
     "groups of five",
     "rewards that compare",
+    "rewards on one process",
     "two updates",
     "missing scores",
     "paths",
