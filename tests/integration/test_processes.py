@@ -389,6 +389,30 @@ def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
     assert run.files() == whole.files()
 
 
+def test_rewards_on_one_process_score_for_all(driver: Driver, whole: Run, tmp_path: Path) -> None:
+    """Only it calls them, and every file is the same byte for byte as when each process has its own."""
+    run = Run(tmp_path, "run", run={"reward_ranks": 1})
+    ended = driver.train(run, 2)
+    assert_all_well(ended)
+    assert [one["counts"].get("score", 0) > 0 for one in ended] == [True, False]
+    assert run.files() == whole.files()
+
+
+@pytest.mark.parametrize(("rank", "at"), few([(0, ("score", 3)), (1, ("velocity", 40))], (0, ("score", 3))))
+def test_a_lost_process_with_the_rewards_or_without(
+    rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, "run", run={"reward_ranks": 1})
+    ended = driver.train(run, 2, at=at, rank=rank)
+    assert ended[rank]["status"] == KILLED
+    other = ended[1 - rank]
+    assert other["status"] == 3, other["output"]
+    assert "timed out waiting for another process" in other["output"]
+    options = ["--resume"] if any((run.path / "checkpoints").glob("0*")) else []
+    assert_all_well(driver.train(run, 2, *options))
+    assert run.files() == whole.files()
+
+
 def test_several_sizes_and_a_lost_process(driver: Driver, tmp_path: Path) -> None:
     whole, run = Run(tmp_path, "whole", **SIZES), Run(tmp_path, "run", **SIZES)
     assert_all_well(driver.train(whole, 2))
