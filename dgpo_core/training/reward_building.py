@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dgpo_core.contracts import AnyReward
 from dgpo_core.data.checks import check_prompts
-from dgpo_core.errors import UserError
+from dgpo_core.errors import PluginError, UserError
 from dgpo_core.media.kinds import check_reward
 from dgpo_core.rewards import place
 from dgpo_core.training.reward_calls import Reward
@@ -87,6 +87,27 @@ def _rewards(
     return rewards
 
 
+def _placed(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
+    """Create a reward where its block says, or on the ranks that `run.reward_ranks` says."""
+    device, processes, run = engine.runtime.device, engine.runtime.processes, engine.config.run
+
+    def make() -> AnyReward:
+        return place(block, engine.registry, device=device, where=key)
+
+    elsewhere = block.worker is not None or block.service is not None
+    if elsewhere or run.reward_ranks is None or run.reward_ranks >= processes.count:
+        return make()
+    try:
+        connect = engine.registry.transport("ranks")
+    except PluginError as error:
+        raise UserError(f"run.reward_ranks: {error}") from error
+    reward: AnyReward = connect(
+        block, make, engine.process_state, processes, run.reward_ranks,
+        device=device, where=key, timeout=run.process_timeout,
+    )  # fmt: skip
+    return reward
+
+
 def _model(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
     """Create a reward model, or reuse one with the same reward, options and transport."""
     identity = block.model_copy(update={"name": None, "weight": 1.0})  # name and weight do not affect the model
@@ -94,7 +115,7 @@ def _model(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
         if known == identity:
             return model
     with engine.process_state.around(f"reward {block.label}, when it was made,"):
-        created = place(block, engine.registry, device=engine.runtime.device, where=key)
+        created = _placed(engine, block, key)
     engine.reward_models.append((identity, created))
     engine.closing.callback(created.close)
     return created
