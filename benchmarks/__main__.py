@@ -67,7 +67,7 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 
 
-COMMANDS = {"roofline": "benchmarks.roofline"}
+COMMANDS = {"roofline": "benchmarks.roofline", "cluster": "benchmarks.cluster"}
 """Parts with options of their own, which need a module that has a function `run`."""
 
 
@@ -93,6 +93,8 @@ def run(
         python -m benchmarks gpu
 
         python -m benchmarks roofline --help
+
+        python -m benchmarks cluster
     """
     from benchmarks.figures import draw
     from benchmarks.page import write_page, write_roofline
