@@ -109,7 +109,7 @@ class _Log:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.found: dict[str, Any] = {key: value for key, value in map(json.loads, lines)}
+        self.found: dict[str, Any] = dict(map(json.loads, lines))
 
     def once(self, what: Mapping[str, Any], work: Callable[[], Any]) -> Any:
         """Return the result of `work`, which runs unless the file has it."""
