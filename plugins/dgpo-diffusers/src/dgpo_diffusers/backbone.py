@@ -30,6 +30,7 @@ from dgpo_diffusers.meta import load_meta
 from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.signatures import remember_signatures
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -93,9 +94,11 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile:
-            for network in denoisers:
+        for network in denoisers:
+            if section.compile:
                 network.compile()  # in place: parameters keep their names
+            else:
+                remember_signatures(network)
         self._cache = self._feature_cache() if whole else None
 
     @classmethod
@@ -193,7 +196,8 @@ class DiffusersBackbone(Family):
         try:
             for module in moved:
                 module.to(self.device)
-            yield
+            with quiet():  # once instead of for each prompt, which would cost as much as a small text encoder
+                yield
         finally:
             for module in moved:
                 module.to("cpu")
