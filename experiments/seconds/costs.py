@@ -1,7 +1,7 @@
 """CPU seconds of the two phases of an iteration, in rounds that take every variant in turn.
 
-Other work on a machine makes even CPU seconds longer, by its use of caches and of the cores' other threads. So each phase
-is timed by itself, a second or two at a time, and variants are compared within a round.
+Other work on a machine makes even CPU seconds longer, by its use of caches and of the cores' other threads. So each
+phase is timed by itself, a second or two at a time, and variants are compared within a round.
 """
 
 from __future__ import annotations
@@ -50,10 +50,6 @@ class Cost:
 
     early: float
     late: float
-
-    def of(self, iterations: int) -> float:
-        """Return the seconds of a run's first iterations."""
-        return self.early * min(iterations, 2) + self.late * max(iterations - 2, 0)
 
 
 def cost_of(variant: Variant, rounds: Sequence[Round]) -> Cost:

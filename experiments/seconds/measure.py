@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,28 +18,33 @@ from dgpo_schemas.metrics import MetricsRecord
 from experiments.seconds.costs import Cost, Round, config_of, cost_of, measure_costs
 from experiments.seconds.variants import BASELINE, VARIANTS, Variant, as_before
 
-__all__ = ["Measured", "iterations_within", "measure"]
+__all__ = ["Measured", "at", "iterations_within", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """rounds: the costs; digests: of the weights after two iterations by exact variant; scores: by variant and seed,
-    after `iterations`; base: the base model's by seed."""
+    """rounds: the costs; digests: of the weights after three iterations by exact variant; scores: by variant and seed,
+    at `iterations`, which take the budget; base: the base model's by seed."""
 
     budget: float
     rounds: Sequence[Round]
     digests: Mapping[str, str]
-    iterations: Mapping[str, int]
+    iterations: Mapping[str, float]
     scores: Mapping[str, Mapping[int, float]]
     base: Mapping[int, float]
 
 
-def iterations_within(cost: Cost, budget: float) -> int:
-    """Return the number of iterations whose seconds are nearest to the budget, at least 1."""
-    count = 1
-    while abs(cost.of(count + 1) - budget) <= abs(cost.of(count) - budget):
-        count += 1
-    return count
+def iterations_within(cost: Cost, budget: float) -> float:
+    """Return the number of iterations, with a fraction, that take the seconds of the budget."""
+    if budget <= 2 * cost.early:
+        return budget / cost.early
+    return 2 + (budget - 2 * cost.early) / cost.late
+
+
+def at(curve: Mapping[str, float], place: float) -> float:
+    """Return the score at a number of iterations with a fraction, on the line between the scores around it."""
+    low, high = math.floor(place), math.ceil(place)
+    return curve[str(low)] + (place - low) * (curve[str(high)] - curve[str(low)])
 
 
 def measure(
@@ -60,13 +66,14 @@ def measure(
         for path in dict.fromkeys(v.path for v in VARIANTS):
             on_message(f"scores of {path}, seed {seed}")
             sharing = [v for v in VARIANTS if v.path == path]
-            due = sorted({0 for v in sharing if v.name == BASELINE} | {wanted[v.name] for v in sharing})
+            first = {0} if path == BASELINE else set()
+            due = sorted(first.union(*({math.floor(wanted[v.name]), math.ceil(wanted[v.name])} for v in sharing)))
             cell = {"scores": path, "seed": seed, "iterations": due}
             curve = log.once(cell, lambda v=sharing[-1], due=due, seed=seed: _scores(v, registry, seed, due))  # type: ignore[misc]
             if path == BASELINE:
                 base[seed] = curve["0"]
             for variant in sharing:
-                scores[variant.name][seed] = curve[str(wanted[variant.name])]
+                scores[variant.name][seed] = round(at(curve, wanted[variant.name]), 6)
     return Measured(budget, costs, digests, wanted, scores, base)
 
 

@@ -31,7 +31,6 @@ def write_page(directory: Path) -> Path:
         record=record, kinds=kinds, baseline=record.rows[0], unequal=_unequal(record),
         verdicts=[verdict(row) for row in record.rows[1:]],
         seeds=len({trace.seed for trace in record.results.traces}), rounds=record.rows[0].ratio.n,
-        spread=max(abs(row.spent / record.budget - 1) for row in record.rows),
     )  # fmt: skip
     path = directory / f"{SECONDS}.md"
     path.write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -28,20 +28,15 @@ REWARD = "miniature-motion"
 @dataclass(frozen=True, slots=True)
 class Row:
     """A variant. cost: CPU seconds of an iteration; ratio: of a late one to the baseline's, geometric mean over rounds
-    with a t interval of the logarithms; spent: CPU seconds of its iterations; equal: whether its weights after the iterations of
-    a cost measurement were the baseline's, bit for bit."""
+    with a t interval of the logarithms; iterations: that take the budget; equal: whether its weights after a few
+    iterations were the baseline's, bit for bit."""
 
     variant: Variant
     cost: Cost
     ratio: Interval
-    iterations: int
+    iterations: float
     equal: bool
     result: VariantResult
-
-    @property
-    def spent(self) -> float:
-        """CPU seconds of the iterations before the score."""
-        return self.cost.of(self.iterations)
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,8 @@ def load(path: Path) -> Record:
     costs = {variant.name: cost_of(variant, rounds) for variant in VARIANTS}
     traces = [
         Trace(
-            variant=name, seed=int(seed), state=State("finished"), iterations=[0, data["iterations"][name]],
-            scores=[data["base"][seed], score], seconds=[0.0, costs[name].of(data["iterations"][name])], samples=[0, 0],
+            variant=name, seed=int(seed), state=State("finished"), iterations=[0, round(data["iterations"][name])],
+            scores=[data["base"][seed], score], seconds=[0.0, data["budget"]], samples=[0, 0],
         )
         for name in named
         for seed, score in data["scores"][name].items()
