@@ -221,6 +221,12 @@ class _Policy(Policy):
             for p in self.parameters.values()
         ]
 
+    @property
+    def fast_is_policy(self) -> bool:
+        """See Policy.fast_is_policy; late in a run, because a plan is of most of its iterations."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp) == 0
+
     def close(self) -> None:
         """Remove the hooks from the backbone."""
         for hook in self._hooks:
