@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.engine import Engine
     from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["evaluation_scorer", "training_scorer"]
+__all__ = ["evaluation_scorer", "suite_scorer", "training_scorer"]
 
 
 def training_scorer(engine: Engine, prompts: Sequence[Prompt]) -> Scorer:
@@ -51,6 +51,18 @@ def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | 
             f"evaluation.samples_per_prompt: must be at least 2 for the reward {comparing.label}, which compares the "
             f"samples of a prompt, got 1; set it to 2 or more, or {remedy}"
         )
+    return _scorer(engine, rewards)
+
+
+def suite_scorer(
+    engine: Engine, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt], where: str, members: int
+) -> Scorer:
+    """Build the scorer of a suite's rewards; it is closed with the engine. where: location for messages; members:
+    samples per prompt. Raises UserError for a reward that compares samples if there is only one."""
+    rewards = _rewards(engine, where, blocks, prompts)
+    for reward in rewards:
+        if reward.compares and members < 2:
+            raise UserError(f"{where}: {reward.label} compares the samples of a prompt; draw at least 2 of each, got 1")
     return _scorer(engine, rewards)
 
 
