@@ -14,7 +14,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.reward_building import suite_scorer
-from dgpo_core.training.suites import measured, resampled_scores, suite_scores, with_intervals
+from dgpo_core.training.suites import RESAMPLES, measured, resampled_scores, suite_scores, with_intervals
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document
 from dgpo_schemas.suites import FileRecord, JudgeRecord, SuiteRecord
@@ -141,17 +141,19 @@ def suite_record(
     iteration: int | None = None,
     sampling: Mapping[str, Any] | None = None,
     learned: Sequence[Prompt] = (),
+    resamples: int = RESAMPLES,
 ) -> SuiteRecord:
     """Aggregate the scores of a suite's samples.
 
     samples: prompt by prompt, from the label of each reward to its diagnostics with the key `value`; models: the
-    rewards that scored; learned: the prompts that the model was trained on. Raises UserError without samples.
+    rewards that scored; learned: the prompts that the model was trained on; resamples: number of bootstrap resamples.
+    Raises UserError without samples.
     """
     suite, prompts = opened.suite, opened.prompts
     if not samples:
         raise UserError(f"suite {opened.name}: there are no samples to score")
     values = measured(suite, prompts, samples)
-    resampled = resampled_scores(suite, values, prompts)
+    resampled = resampled_scores(suite, values, prompts, resamples)
     rewards = {
         block.label: JudgeRecord(
             use=block.use,

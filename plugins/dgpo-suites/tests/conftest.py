@@ -115,7 +115,7 @@ def judged(opened: Callable[..., OpenedSuite]) -> Callable[..., SuiteRecord]:
                 scores.values.double().tolist(), scores.missing.tolist(), scores.diagnostics, strict=True
             )
         ]
-        return suite_record(suite, samples, {label: model}, target="files")
+        return suite_record(suite, samples, {label: model}, target="files", resamples=20)
 
     return call
 

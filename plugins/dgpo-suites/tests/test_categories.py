@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from dgpo_core.api.suites import OpenedSuite
 from dgpo_core.errors import UserError
@@ -61,8 +61,6 @@ def test_several_rewards_have_their_own_means(opened: Opened, tmp_path: Path) ->
     path = tmp_path / "x.csv"
     path.write_text("Prompts,Category\na,One\nb,Two\n")
     suite = opened("drawbench", file=str(path), rewards=["pictured", {"use": "pictured", "name": "again"}])
-    import torch
-
     values = {"pictured": torch.tensor([[1.0], [0.0]]), "again": torch.tensor([[math.nan], [0.25]])}
     found = suite.suite.aggregate({name: value.double() for name, value in values.items()}, suite.prompts)
     assert found["pictured"] == 0.5
@@ -91,8 +89,7 @@ def test_other_tables_are_refused(opened: Opened, tmp_path: Path) -> None:
 def test_options_are_checked(opened: Opened, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="file"):
         opened("parti")
+    path = tmp_path / "x.txt"
+    path.write_text("a\n")
     with pytest.raises(Exception, match="unknown reward 'pictur'"):
-        path = tmp_path / "x.txt"
-        path.write_text("a\n")
-        rewards: Any = ["pictur"]
-        opened("drawbench", file=str(path), rewards=rewards)
+        opened("drawbench", file=str(path), rewards=["pictur"])

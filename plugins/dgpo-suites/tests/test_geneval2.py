@@ -23,7 +23,7 @@ ROWS = [
     {
         "prompt": f"prompt {i}",
         "atom_count": 3 + i % 2,
-        "vqa_list": [QUESTIONS[s] for s in SKILLS],
+        "vqa_list": list(QUESTIONS.values()),
         "skills": list(SKILLS),
     }
     for i in range(6)

@@ -1,7 +1,7 @@
 """The suites `drawbench` (arXiv 2205.11487) and `parti` (arXiv 2206.10789): prompts by category, scored by any rewards.
 
-Their authors asked people, so the scores are comparable among models with the same rewards only. The score of a category
-is the mean over its samples, the total is the mean over all samples.
+Their authors asked people, so the scores are comparable among models with the same rewards only. The score of a
+category is the mean over its samples, the total is the mean over all samples.
 """
 
 from __future__ import annotations

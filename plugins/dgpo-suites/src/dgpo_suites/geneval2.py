@@ -1,8 +1,8 @@
 """The suite `geneval2`: GenEval 2 (arXiv 2512.16853), questions about each sample, answered by a judge.
 
-As `evaluation.py --method soft_tifa_gm` and `soft_tifa_analysis.py` of facebookresearch/GenEval2 count: the total is 100
-times the mean over prompts of the geometric mean of the questions' probabilities; a skill is 100 times the mean over all
-of its questions.
+As `evaluation.py --method soft_tifa_gm` and `soft_tifa_analysis.py` of facebookresearch/GenEval2 count: the total is
+100 times the mean over prompts of the geometric mean of the questions' probabilities; a skill is 100 times the mean
+over all of its questions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The suite `longtext`: LongText-Bench (X-Omni, arXiv 2507.22058), long texts in images.
 
-As `textbench/summary_scores.py` of X-Omni-Team/X-Omni counts: the words of all texts of a prompt, as a bag, of which the
-sample must have as many; pooled over all samples. In Chinese, characters in place of words.
+As `textbench/summary_scores.py` of X-Omni-Team/X-Omni counts: the words of all texts of a prompt, as a bag, of which
+the sample must have as many; pooled over all samples. In Chinese, characters in place of words.
 """
 
 from __future__ import annotations
