@@ -92,8 +92,12 @@ def _rewards(
         model = _model(engine, block, f"{key}.{i}")
         check_reward(model, block, f"{key}.{i}", engine.config.backbone, engine.registry)
         with engine.process_state.around(f"reward {block.label}, when it checked the prompts,"):
-            names = [source.source for source in sources if source.rewards is None or block.label in source.rewards]
-            reward = Reward(block.label, block.weight, model, monitor, None if not sources else frozenset(names))
+            weights = {source.source: source.weight_of(block.label, block.weight) for source in sources}
+            asked = {name: weight for name, weight in weights.items() if weight is not None}
+            reward = Reward(
+                block.label, block.weight, model, monitor, frozenset(asked) if sources else None,
+                {name: weight for name, weight in asked.items() if weight != block.weight},
+            )  # fmt: skip
             check_prompts(model, [prompt for prompt in prompts if reward.asks(prompt)])
         rewards.append(reward)
     return rewards
