@@ -48,6 +48,7 @@ CHOOSERS = {
     "ObjectiveSection": "objective",
     "PromptsBlock": "prompts",
     "SourceBlock": "prompts",
+    "WordingSection": "prompts",
     "RewardBlock": "reward",
     "ServedReward": "reward",
     "TimestepsSection": "timesteps",

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.problems import nearest
 from dgpo_schemas.sections.backbone import BackboneSection
-from dgpo_schemas.sections.evaluation import EvaluationSection
+from dgpo_schemas.sections.evaluation import WORDING, EvaluationSection
 from dgpo_schemas.sections.prompts import PromptsSection, SourceBlock
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.sections.rollout import RolloutSection
@@ -148,9 +148,11 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
                 if label in STATISTICS:
                     used, rename = "an image statistic", "the reward"
                 yield f"{key}.{i}", f"the name {label!r} is already used by {used}; give {rename} another `name`"
+    wording = [f"{name}.{label}" for name in WORDING for label in shown or trained]
+    wording = wording if evaluation.monitors.wording is not None else []
     for label in evaluation.monitors.tolerances:
-        if label not in (*monitors, *STATISTICS):
-            known = ", ".join([*monitors, *STATISTICS])
+        if label not in (*monitors, *wording, *STATISTICS):
+            known = ", ".join([*monitors, *wording, *STATISTICS])
             yield f"evaluation.monitors.tolerances.{label}", f"unknown monitor {label!r}; the monitors are {known}"
         elif label in OF_STEPS and evaluation.many_step is None:
             yield f"evaluation.monitors.tolerances.{label}", "is measured only if evaluation.many_step is set"
@@ -162,6 +164,8 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
             yield "evaluation.every", "evaluation requires held-out prompts; set prompts.heldout, or set every to 0"
         if monitors:
             yield "evaluation.monitors.rewards", "evaluation requires held-out prompts; set prompts.heldout"
+        if evaluation.monitors.wording is not None:
+            yield "evaluation.monitors.wording", "evaluation requires held-out prompts; set prompts.heldout"
         if evaluation.many_step is not None:
             yield "evaluation.many_step", "evaluation requires held-out prompts; set prompts.heldout"
         if evaluation.rewards:
