@@ -96,8 +96,8 @@ def test_another_file_is_no_benchmark_and_a_wrong_one_is_refused(tmp_path: Path)
     suite = GenEvalSuite(GenEvalSuiteOptions(file=str(path)))
     assert len(suite.prompts()) == 1
     assert suite.files()[0].digest != PUBLISHED
-    path.write_text(json.dumps(entry | {"tag": "colours"}) + "\n")
-    with pytest.raises(UserError, match=r"some\.jsonl:1: .*unknown task 'colours'; did you mean 'colors'\?"):
+    path.write_text(json.dumps(entry | {"tag": "colrs"}) + "\n")
+    with pytest.raises(UserError, match=r"some\.jsonl:1: .*unknown task 'colrs'; did you mean 'colors'\?"):
         suite.prompts()
     with pytest.raises(UserError, match="absent"):
         GenEvalSuite(GenEvalSuiteOptions(file=str(tmp_path / "absent.jsonl"))).prompts()

@@ -56,4 +56,4 @@ def test_the_benchmark_in_other_words_asks_for_the_same_objects() -> None:
 
 def test_prompts_of_other_formats_have_no_other_words() -> None:
     assert reworded(Prompt("a photo of a dog")) is None
-    assert reworded(Prompt("a photo of a dog", {"tag": "colours", "include": []})) is None
+    assert reworded(Prompt("a photo of a dog", {"tag": "colrs", "include": []})) is None

@@ -46,5 +46,5 @@ def _object(clause: Include) -> str:
     else:
         number = NUMBERS.get(clause.count, f"a group of {clause.count}")
         words = f"{number} {plural(clause.label)}"
-    verb = "is" if clause.count == 1 else "are"
-    return words if clause.color is None else f"{words} that {verb} {clause.color}"
+    be = "is" if clause.count == 1 else "are"
+    return words if clause.color is None else f"{words} that {be} {clause.color}"
