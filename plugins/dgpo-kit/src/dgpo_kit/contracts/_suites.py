@@ -50,13 +50,11 @@ def _values(suite: Suite) -> tuple[list[Prompt], dict[str, Tensor]]:
     chosen = found[:: max(1, math.ceil(len(found) / MOST))]
     members = max(2, suite.samples_per_prompt)
     generator = torch.Generator().manual_seed(0)
-    draws = torch.rand(len(chosen) * members, generator=generator, dtype=torch.float64).round()
+    draws = torch.rand(len(chosen) * members, generator=generator, dtype=torch.float64)
     samples = [{block.label: {"value": value} for block in suite.rewards()} for value in draws.tolist()]
     values = measured(suite, chosen, samples)
     return chosen, {
-        name: torch.rand(value.shape, generator=generator, dtype=torch.float64).round()
-        if value.isnan().all()
-        else value
+        name: torch.rand(value.shape, generator=generator, dtype=torch.float64) if value.isnan().all() else value
         for name, value in values.items()
     }
 
