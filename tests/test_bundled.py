@@ -58,6 +58,27 @@ def aesthetic(directory: Path) -> Given:
     return Given({"model": str(clip), "head": str(head)})
 
 
+SUITE_FILES = {
+    "geneval2": '{"prompt": "two pigs", "vqa_list": [["How many pigs?", "two"], ["Any pigs?", "Yes"]], '
+    '"skills": ["count", "object"], "atom_count": 2}\n',
+    "dpg": "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+    "0,a pig,1,0,entity - whole (pig),Is there a pig?\n0,a pig,2,1,attribute - color (green),Is it green?\n"
+    "1,a cat,1,0,entity - whole (cat),Is there a cat?\n2,a dog,1,0,entity - whole (dog),Is there a dog?\n",
+    "drawbench": "Prompts,Category\na red car,Colors\ntwo cats,Counting\n",
+    "parti": "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tx\na cat\tAnimals\tBasic\tx\n",
+    "longtext": '{"prompt": "a sign", "text": ["ONE TWO", "three"]}\n{"prompt": "a poster", "text": ["four"]}\n',
+    "ocr": 'a sign that says "OPEN"\na door that says "SHUT"\n',
+}
+SUITE_FILES["dpg-reference"] = SUITE_FILES["dpg"]
+"""Prompt files in the published formats."""
+
+
+def suite_file(name: str, directory: Path) -> Given:
+    path = directory / f"{name}{'.csv' if name == 'drawbench' else '.txt'}"
+    path.write_text(SUITE_FILES[name])
+    return Given({"file": str(path)})
+
+
 def family(proof: Proof, directory: Path) -> Given:
     checkpoint = proof.make(directory / "tiny")
     return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=proof.sizes[0])
@@ -79,6 +100,7 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("prompts", "miniature"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("prompts", "geneval"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("detector", "mask2former"): mask2former,
+    **{("suite", name): partial(suite_file, name) for name in SUITE_FILES},
 }
 """Of components that want options or a checkpoint, or are quicker with them."""
 

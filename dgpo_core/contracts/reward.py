@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
@@ -52,6 +52,11 @@ class RewardBase(ABC):
         `GroupReward`, the examples of one prompt form a group.
         """
         return ()
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the scores depend on besides the options, as JSON values, for the records of suites: the served
+        `model` and its `revision`, the digest of a `template`. By default nothing. Never a token or a password."""
+        return {}
 
     def close(self) -> None:  # noqa: B027 - optional
         """Release processes, connections and pools. Called once, at the end of the run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +43,8 @@ class Reward:
     monitor: bool = False
     sources: frozenset[str] | None = None
     """Names of the prompt sources whose samples it scores; None: all sources."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """The weight in each prompt source where it is not `weight`."""
     halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
     """Set once the warning about scoring in halves was logged."""
 
@@ -54,6 +56,15 @@ class Reward:
     def asks(self, prompt: Prompt) -> bool:
         """Return whether it scores samples of this prompt; prompts without a source are always scored."""
         return self.sources is None or not prompt.source or prompt.source in self.sources
+
+    def weight_in(self, source: str) -> float:
+        """Return the weight for samples of a prompt source."""
+        return self.weights.get(source, self.weight)
+
+    @property
+    def counts(self) -> bool:
+        """Whether any sample's reward depends on it."""
+        return bool(self.weight) or any(self.weights.values())
 
     @property
     def compares(self) -> bool:

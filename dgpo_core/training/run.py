@@ -13,6 +13,7 @@ from torch import Tensor
 from dgpo_core.contracts import AdvantageWeighting, Objective, TimestepContext, TimestepPolicy
 from dgpo_core.data.notes import guided, longer_than_read, notes, overlap, unheard
 from dgpo_core.data.sources import Source
+from dgpo_core.data.wording import reworded_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.flow.paths import has_distribution, random_times, samplers_such_that, step_at
 from dgpo_core.flow.sizes import bucket, different, named
@@ -262,6 +263,7 @@ def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
         draws=engine.draws.at("evaluation"),
         images=section.images,
         many_step=many_step,
+        reworded=reworded_prompts(section.monitors.wording, prompts, engine.registry),
         processes=engine.runtime.processes,
     )
 

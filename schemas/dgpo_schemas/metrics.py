@@ -54,6 +54,14 @@ class SourceStatistics(StrictModel):
     zero_variance_groups: int = Field(
         description="Number of groups with fewer than two scored samples, or with equal rewards."
     )
+    rewards: dict[str, RewardStatistics] = Field(
+        default_factory=dict, description="Statistics of each reward that the source uses."
+    )
+    sigmoid: float | None = Field(default=None, description="Mean of sigmoid(S_g) over the groups of the source.")
+    loss_weight: float | None = Field(
+        default=None,
+        description="Share of the source in the sum of the absolute signed weights of the iteration; null if it is 0.",
+    )
 
 
 class MetricsRecord(Sparse):
