@@ -23,12 +23,12 @@ __all__ = [
 
 
 class Sparse(StrictModel):
-    """A record that omits `subscores` and `sources` if they are empty."""
+    """A record that omits `subscores`, `sources` and `costs` if they are empty."""
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = dump(self)
-        return {key: value for key, value in data.items() if key not in ("subscores", "sources") or value}
+        return {key: value for key, value in data.items() if key not in ("subscores", "sources", "costs") or value}
 
 
 class RewardStatistics(Sparse):
@@ -111,7 +111,7 @@ class PhaseTiming(StrictModel):
     )
 
 
-class TimingRecord(StrictModel):
+class TimingRecord(Sparse):
     """One iteration in timings.jsonl."""
 
     iteration: int = Field(description="Number of finished iterations, from 1.")
@@ -121,6 +121,11 @@ class TimingRecord(StrictModel):
         "wait_for_scores, compute_advantages, optimize, evaluate, checkpoint."
     )
     rewards: dict[str, float] = Field(description="Seconds spent in each reward, summed over its threads.")
+    costs: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="What scoring cost since the iteration before, by reward and name, such as requests and tokens of "
+        "a judge; absent if no reward reports costs.",
+    )
     peak_memory_bytes: int = Field(
         description="Peak memory so far, in bytes: of the GPU, or of the process when running on the CPU."
     )
