@@ -41,6 +41,7 @@ class Transport:
                 limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
                 mounts={f"all://{f'[{host}]' if ':' in host else host}": None for host in here},
                 follow_redirects=False,
+                verify=any(url.startswith("https:") for url in urls),  # reading certificates takes a while
             )
         except (ValueError, OSError, ImportError, httpx.InvalidURL) as error:
             raise UserError(f"{where}: the proxy or certificate variables of the environment are invalid: "
