@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
@@ -107,10 +107,10 @@ def test_another_server_answers_meanwhile(play: Play, judge: Judge) -> None:
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
-    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     assert retry_after("7") == 7
     assert 80 < (retry_after(soon) or 0) <= 90
-    assert retry_after(format_datetime(datetime(2001, 1, 1, tzinfo=timezone.utc))) == 0
+    assert retry_after(format_datetime(datetime(2001, 1, 1, tzinfo=UTC))) == 0
     assert retry_after("1e99") == 600
     assert [retry_after(value) for value in (None, "soon", "nan", "")] == [None] * 4
     assert retry_after("-5") == 0

@@ -79,7 +79,8 @@ def test_what_is_sent(play: Play, judge: Judge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "sent"), [((3, 1, 1), (32, 32)), ((3, 20, 70), (40, 140)), ((3, 64, 48), (64, 48)), ((3, 80, 40), (45, 22))]
+    ("size", "sent"),
+    [((3, 1, 1), (32, 32)), ((3, 20, 70), (40, 140)), ((3, 64, 48), (64, 48)), ((3, 80, 40), (45, 22))],
 )
 def test_sizes_that_models_accept(play: Play, judge: Judge, size: tuple[int, ...], sent: tuple[int, int]) -> None:
     """Below a cell enlarged by repeating pixels, which keeps every mean; beyond `max_pixels` downscaled."""
@@ -175,7 +176,8 @@ def test_the_token_is_sent_and_never_shown(
 
 
 @pytest.mark.parametrize(
-    ("value", "complaint"), [(None, "JUDGE_TOKEN is not set; export it"), ("a b", "is not a token: it contains a space")]
+    ("value", "complaint"),
+    [(None, "JUDGE_TOKEN is not set; export it"), ("a b", "is not a token: it contains a space")],
 )
 def test_tokens_that_cannot_be_sent(
     play: Play, judge: Judge, monkeypatch: pytest.MonkeyPatch, value: str | None, complaint: str
