@@ -10,7 +10,7 @@ from dgpo_schemas.addresses import service_address, shown_address
 from dgpo_schemas.base import ANYTIME, Float, Int, Options, StrictModel, Use
 from dgpo_schemas.places import PathText
 
-__all__ = ["Aspect", "JudgeOptions", "ListOptions", "PairsOptions", "ServerOptions", "WinRateOptions"]
+__all__ = ["Aspect", "JudgeOptions", "ListOptions", "PairsOptions", "PairwiseOptions", "ServerOptions"]
 
 RESERVED = ("model", "messages", "stream", "n", "logprobs", "top_logprobs", "max_tokens", "response_format", "seed")
 """Fields of a request that other options or the form of the score set."""
@@ -218,8 +218,8 @@ class ListOptions(ServerOptions):
     max_tokens: Int = Field(default=256, ge=16, le=32768, description="Most tokens of an answer.")
 
 
-class WinRateOptions(Options):
-    """Options of `win-rate`."""
+class PairwiseOptions(Options):
+    """Options of `pairwise`."""
 
     reward: Use = Field(description="The reward whose values are compared: a name, or `use` with `options`.")
     tie_band: Float = Field(default=0.0, ge=0, le=1e9, description="Values that differ by no more than this are a tie.")

@@ -37,9 +37,9 @@ def dgpo_rewards() -> Sequence[Component]:
             "dgpo_judge.options:ListOptions",
         ),
         Component(
-            "win-rate",
+            "pairwise",
             "Win rate in [0, 1] within the group under another reward, which thus counts by its order alone",
-            "dgpo_judge.win_rate:WinRateReward",
-            "dgpo_judge.options:WinRateOptions",
+            "dgpo_judge.pairwise:PairwiseReward",
+            "dgpo_judge.options:PairwiseOptions",
         ),
     ]

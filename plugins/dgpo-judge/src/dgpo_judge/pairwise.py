@@ -1,4 +1,4 @@
-"""The reward `win-rate`: the samples of a prompt compared by another reward, so that only its order counts."""
+"""The reward `pairwise`: the samples of a prompt compared by another reward, so that only its order counts."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from dgpo_core.types import Example, Prompt, SampleKey, Scores
 from dgpo_judge.comparing import win_rates
 
 if TYPE_CHECKING:
-    from dgpo_judge.options import WinRateOptions
+    from dgpo_judge.options import PairwiseOptions
 
-__all__ = ["WinRateReward"]
+__all__ = ["PairwiseReward"]
 
 
-class WinRateReward(GroupReward):
+class PairwiseReward(GroupReward):
     """(wins + ties / 2) / comparisons with all other members: the rank transform of the reward, ties averaged.
 
     Raises UserError if the reward compares samples itself.
     """
 
     range = (0.0, 1.0)
-    options: WinRateOptions
+    options: PairwiseOptions
 
-    def __init__(self, options: WinRateOptions, *, device: torch.device) -> None:
+    def __init__(self, options: PairwiseOptions, *, device: torch.device) -> None:
         super().__init__(options, device=device)
         inner = get_registry().create("reward", options.reward, device=device)
         if not isinstance(inner, RewardModel):
             inner.close()
-            raise UserError(f"win-rate: the reward {options.reward.use} compares the samples of a prompt already")
+            raise UserError(f"pairwise: the reward {options.reward.use} compares the samples of a prompt already")
         self.inner = inner
         self.media = inner.media  # type: ignore[misc]
         self.group_by = inner.group_by  # type: ignore[misc]
