@@ -68,10 +68,10 @@ def test_win_rates(count: int, data: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preference", "band", "value"), [(0.54, 0.05, 0.5), (0.46, 0.05, 0.5), (0.56, 0.05, 0.56), (0.5, 0, 0.5)]
+    ("preference", "margin", "value"), [(0.54, 0.05, 0.5), (0.46, 0.05, 0.5), (0.56, 0.05, 0.56), (0.5, 0, 0.5)]
 )
-def test_ties(preference: float, band: float, value: float) -> None:
-    assert with_ties(preference, band) == value
+def test_ties(preference: float, margin: float, value: float) -> None:
+    assert with_ties(preference, margin) == value
 
 
 def likelihood(s: np.ndarray, p: dict[tuple[int, int], float]) -> float:

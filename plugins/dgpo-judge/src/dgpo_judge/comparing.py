@@ -44,9 +44,9 @@ def pairs_of(keys: Sequence[SampleKey], opponents: int | None) -> list[tuple[int
     return [(order[min(pair)], order[max(pair)]) for pair in ring]
 
 
-def with_ties(preference: float, band: float) -> float:
+def with_ties(preference: float, margin: float) -> float:
     """Return a preference in [0, 1], or 1/2 if it is that close to it."""
-    return 0.5 if abs(preference - 0.5) <= band else preference
+    return 0.5 if abs(preference - 0.5) <= margin else preference
 
 
 def win_rates(count: int, preferences: Mapping[tuple[int, int], float]) -> list[float]:

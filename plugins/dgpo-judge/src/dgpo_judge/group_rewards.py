@@ -106,9 +106,9 @@ class PairsReward(_Comparing):
             except Unscored as error:
                 reasons.setdefault(i, str(error))
                 reasons.setdefault(j, str(error))
-        band = self.options.tie_band
+        margin = self.options.tie_band
         preferences = {
-            (i, j): with_ties((firsts[i, j] + 1 - firsts[j, i]) / 2, band)
+            (i, j): with_ties((firsts[i, j] + 1 - firsts[j, i]) / 2, margin)
             for i, j in pairs
             if (i, j) in firsts and (j, i) in firsts
         }
