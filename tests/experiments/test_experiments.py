@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from scipy import stats
-from scipy.stats import ttest_1samp
 
 from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.ablation.directory import State
@@ -175,8 +174,8 @@ def test_equivalence_is_that_of_two_one_sided_tests(margin: float) -> None:
         trace(v, s, [0.1, score]) for v, scores in (("base", base), ("x", other)) for s, score in enumerate(scores)
     ]
     differences = [one - two for one, two in zip(other, base, strict=True)]
-    above = ttest_1samp(differences, -margin, alternative="greater").pvalue
-    below = ttest_1samp(differences, margin, alternative="less").pvalue
+    above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
     said = findings(traces).equivalence("x", margin)
     assert ("are equivalent" in said) == (max(above, below) < 0.05)
     assert "the difference is +0.008 [" in said

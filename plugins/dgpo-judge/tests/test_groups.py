@@ -144,6 +144,16 @@ def test_permutations_permute_the_bits(play: Play, judge: Judge, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["pairs", "list"])
+def test_members_that_are_no_pixels_are_missing_alone(play: Play, judge: Judge, kind: str) -> None:
+    media = pictures(4)
+    media[1] = 2.0
+    scores = judge(play(), kind).score_group(media, PROMPT, keys(4))
+    assert scores.missing.tolist() == [False, True, False, False]
+    assert scores.diagnostics[1]["reason"] == "the media have values that are not in [0, 1]"
+    assert judge(play(), kind).score_group(media[:2], PROMPT, keys(2)).missing.all()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "list"])
 def test_videos(play: Play, judge: Judge, kind: str) -> None:
     media = pictures(3, size=(5, 3, 32, 32))
     scores = judge(play(), kind, frames=2).score_group(media, PROMPT, keys(3))

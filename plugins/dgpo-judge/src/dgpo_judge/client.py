@@ -149,13 +149,14 @@ class Client:
         Waits for a first server. Raises UserError if none can be reached, if one rejects the token or is no such
         server, if it does not serve `model`, or serves several and `model` is None.
         """
-        until, known = time.monotonic() + START, None
+        until = time.monotonic() + START
+        known: tuple[str, dict[str, Any]] | None = None
         while known is None:
             for endpoint in self.endpoints.all:
                 found = self._models(endpoint)
-                if found is not None and (known is None or known[0] == model):
-                    model, entry = self._chosen(endpoint.url, found, model)
-                    known = known or (model, entry)
+                if found is not None:
+                    chosen = self._chosen(endpoint.url, found, model if known is None else known[0])
+                    known = known or chosen
             if known is None and time.monotonic() > until:
                 raise UserError(f"{self._where}: urls: no server can be reached ({self.endpoints.why()})")
             if known is None:

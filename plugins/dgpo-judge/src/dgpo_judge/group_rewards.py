@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["ListReward", "PairsReward"]
 
 ALONE = "nothing to compare with"
+NO_PIXELS = "the media have values that are not in [0, 1]"
 MOST_LETTERS = len(string.ascii_uppercase)
 
 
@@ -99,7 +100,7 @@ class PairsReward(_Comparing):
         orders = [order for i, j in pairs for order in ((i, j), (j, i))]
         answers = self.judge.ask([self._question(pictures, order, text) for order in orders])
         firsts: dict[tuple[int, int], float] = {}
-        reasons: dict[int, str] = {}
+        reasons = {i: NO_PIXELS for i in range(len(media)) if i not in shown}
         for (i, j), answer in zip(orders, answers, strict=True):
             try:
                 firsts[i, j] = preference(usable(answer)).value
@@ -197,7 +198,7 @@ def _list_scores(count: int, members: Sequence[int], rankings: Sequence[Sequence
     compared = [kendall_distance(one, other) for one, other in combinations(rankings, 2)]
     disagreement = {"disagreement": math.fsum(compared) / len(compared)} if compared else {}
     values, missing = torch.zeros(count), torch.ones(count, dtype=torch.bool)
-    diagnostics: list[dict[str, Any]] = [{"reason": ALONE}] * count
+    diagnostics: list[dict[str, Any]] = [{"reason": NO_PIXELS}] * count
     for member, value in zip(members, rank_values(len(members), rankings), strict=True):
         values[member], missing[member] = value, False
         diagnostics[member] = {"subscores": disagreement}
