@@ -90,7 +90,7 @@ class Loop:
         self.run.callbacks.on_metrics(record)  # before the next collective, so that it is logged even if a rank is lost
         self.state.trained_seconds += (seconds := self.processes.broadcast_object(seconds))
         self._evaluate_and_save()
-        used = self.processes.all_gather_object([self.run.runtime.peak_memory(), costs_of(self.run.rewards)])
+        used = self.processes.all_gather_object((self.run.runtime.peak_memory(), costs_of(self.run.rewards)))
         memory, self.phases.costs = max(peak for peak, _ in used), total_costs([costs for _, costs in used])
         self.run.callbacks.on_iteration_end(record, timing_record(self.state.iteration, seconds, self.phases, memory))
 
