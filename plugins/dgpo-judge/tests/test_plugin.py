@@ -44,6 +44,8 @@ def test_declarations(name: str) -> None:
         ({"request": {"temperature": 1, "seed": 3}}, "`request` must not contain seed"),
         ({"aspects": [{"name": "a"}, {"name": "A"}]}, "`aspects` must have different names"),
         ({"aspects": [{"name": "a", "low": 5, "high": 5}]}, "`low` must be less than `high`, got 5 and 5"),
+        ({"aspects": [{"name": "a"}]}, "`aspects` has no effect with `form: vqascore`: it belongs to `form: rubric`"),
+        ({"form": "rating", "raw": True}, "`raw` has no effect with `form: rating`"),
         ({"scale": "0-10"}, "'1-5' or '0-9'"),
         ({"form": "vqa"}, "'vqascore', 'soft-tifa', 'rating' or 'rubric'"),
     ],

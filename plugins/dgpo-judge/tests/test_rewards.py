@@ -165,13 +165,14 @@ def test_the_token_is_sent_and_never_shown(
 ) -> None:
     secret = "sk-very-secret"
     monkeypatch.setenv("JUDGE_TOKEN", secret)
-    server = play(first(good, then=status(400, f'{{"error": "bad key Bearer {secret}"}}'.encode())))
+    said = f'{{"error": "bad key Bearer {secret}"}}'.encode()
+    server = play(first(good, status(200, said), then=status(400, said)))
     with caplog.at_level("DEBUG"):
         reward = judge(server, token_variable="JUDGE_TOKEN", concurrency=1)
-        scores = reward.score(pictures(2), prompts(2))
+        scores = reward.score(pictures(3), prompts(3))
     assert server.headers[0]["Authorization"] == f"Bearer {secret}"
-    assert scores.missing.tolist() == [False, True]
-    assert "(token)" in scores.diagnostics[1]["reason"]
+    assert scores.missing.tolist() == [False, True, True]
+    assert all("(token)" in entry["reason"] for entry in scores.diagnostics[1:])
     assert secret not in repr(scores.diagnostics) + repr(reward.options) + caplog.text
 
 

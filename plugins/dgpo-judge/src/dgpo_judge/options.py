@@ -143,6 +143,17 @@ ASPECTS = (
 )
 
 
+OF_FORM = {
+    "raw": "vqascore",
+    "mean": "soft-tifa",
+    "scale": "rating",
+    "after": "rating",
+    "aspects": "rubric",
+    "answers": "rubric",
+}
+"""Options that only one form uses."""
+
+
 class JudgeOptions(ServerOptions):
     """Options of `judge`: the form of the score."""
 
@@ -187,6 +198,13 @@ class JudgeOptions(ServerOptions):
         names = [aspect.name.lower() for aspect in self.aspects]
         if len(set(names)) < len(names):
             raise ValueError("`aspects` must have different names")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> JudgeOptions:
+        for name, form in OF_FORM.items():
+            if self.form != form and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`{name}` has no effect with `form: {self.form}`: it belongs to `form: {form}`")
         return self
 
 

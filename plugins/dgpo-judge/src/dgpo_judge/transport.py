@@ -68,7 +68,7 @@ class Transport:
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, RuntimeError, ValueError, OSError) as error:
             raise Broken(self._clean(error_text(error, 300))) from error
         self._check(response, body)
-        return body
+        return body if self._token is None else body.replace(self._token.encode(), b"(token)")
 
     def _check(self, response: httpx.Response, body: bytes) -> None:
         """Raise the error that the response means, unless its status is 200."""
