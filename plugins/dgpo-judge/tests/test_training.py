@@ -97,7 +97,7 @@ def test_two_processes_give_the_same_run(play: Play, tmp_path: Path) -> None:
     first, second = metrics(one)[0], metrics(tmp_path / "two")[0]
     assert {row: first[row] for row in rows} == {row: second[row] for row in rows}
     timings = json.loads((tmp_path / "two" / "timings.jsonl").read_text().splitlines()[0])
-    assert timings["costs"]["judge"]["requests"] == 16, "summed over the processes"
+    assert timings["costs"]["judge"]["requests"] == 16 + 4, "summed over the processes; 4 are of the evaluation"
 
 
 class Killed(BaseException):
