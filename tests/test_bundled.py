@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +20,7 @@ from dgpo_core.plugins.installable import installable
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
 from dgpo_geneval.testing import make_tiny_mask2former
+from dgpo_judge.demo_server import Server
 from dgpo_kit import Given, NeedsInput
 from dgpo_kit.contracts import check_light, check_reward, component_checks
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
@@ -79,6 +80,20 @@ def suite_file(name: str, directory: Path) -> Given:
     return Given({"file": str(path)})
 
 
+@cache
+def judge_server() -> Server:
+    """A judge without a model, for the whole session."""
+    return Server()
+
+
+def judge(directory: Path) -> Given:
+    return Given({"urls": [judge_server().url]})
+
+
+def pairwise(directory: Path) -> Given:
+    return Given({"reward": {"use": "geneval", "options": {"detector": "shapes"}}}, prompts=drawn()[1][:1])
+
+
 def family(proof: Proof, directory: Path) -> Given:
     checkpoint = proof.make(directory / "tiny")
     return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=proof.sizes[0])
@@ -94,6 +109,10 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("reward", "geneval"): geneval,
     ("reward", "geneval-official"): geneval,
     ("reward", "geneval-flowgrpo"): geneval,
+    ("reward", "judge"): judge,
+    ("reward", "judge-pairs"): judge,
+    ("reward", "judge-list"): judge,
+    ("reward", "pairwise"): pairwise,
     ("reward", "pickscore"): pickscore,
     ("reward", "clipscore"): clipscore,
     ("reward", "aesthetic"): aesthetic,
@@ -107,7 +126,7 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
 RANDOM_WEIGHTS = {("reward", "pickscore"), ("reward", "clipscore"), ("reward", "aesthetic")}
 """Their tiny checkpoints do not know good from bad."""
 
-SLOW = RANDOM_WEIGHTS | {("reward", "ocr")}
+SLOW = RANDOM_WEIGHTS | {("reward", name) for name in ("ocr", "judge", "judge-pairs", "judge-list")}
 """Their distributions' own tests try their contracts too."""
 
 each = pytest.mark.parametrize

@@ -21,6 +21,7 @@ from dgpo_core.training.evaluation import NotFiniteError
 from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.training.monitors import alarms
+from dgpo_core.training.reward_keeping import costs_of, total_costs
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.saving import Saver
 from dgpo_core.training.scored import (
@@ -96,7 +97,8 @@ class Loop:
         self.run.callbacks.on_metrics(record)  # before the next collective, so that it is logged even if a rank is lost
         self.state.trained_seconds += (seconds := self.processes.broadcast_object(seconds))
         self._evaluate_and_save()
-        memory = max(self.processes.all_gather_object(self.run.runtime.peak_memory()))
+        used = self.processes.all_gather_object((self.run.runtime.peak_memory(), costs_of(self.run.rewards)))
+        memory, self.phases.costs = max(peak for peak, _ in used), total_costs([costs for _, costs in used])
         timing = timing_record(self.state.iteration, seconds, self.phases, memory)
         if (report := self.run.compile_report) is not None:
             report.send(self.run.callbacks.on_message, self.run.callbacks.on_warning)

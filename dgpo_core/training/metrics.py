@@ -145,6 +145,7 @@ def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int
             for phase, spent in phases.seconds.items()
         },
         rewards=dict(phases.rewards),
+        costs={label: dict(costs) for label, costs in phases.costs.items()},
         peak_memory_bytes=peak_memory,
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
 from dgpo_core.distributed.comparing import compared
-from dgpo_core.errors import DgpoError
+from dgpo_core.errors import DgpoError, RewardUnusable
 from dgpo_core.flow.groups import LARGEST
 from dgpo_core.plugins.isolation import ctrl_c, no_exit
 from dgpo_core.plugins.process_state import ProcessState
@@ -79,7 +79,7 @@ def checked_score(
     failures: list[str] | None = None,
     process_state: ProcessState | None = None,
 ) -> Scores:
-    """Score a batch with a reward and check the result; never raises, except for Ctrl-C.
+    """Score a batch with a reward and check the result; never raises, except for Ctrl-C and RewardUnusable.
 
     Returns values float32 [B] and missing bool [B] on the CPU, and one JSON-serializable mapping of diagnostics per
     sample. All samples are missing if the reward raised or returned scores of the wrong shape; a sample is missing if
@@ -150,7 +150,7 @@ def _checked(
             with _protected(reward, process_state), no_exit(), torch.no_grad():
                 return _with_valid_subscores(reward, _in_range(reward, call(), failures), failures)
         except BaseException as error:  # some libraries raise SystemExit
-            if pressed():
+            if pressed() or isinstance(error, RewardUnusable):
                 raise
             reason = _reason(error)
             _record_failure(failures, reward.label, reason, count, error)

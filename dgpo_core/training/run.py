@@ -23,6 +23,7 @@ from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
 from dgpo_core.training.optimizer import Optimizer
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.reward_building import evaluation_scorer, training_scorer
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.starting import check_start
@@ -71,6 +72,11 @@ class TrainingRun(Engine):
     def train_prompts(self) -> list[Prompt]:
         """The training prompts, source by source."""
         return [prompt for source in self.sources for prompt in source.prompts]
+
+    @property
+    def rewards(self) -> list[Reward]:
+        """All rewards, of training and then of evaluation."""
+        return [*self.scorer.rewards, *(self.evaluator.scorer.rewards if self.evaluator is not None else ())]
 
     def rollout_model(self, updates: int) -> ModelName:
         """Return the model that draws rollouts after `updates` optimizer updates."""
