@@ -10,6 +10,7 @@ import torch
 from benchmarks.parts import registry_with_components
 from benchmarks.peers.pace import Pace
 from benchmarks.peers.work import ADAPTED, ALPHA, RANK, Work
+from dgpo_core.errors import RunStopped
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.run import RunConfig
@@ -61,4 +62,7 @@ def drive(path: Path | None, work: Work, checkpoint: Path, directory: Path, pace
     trainer = Trainer(configuration(work, checkpoint, directory), registry_with_components(), callbacks=[_Turns(pace)])
     backbone: Any = trainer.build().backbone
     pace.watch(backbone.network)
-    trainer.train()
+    try:
+        trainer.train()
+    except RunStopped as stopped:  # the trainer saves its state before it passes an error on
+        raise stopped.__cause__ or stopped from None

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Nothing", "import_real", "replace", "stand_in"]
+__all__ = ["Nothing", "StandIn", "import_real", "replace", "stand_in"]
 
 REAL = ("accelerate", "diffusers", "peft", "transformers")
 
@@ -34,7 +34,9 @@ class Nothing:
         return self
 
 
-class _Module(ModuleType):
+class StandIn(ModuleType):
+    """A module in place of a library. What it is asked for does nothing."""
+
     __path__: list[str] = []  # so that submodules can be imported
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +53,7 @@ def import_real() -> None:
 
 def replace(name: str, **content: Any) -> ModuleType:
     """Put a module that does nothing in place of a library, with some content of its own."""
-    module = _Module(name)
+    module = StandIn(name)
     module.__spec__ = ModuleSpec(name, None)  # `find_spec` asks for it
     vars(module).update(content)
     sys.modules[name] = module

@@ -86,7 +86,6 @@ class _Process:
         self.process.join(10)
         if self.process.is_alive():
             self.process.kill()
-            self.process.join()
         self.connection.close()
 
 

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.peers import authors, flow_factory
 from benchmarks.peers.pace import Enough, Pace
+from benchmarks.peers.stand_ins import StandIn
 from benchmarks.peers.work import ALPHA, RANK, Work
 from tests.benchmarks.test_peers import Line
 
@@ -267,14 +268,19 @@ FLOW_FACTORY = {
 
 
 @pytest.fixture(autouse=True)
-def _modules() -> Iterator[None]:
-    """What an adapter imports and replaces is gone after the test."""
-    modules, path = dict(sys.modules), list(sys.path)
+def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules of a miniature and what stands in for libraries are gone after the test."""
+    for adapter in (authors, flow_factory):  # miniatures do without the libraries of models
+        monkeypatch.setattr(adapter, "import_real", lambda: None)
+    before, path = dict(sys.modules), list(sys.path)
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    sys.modules.clear()
-    sys.modules.update(modules)
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, StandIn) or str(tmp_path) in str(getattr(module, "__file__", None)):
+            del sys.modules[name]
+            if name in before:
+                sys.modules[name] = before[name]
     sys.path[:] = path
 
 

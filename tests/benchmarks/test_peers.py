@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +26,7 @@ from benchmarks.peers.stand_ins import Nothing, stand_in
 from benchmarks.peers.turns import OURS, Side, take_turns
 from benchmarks.peers.work import WORKS, Work, make_checkpoint
 from dgpo_core.errors import UserError
-from tests.benchmarks.peer_sides import Network
+from tests.benchmarks.peer_sides import Network, drive
 
 SMALL = Work("small", layers=2, width=16, pixels=32, groups=2, group_size=2, text_tokens=4, steps=3, times=2)
 
@@ -82,7 +86,7 @@ def test_our_side_makes_the_passes_of_the_work(tmp_path: Path) -> None:
 
 
 def test_all_sides_draw_the_same_prompts() -> None:
-    assert [prompt.text for prompt in Numbered(None, None).prompts("train")] == list(SMALL.prompts)  # type: ignore[arg-type, call-arg]
+    assert [prompt.text for prompt in Numbered(None).prompts("train")] == list(SMALL.prompts)
 
 
 def test_an_interval_of_the_median_covers_it_whatever_the_distribution() -> None:
@@ -106,7 +110,26 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "make_checkpoint", lambda work, directory: directory)
 
 
-@pytest.mark.usefixtures("sides")
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides in threads of this process in place of processes of their own, which take seconds to start."""
+
+    def run(module: str, path: Path | None, work: Work, checkpoint: Path, log: Path, connection: Any) -> None:
+        log.touch()
+        log.with_suffix("").mkdir()
+        with suppress(Enough):
+            drive(path, work, checkpoint, log.with_suffix(""), Pace(connection), torch.device("cpu"))
+
+    def pipe() -> tuple[Any, Any]:
+        ours, theirs = multiprocessing.Pipe()
+        return ours, SimpleNamespace(send=theirs.send, recv=theirs.recv, close=lambda: None)  # it stays in this process
+
+    monkeypatch.setattr(turns, "run_side", run)
+    context = SimpleNamespace(Pipe=pipe, Process=Thread)
+    monkeypatch.setattr(turns, "multiprocessing", SimpleNamespace(get_context=lambda kind: context))
+
+
+@pytest.mark.usefixtures("sides", "threads")
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     iterate = turns._Process.iterate
@@ -129,7 +152,7 @@ def test_a_side_that_fails_is_named_in_one_line(capsys: pytest.CaptureFixture[st
     assert "raise ValueError" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("sides")
+@pytest.mark.usefixtures("sides", "threads")
 def test_other_work_is_no_comparison() -> None:
     with pytest.raises(UserError, match=r"Flow-Factory does other work than dgpo: .* 5 text tokens.*ours:.* 3 text"):
         compare(SMALL, {"flow-factory": Path("other")}, 1)

@@ -15,7 +15,9 @@ from torch import Tensor
 __all__ = ["Copy", "Pinned", "copy_of"]
 
 Direction = Literal["to device", "to host"]
-READS = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"})
+READS = frozenset(
+    {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "repeat_interleave"}
+)
 """Operators whose result, or its size, is a value that the host waits for."""
 INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
 """Operators that copy indices on the host to the device."""
@@ -68,7 +70,7 @@ def copy_of(
     if not on_device and place.type != "cuda":
         return None
     name = function._overloadpacket.__name__
-    if name in READS and on_device:
+    if name in READS and on_device and kwargs.get("output_size") is None:
         return Copy("to host", name, _place(), blocking=True)
     on_host = [t for t in given if t.device.type == "cpu" and (t.dim() or not on_device)]
     if name in ("_to_copy", "copy_"):

@@ -21,6 +21,7 @@ __all__ = ["ASKED_FOR_DEVICE", "CPU", "CUDA", "META", "Evaluator", "Shape", "is_
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 ASKED_FOR_DEVICE = torch.ops.prim.device.default
 NONZERO = torch.ops.aten.nonzero.default
+REPEAT = torch.ops.aten.repeat_interleave.Tensor
 LARGE = 1024
 """Number of elements above which a tensor has no values."""
 Refuse = Callable[[Tensor], Exception]
@@ -84,6 +85,9 @@ class Evaluator:
         if function is NONZERO:  # every element that is not known is 1
             count = args[0].numel() if known is None else len(known)
             return Shape(torch.empty(count, args[0].dim(), dtype=torch.long, device=META), place, known)
+        if function is REPEAT and kwargs.get("output_size") is None:
+            count = args[0].numel() if known is None else len(known)
+            return Shape(torch.empty(count, dtype=torch.long, device=META), place, known)
         out = self._shapes(function, args, kwargs, place)
         if not unknown or function._schema.is_mutable:
             _set_known(out, known, keep=function._schema.is_mutable)

@@ -9,19 +9,14 @@ from torch import Tensor
 
 from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.training.rollout import samples_at_once
+from dgpo_core.training.batch_sizes import drawn_at_once
+from dgpo_lab.planning.shapes import CUDA
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Waiting", "drawn_at_once"]
-
-
-def drawn_at_once(config: RunConfig) -> int:
-    """Return the size of rollout micro-batches on a GPU."""
-    rollout = config.rollout
-    return rollout.micro_batch or samples_at_once(rollout.groups, rollout.group_size, torch.device("cuda"))
+__all__ = ["Waiting"]
 
 
 class Waiting:
@@ -41,7 +36,7 @@ class Waiting:
             if block.worker is None and block.service is None:
                 kind = _implementation(block.use, registry)
                 compares = issubclass(kind, GroupReward)
-                each = config.rollout.group_size if compares else drawn_at_once(config)
+                each = config.rollout.group_size if compares else drawn_at_once(config, CUDA)
                 self.most = max(self.most, (config.scoring.in_flight + kind.concurrency) * each)
                 incomplete = max(incomplete, config.rollout.group_size if compares else 0)
         self.most += incomplete
