@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Choice", "choose", "speed_up"]
+__all__ = ["Choice", "choose", "described", "speed_up"]
 
 PARTS = ("adapter", "norms")
 
@@ -25,6 +26,11 @@ class Choice:
 
     def __str__(self) -> str:
         return ("fast" if self.fast else "exact") + (f" ({self.reason})" if self.reason else "")
+
+
+def described(choices: Mapping[str, Choice]) -> str:
+    """Return the choices as one line."""
+    return ", ".join(f"{part} {choice}" for part, choice in choices.items())
 
 
 def choose(config: RunConfig, supported: frozenset[str], device: str) -> dict[str, Choice]:

@@ -207,6 +207,7 @@ def _as_data(
         "processes": plan.processes,
         "machines": plan.machines,
         "shift": plan.shift,
+        "precision": plan.precision,
         "held_bytes": dict(plan.held),
         "peak_bytes": dict(plan.peaks),
         "operations": dict(plan.operations),
@@ -229,6 +230,7 @@ def _lines(
     lines = [
         f"{config.run.name}: {total} samples per iteration{several}",
         f"shift of the noise schedule: {plan.shift}",
+        f"precision: {plan.precision}",
         "",
         "permanent memory per GPU, GiB",
     ]
