@@ -19,7 +19,7 @@ PARTS = ("adapter", "norms")
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a part is fast, and why not or how."""
+    """Whether a part is fast; reason: why not, or what the backbone says of it."""
 
     fast: bool
     reason: str = ""

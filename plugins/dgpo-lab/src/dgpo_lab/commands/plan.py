@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -230,7 +231,7 @@ def _lines(
     lines = [
         f"{config.run.name}: {total} samples per iteration{several}",
         f"shift of the noise schedule: {plan.shift}",
-        f"precision: {plan.precision}",
+        *textwrap.wrap(f"precision: {plan.precision}", 80, subsequent_indent="  "),
         "",
         "permanent memory per GPU, GiB",
     ]
