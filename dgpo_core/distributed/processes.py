@@ -16,12 +16,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dgpo_core.distributed.channels import Channel
 from dgpo_core.errors import ProcessLostError, UserError
 from dgpo_core.system.out_of_memory import device_is_out_of_memory
 from dgpo_core.system.stopping import Interrupted
@@ -73,6 +75,11 @@ class Processes:
         self._host: dist.ProcessGroup | None = None
         self._device: torch.device | None = None  # of tensors that are reduced by NCCL
         self._within: timedelta | None = None
+
+    @cached_property
+    def channel(self) -> Channel:
+        """Messages between two ranks; all ranks must first ask for it together."""
+        return Channel()
 
     @property
     def main(self) -> bool:

@@ -71,6 +71,15 @@ class RunSection(StrictModel):
         json_schema_extra=ANYTIME,
         description="Timeout in seconds for waiting on another process of the run; when it expires, the run ends.",
     )
+    reward_ranks: Int | None = Field(
+        default=None,
+        ge=1,
+        le=10**6,
+        json_schema_extra=ANYTIME,
+        description="Number of processes that hold the rewards, the first ones; the others send them their samples, "
+        "which saves the rewards' memory there. Default: all. Scores do not depend on it. It does not apply to rewards "
+        "in a `worker` or `service`, and has no effect with as many processes or fewer.",
+    )
     shard: bool | Literal["machine"] = Field(
         default=False,
         json_schema_extra=FROM_THERE_ON,
