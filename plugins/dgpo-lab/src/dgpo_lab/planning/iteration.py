@@ -78,7 +78,7 @@ class Iteration:
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
         check_sampling(config, backbone, objective, sharded=bool(config.run.shard) and processes > 1)
-        prompts = [backbone.example(rollout.height_width)] * rollout.groups
+        prompts = [backbone.example(rollout.height_width).sized(rollout.height_width, backbone.fps)] * rollout.groups
 
         def autocast() -> torch.autocast:
             policy.new_autocast()
@@ -113,6 +113,9 @@ class Iteration:
             optimizer.adamw.step()  # allocates the moments, which are held permanently
             optimizer.adamw.zero_grad()
             meter.hold()
+            cache.rows(prompts)  # apart from the phases: prompts are encoded once
+            if rollout.guidance != 1:
+                cache.unconditional_rows(prompts)
             rollouts: list[Rollout] = []
             waiting = Waiting(config, registry)
             drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
