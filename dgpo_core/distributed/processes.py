@@ -74,6 +74,7 @@ class Processes:
         self.lost = False
         self._host: dist.ProcessGroup | None = None
         self._device: torch.device | None = None  # of tensors that are reduced by NCCL
+        self._within: timedelta | None = None
 
     @cached_property
     def channel(self) -> Channel:
@@ -110,7 +111,32 @@ class Processes:
         processes = Processes(dist.get_rank(), dist.get_world_size())
         processes._host = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=within))
         processes._device = None if cpu else torch.device("cuda", torch.cuda.current_device())
+        processes._within = within
         return processes
+
+    def ranks_per_machine(self) -> int:
+        """Return the number of processes of each machine, as told by the launcher; all ranks must call this together.
+
+        Raises UserError if `run.shard: machine` is not possible with them.
+        """
+        numbers = self.all_gather_object(int(os.environ.get("LOCAL_WORLD_SIZE", str(self.count))))
+        if min(numbers) != max(numbers):
+            raise UserError(
+                f"run.shard: machine: every machine must have the same number of processes, not {min(numbers)} and "
+                f"{max(numbers)}; use true, which shards over all processes"
+            )
+        if numbers[0] == 1:
+            raise UserError(
+                "run.shard: machine: every machine has one process, so that nothing would be sharded; use true, which "
+                "shards over all processes, or false"
+            )
+        return numbers[0]
+
+    def subgroup(self, partition: Sequence[Sequence[int]]) -> dist.ProcessGroup:
+        """Create a process group for each part of the ranks, and return this rank's; all ranks must call this
+        together."""
+        groups = [(ranks, dist.new_group(list(ranks), timeout=self._within)) for ranks in partition]
+        return cast(dist.ProcessGroup, next(group for ranks, group in groups if self.rank in ranks))
 
     # -- objects, on the host -----------------------------------------------------------------------------------
 

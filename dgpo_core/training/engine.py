@@ -281,7 +281,10 @@ def _backbone(
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
-        shard(backbone, runtime.device, runtime.processes)
+        shard(
+            backbone, runtime.device, runtime.processes, within_machines=config.run.shard == "machine",
+            bf16=config.precision.autocast == "bf16",
+        )  # fmt: skip
     return backbone, fast
 
 

@@ -31,9 +31,10 @@ SIZES: dict[str, Any] = {"prompts": {"train": _SIZED, "heldout": _SIZED}}
 DOUBLE = {"backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}, "options": {"double": True}}}
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
+def environment(rank: int, count: int, port: int, machines: int = 1) -> dict[str, str]:
+    local = count // machines
     return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "RANK": str(rank), "LOCAL_RANK": str(rank % local), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
 
@@ -53,10 +54,17 @@ class Driver:
         )
 
     def train(
-        self, run: Run, count: int, *options: str, at: tuple[str, int] | None = None, do: str = "kill", rank: int = 0
+        self,
+        run: Run,
+        count: int,
+        *options: str,
+        at: tuple[str, int] | None = None,
+        do: str = "kill",
+        rank: int = 0,
+        machines: int = 1,
     ) -> list[dict[str, Any]]:
-        """`dgpo train` in `count` processes; something happens in the process `rank`."""
-        return self.run(["train", str(run.file), *options], count, at=at, do=do, rank=rank)
+        """`dgpo train` in `count` processes, as on so many machines; something happens in the process `rank`."""
+        return self.run(["train", str(run.file), *options], count, at=at, do=do, rank=rank, machines=machines)
 
     def run(
         self,
@@ -66,13 +74,14 @@ class Driver:
         at: tuple[str, int] | None = None,
         do: str = "kill",
         rank: int = 0,
+        machines: int = 1,
     ) -> list[dict[str, Any]]:
         """The same of any command."""
         port = free_port()
         requests = [
             {
                 "arguments": list(arguments),
-                "environment": environment(i, count, port) if count > 1 else {},
+                "environment": environment(i, count, port, machines) if count > 1 else {},
                 "at": at if i == rank else None,
                 "do": do,
             }

@@ -67,7 +67,7 @@ def inputs(name: str, backbone: DiffusersBackbone, texts: list[str]) -> tuple[An
     size = FAMILIES[name].sizes[0]
     prompts = [Prompt(text, media=case.media(i), size=size) for i, text in enumerate(texts)]
     noise = torch.randn(len(texts), *backbone.latent_shape(*size), generator=torch.Generator().manual_seed(1))
-    return noise, torch.full((len(texts),), min(0.9, backbone.sigma_range[1])), backbone.encode(prompts)
+    return noise, torch.full((len(texts),), 0.5), backbone.encode(prompts)
 
 
 def passes(backbone: DiffusersBackbone, given: tuple[Any, ...]) -> dict[str, Tensor]:

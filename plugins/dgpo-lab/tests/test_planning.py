@@ -302,18 +302,18 @@ def test_held_memory(everything: Registry, real: SD3Backbone) -> None:
 
 def test_memory_of_a_sharded_model() -> None:
     held = {"model": 1000, "trained weights": 100, "EMA and initial weights": 300, "gradients": 100}
-    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimize": 0}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 1, shards=1) == (held, {"optimize": 0}), (
         "a single process holds everything"
     )
-    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimize": 200}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shards=1) == (held, {"optimize": 200}), (
         "a flat buffer for gradients"
     )
-    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
+    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shards=4) == ({
         "model": 250, "trained weights": 100, "EMA and initial weights": 300,
         "gradients": 100, "gathered block weights": 90,
     }, {"optimize": 200})  # fmt: skip
     full = frozenset({"model", "trained weights", "EMA and initial weights", "gradients"})
-    assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
+    assert on_each(Held(held, full, 90, 0), 4, shards=4) == ({
         "model": 250, "trained weights": 25, "EMA and initial weights": 100, "gradients": 25,
         "gathered block weights": 90,
     }, {"optimize": 0})  # fmt: skip

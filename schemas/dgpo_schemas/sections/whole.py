@@ -80,11 +80,13 @@ class RunSection(StrictModel):
         "which saves the rewards' memory there. Default: all. Scores do not depend on it. It does not apply to rewards "
         "in a `worker` or `service`, and has no effect with as many processes or fewer.",
     )
-    shard: bool = Field(
+    shard: bool | Literal["machine"] = Field(
         default=False,
-        json_schema_extra=ANYTIME,
+        json_schema_extra=FROM_THERE_ON,
         description="Shard the model's weights across the processes (FSDP2), for a model that does not fit on one GPU. "
-        "LoRA adapters are not sharded. It has no effect with a single process.",
+        "`machine` shards them across the processes of each machine (HSDP), so that weights are gathered over the fast "
+        "links within it. LoRA adapters are not sharded. With `precision.autocast: bf16`, float32 weights are gathered "
+        "in bfloat16. It has no effect with a single process.",
     )
 
 

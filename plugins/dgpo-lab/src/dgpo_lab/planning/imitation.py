@@ -114,6 +114,7 @@ def imitated() -> Iterator[None]:
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", _returning(False)))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
+        stack.enter_context(patch.object(Tensor, "record_stream", _returning(None)))
         if not _there():
             stack.enter_context(patch.object(torch.cuda, "_lazy_init", _returning(None)))
             torch._C._ensureCUDADeviceGuardSet()
@@ -146,10 +147,6 @@ class _Functions(TorchFunctionMode):
                 return walk(*args, **kwargs)
         if function is Tensor.tolist and isinstance(args[0], Shape):  # torch refuses subclasses
             return args[0].tolist()
-        if function is Tensor.record_stream:
-            return None
-        if function is Tensor.pin_memory:
-            return args[0]
         return function(*args, **kwargs)
 
 

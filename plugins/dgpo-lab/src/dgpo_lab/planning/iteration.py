@@ -46,11 +46,12 @@ Laps = dict[Any, tuple[Lap, torch.Size, torch.dtype]]
 
 
 class Iteration:
-    """The cost of an iteration on one of `processes` ranks.
+    """The cost of an iteration on the one of `processes` ranks that has most samples.
 
     phases: what the rank's samples cost by phase: rollout, decode, optimize (the gradient at all timesteps) and update
     (AdamW and the averages); peaks: bytes by phase, above the permanently held memory (see `plan`), the update's as
-    those of optimize; samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample.
+    those of optimize; samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample; passes:
+    numbers of the network's passes by phase, `plain` or with `gradient`.
     """
 
     def __init__(
@@ -66,14 +67,17 @@ class Iteration:
     ) -> None:
         self.phases: dict[str, Counted] = {}
         self.peaks: dict[str, int] = {}
+        self.passes: dict[str, Counter[str]] = {}
+        self._passed: Counter[str] = Counter()
         self.meter = meter
         rollout, evaluation = config.rollout, config.evaluation
-        local = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)[0]
+        parts = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)
+        local = max(parts, key=len)
         self.samples = len(local)
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
-        check_sampling(config, backbone, objective, sharded=config.run.shard and processes > 1)
+        check_sampling(config, backbone, objective, sharded=bool(config.run.shard) and processes > 1)
         prompts = [backbone.example(rollout.height_width)] * rollout.groups
 
         def autocast() -> torch.autocast:
@@ -98,10 +102,10 @@ class Iteration:
             created.scales(rollout.height_width)
             return created
 
-        with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
+        with meter, closing(_Policy(backbone, config.objective, meter, laps, self._passed)) as policy:
             optimizer = _Optimizer(
                 self._phase, _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
-                processes=_First(0, processes),
+                processes=_One(parts.index(local), processes),
                 progress=lambda done: on_message(f"optimize: {done}"), look=lambda tensor: tensor.tolist(),
             )  # fmt: skip
             for parameter in policy.parameters.values():
@@ -154,9 +158,12 @@ class Iteration:
     @contextmanager
     def _phase(self, name: str, times: int = 1) -> Iterator[None]:
         """Count what runs inside `times` times."""
-        held = self.meter.now
+        held, passed = self.meter.now, Counter(self._passed)
         with self.meter.lap() as lap:
             yield
+        passes = self.passes.setdefault(name, Counter())
+        for kind, count in (self._passed - passed).items():
+            passes[kind] += times * count
         for _ in range(times):
             self.phases.setdefault(name, Counted()).add(lap)
         phase = "optimize" if name == "update" else name
@@ -190,8 +197,12 @@ class _Policy(Policy):
     A backbone with several networks counts as one: the network of the first timestep at which a shape occurs.
     """
 
-    def __init__(self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps) -> None:
+    def __init__(
+        self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps, passed: Counter[str]
+    ) -> None:
+        """passed: counts the passes by kind."""
         super().__init__(backbone, objective)
+        self._passed = passed
         self._meter, self._laps = meter, laps
         self._merged = self._filled = False
         self._step: int | None = None
@@ -237,6 +248,7 @@ class _Policy(Policy):
     ) -> Tensor:
         self._pending = None
         learning, adapted = torch.is_grad_enabled(), self._active in self._weights
+        self._passed["gradient" if learning else "plain"] += 1
         rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
         filled = self._filled or not torch.is_autocast_enabled(self._meter.device.type)
         self._filled = True
@@ -295,8 +307,8 @@ class _Policy(Policy):
         return out, torch.empty(max(lap.left - out.nbytes, 0), dtype=torch.uint8, device=device)
 
 
-class _First(Processes):
-    """Rank 0 of several ranks with the same amount of work; reductions return the local tensors."""
+class _One(Processes):
+    """One of several ranks with the same amount of work; reductions return the local tensors."""
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)

@@ -146,7 +146,7 @@ def measure_roofline(config: RunConfig, registry: Registry) -> Roofline:
         Pass("training micro-batch, all passes", learned, made.phases["optimize"], learns * one.timesteps.count),
         Pass("update of the weights", group, made.phases["update"]),
     ]
-    held = sum(on_each(model, 1, False)[0].values()) + CONTEXT
+    held = sum(on_each(model, 1, 1)[0].values()) + CONTEXT
     return Roofline(passes, {phase: held + peak for phase, peak in made.peaks.items()})
 
 

@@ -134,7 +134,9 @@ class Evaluator:
             Shape._in_kernel = False
         if fresh:
             self._cache[key] = _described(out)
-        return from_meta(out)
+        result = from_meta(out)
+        put.clear()  # the recursive functions above refer to themselves, and would keep these tensors for a while
+        return result
 
 
 def is_large(args: Any) -> bool:
