@@ -66,7 +66,11 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 
 
-COMMANDS = {"peers": "benchmarks.peers.command", "roofline": "benchmarks.roofline"}
+COMMANDS = {
+    "cluster": "benchmarks.cluster",
+    "peers": "benchmarks.peers.command",
+    "roofline": "benchmarks.roofline",
+}
 """Parts with options of their own, which need a module that has a function `run`."""
 
 
@@ -94,6 +98,8 @@ def run(
         python -m benchmarks roofline --help
 
         python -m benchmarks peers --help
+
+        python -m benchmarks cluster
     """
     from benchmarks.figures import draw
     from benchmarks.page import write_page, write_roofline

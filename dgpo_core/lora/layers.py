@@ -29,7 +29,9 @@ DOWN, UP = "lora_A_copy", "lora_B_copy"
 
 def use_exact(layer: Any) -> None:
     """Replace the forward pass of a peft layer by one with the same bits, if it is a plain LoRA of an `nn.Linear`."""
-    if type(layer.base_layer) is nn.Linear and _is_plain(layer):
+    from peft.tuners.lora.layer import Linear
+
+    if type(layer).forward is Linear.forward and type(layer.base_layer) is nn.Linear and _is_plain(layer):
         layer.__class__ = _with_forward(_Exact, layer.__class__)
 
 

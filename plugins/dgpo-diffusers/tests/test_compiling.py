@@ -139,7 +139,8 @@ def test_other_ways_to_train(setting: dict[str, Any], checkpoint: Callable[[str]
     given, report = inputs("sd3", eager, TEXTS), CompileReport()
     bound = 0.02 if "dtype" in setting else BOUND  # of one rounding to bfloat16
     assert_near(passes(backbone, given), passes(eager, given), bound)
-    assert report.counts()["eager"] == 0
+    dora = setting.get("lora", {}).get("dora", False)  # peft's layers enter contexts that Dynamo does not trace
+    assert (report.counts()["eager"] > 0) == dora
 
 
 def test_blocks_are_what_is_repeated(checkpoint: Callable[[str], Path]) -> None:

@@ -260,7 +260,7 @@ def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> No
 def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
     """With a moving reference, S_g compares with ema_fast and the KL term with the base model: one more pass.
 
-    A group that does not fit a micro-batch needs a second pass.
+    A group of two micro-batches needs three passes of half of it. A fast EMA that is the policy needs none.
     """
 
     def learn(*settings: str) -> int:
@@ -271,7 +271,8 @@ def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> No
         base = forward(real)
     plain = learn("objective.kl=0")
     assert learn("objective.kl=0.02") - plain == 16 * base
-    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 16 * forward(real)
+    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 8 * forward(real)
+    assert plain - learn("objective.kl=0", "objective.ema_fast.ramp=0") == 16 * forward(real)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from dgpo_diffusers.norms import fuse_norms
 from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.signatures import remember_signatures
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile and device.type != "meta":
-            for network in denoisers:
+        for network in denoisers:
+            if not section.compile:
+                remember_signatures(network)
+            elif device.type != "meta":
                 compile_blocks(network, self.blocks() if network is self.network else (), ragged=self.ragged)
         self._cache = self._feature_cache() if whole else None
 
@@ -198,7 +201,8 @@ class DiffusersBackbone(Family):
         try:
             for module in moved:
                 module.to(self.device)
-            yield
+            with quiet():  # once instead of for each prompt, which would cost as much as a small text encoder
+                yield
         finally:
             for module in moved:
                 module.to("cpu")

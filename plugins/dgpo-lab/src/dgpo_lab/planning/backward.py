@@ -80,7 +80,7 @@ def _called(node: Any, gradients: list[Tensor | None]) -> tuple[Any, list[Tensor
         return node.next_functions, list(inputs) if isinstance(inputs, Sequence) else [inputs]
     # A function in Python returns a gradient for each of its arguments, tensors or not.
     whole = [_zeros(node, i) if gradient is None else gradient for i, gradient in enumerate(gradients)]
-    found = node.apply(*whole)  # type: ignore[no-untyped-call]
+    found: Any = node.apply(*whole)  # type: ignore[no-untyped-call]
     found = found if isinstance(found, tuple) else (found,)
     needed = [gradient for gradient, needs in zip(found, node.needs_input_grad, strict=False) if needs]
     return [edge for edge in node.next_functions if edge[0] is not None], needed

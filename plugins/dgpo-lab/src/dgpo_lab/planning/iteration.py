@@ -106,7 +106,7 @@ class Iteration:
             optimizer = _Optimizer(
                 self._phase, _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
                 processes=_One(parts.index(local), processes),
-                progress=lambda done: on_message(f"optimize: {done}"), look=lambda tensor: tensor.tolist(),
+                progress=lambda done: on_message(f"optimize: {done} samples"), look=lambda tensor: tensor.tolist(),
             )  # fmt: skip
             for parameter in policy.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
@@ -142,6 +142,7 @@ class Iteration:
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
             for sigma, count in _kinds(config, sigmas, guided=objective.needs_path):
                 optimizer.times = count
+                on_message("optimize: 0 samples")
                 optimizer.step(batch, sigma, Draws(0))
             batch_size = len(rollouts[0].samples)
             del rollouts, groups, batch
@@ -219,6 +220,12 @@ class _Policy(Policy):
             p.register_post_accumulate_grad_hook(hold)  # type: ignore[no-untyped-call]
             for p in self.parameters.values()
         ]
+
+    @property
+    def fast_is_policy(self) -> bool:
+        """See Policy.fast_is_policy; late in a run, because a plan is of most of its iterations."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp) == 0
 
     def close(self) -> None:
         """Remove the hooks from the backbone."""
