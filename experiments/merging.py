@@ -48,9 +48,9 @@ def lost_share(adapter: LoraAdapter) -> float:
     to, the update D."""
     errors = updates = 0.0
     for layer in adapter.layers.values():
-        weight, sum_ = layer.get_base_layer().weight.data, adapter.adapted(layer)
-        errors += float((sum_.to(weight.dtype).double() - sum_.double()).square().sum())
-        updates += float((sum_.double() - weight.double()).square().sum())
+        weight, exact = layer.get_base_layer().weight.data, adapter.adapted(layer)
+        errors += float((exact.to(weight.dtype).double() - exact.double()).square().sum())
+        updates += float((exact.double() - weight.double()).square().sum())
     return float((errors / updates) ** 0.5)
 
 
