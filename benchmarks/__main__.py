@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.measuring import QUICKSTART
+from benchmarks.page import DOCS
 from dgpo_core.errors import UserError
 from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 def _floor(iterations: int, turns: int) -> Any:
@@ -67,7 +66,11 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 
 
-COMMANDS = {"roofline": "benchmarks.roofline", "cluster": "benchmarks.cluster"}
+COMMANDS = {
+    "cluster": "benchmarks.cluster",
+    "peers": "benchmarks.peers.command",
+    "roofline": "benchmarks.roofline",
+}
 """Parts with options of their own, which need a module that has a function `run`."""
 
 
@@ -94,6 +97,8 @@ def run(
 
         python -m benchmarks roofline --help
 
+        python -m benchmarks peers --help
+
         python -m benchmarks cluster
     """
     from benchmarks.figures import draw
@@ -102,6 +107,8 @@ def run(
 
     chosen = parts or [name for name in PARTS if name != "gpu"]
     for name in chosen:
+        if name in COMMANDS:
+            raise UserError(f"{name} is measured alone: python -m benchmarks {name}")
         if name not in PARTS:
             known = [*PARTS, *COMMANDS]
             raise UserError(f"there is no part {name!r}{nearest(name, known)} (there is {', '.join(known)})")

@@ -10,12 +10,15 @@ import yaml
 from benchmarks.floor import CARD
 from benchmarks.gpu import TARGETS
 from benchmarks.overhead import ENGINE, UPDATE
+from benchmarks.peers.comparison import LEVEL
+from benchmarks.peers.turns import SIDES
 from benchmarks.scaling import PHASES, SERIES
 from dgpo_lab.planning.cards import BANDWIDTH, CARDS, LAUNCH, REACHED
 
-__all__ = ["write_page", "write_roofline"]
+__all__ = ["DOCS", "write_page", "write_roofline"]
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 
 
 def write_page(record: dict[str, Any], directory: Path) -> Path:
@@ -37,6 +40,9 @@ def write_page(record: dict[str, Any], directory: Path) -> Path:
         added=(spent[ENGINE] + spent[UPDATE]) / total if spent else 0.0,
         overlap=measured.get("overlap"),
         processes=measured.get("processes"),
+        peers=measured.get("peers"),
+        sides=SIDES,
+        level=LEVEL,
         machines={part: _words(entry["machine"]) for part, entry in record.items()},
         series=[_series(one, measured["scaling"][one.name]) for one in SERIES] if "scaling" in measured else [],
         choices=measured.get("choices"),

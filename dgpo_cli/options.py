@@ -56,11 +56,7 @@ Processes = Annotated[
 ]
 MicroBatch = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Samples drawn at once, divided among the processes; default: rollout.micro_batch, or all samples of an "
-        "iteration.",
-    ),
+    typer.Option(min=1, help="Samples drawn at once, divided among the processes; default: rollout.micro_batch."),
 ]
 
 Preset = Annotated[

@@ -128,9 +128,9 @@ class Conditioning:
     def rows(self, index: Sequence[int] | slice) -> Conditioning:
         """Select rows, trimmed to the longest selected row."""
         if not isinstance(index, slice):
-            import torch
+            from dgpo_core.transfers import to_device  # not needed to import the types
 
-            indices = torch.tensor(index, device=next(iter(self.tensors.values())).device)
+            indices = to_device(index, next(iter(self.tensors.values())).device)
             return self._trimmed(
                 {name: tensor[indices] for name, tensor in self.tensors.items()},
                 {name: tuple(lengths[i] for i in index) for name, lengths in self.lengths.items()},

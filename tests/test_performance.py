@@ -29,7 +29,7 @@ def test_the_page_is_that_of_the_record(tmp_path: Path) -> None:
 
 def test_a_record_of_nothing(tmp_path: Path) -> None:
     text = write_page({}, tmp_path).read_text(encoding="utf-8")
-    assert text.count("Not recorded yet") == 3
+    assert text.count("Not recorded yet") == 4
     assert "Nothing has been measured on a GPU yet" in text
 
 

@@ -19,6 +19,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.flow import schedules
 from dgpo_core.flow.schedules import SIGMA_STEP
 from dgpo_core.flow.velocity import denoised
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Path, SampleResult, Schedule
 
 __all__ = ["FlowDPMSolverPP", "FlowEuler"]
@@ -128,4 +129,4 @@ def _half_log_snr(sigma: float) -> float:
 
 def _times(sigmas: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
     """Copy all sigmas except the last to the device of the noise, in one copy, as 0-d float32 tensors."""
-    return sigmas[:-1].float().to(noise.device).unbind()
+    return to_device(sigmas[:-1], noise.device, torch.float32).unbind()

@@ -49,6 +49,21 @@ class Adapter(ABC):
         It restores the previous state on exit, including after an exception, and can be nested.
         """
 
+    def speed_up(self, dtype: torch.dtype) -> None:
+        """Compute the adapter in `dtype`, that of the frozen weights, from now on (`precision.adapter: fast`).
+
+        `parameters` and their gradients stay float32. Called before the first pass, by `Backbone.speed_up`, and only if
+        the backbone's `supports_fast` contains "adapter".
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement speed_up")
+
+    def weights_changed(self) -> None:  # noqa: B027
+        """The values of `parameters` have changed: by an update, or because another model was activated.
+
+        Called before the next pass with the adapter. An adapter that computes with copies renews them here. By default
+        does nothing.
+        """
+
     def merged(self) -> AbstractContextManager[None] | None:
         """Return a context manager that merges the current adapter into the base weights for faster inference.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -52,6 +52,10 @@ class Backbone(ABC):
     weights are float32; `gradient_checkpointing` recomputes activations and leaves the gradients unchanged;
     `checkpoint` is resolved by `dgpo_core.weights.resolve_checkpoint`, which also accepts `package:NAME/path`."""
 
+    supports_fast: ClassVar[frozenset[str]] = frozenset()
+    """Keys of `precision` that can be `fast` with this class, of `adapter` and `norms`; see `speed_up`. By default
+    none: a run file that sets one fails before anything is loaded."""
+
     def __init__(self, section: BackboneSection, options: Any, *, device: torch.device) -> None:
         """Load the checkpoint `section.checkpoint` and prepare the model for training on `device`.
 
@@ -82,6 +86,16 @@ class Backbone(ABC):
         A run does not start from the weights of a run with other values of them. By default none.
         """
         return frozenset()
+
+    def speed_up(self, parts: Collection[str]) -> Mapping[str, str]:
+        """Compute parts of `module` faster from now on, with other roundings.
+
+        parts: those of `supports_fast` that a run chose. `adapter`: `module` runs in the dtype of the frozen weights,
+        also inside of an autocast context, and calls `Adapter.speed_up`. `norms`: normalization layers are computed by
+        fused kernels. Called once at most, before the first pass and before the model is compiled or sharded. Returns
+        for each part what to tell users about it, such as "61 RMSNorm"; by default nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement speed_up")
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:

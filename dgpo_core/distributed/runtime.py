@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
+from dgpo_core.system.determinism import make_deterministic
 from dgpo_core.system.device import choose_device
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Runtime:
             )
         self.config = config
         cpu = choose_device(config.run.device).type == "cpu"
+        self.deterministic = config.run.deterministic and not cpu  # on the CPU, results are reproducible anyway
+        if self.deterministic:
+            make_deterministic()
         self.processes = Processes.join(cpu=cpu, timeout=config.run.process_timeout) if join else Processes()
         self.sharded = bool(config.run.shard) and self.processes.count > 1
         if config.run.threads is not None:

@@ -1,6 +1,9 @@
-"""Select the device: CPU or CUDA."""
+"""Select the device, CPU or CUDA, and how its memory is allocated."""
 
 from __future__ import annotations
+
+import os
+import sys
 
 import torch
 
@@ -9,6 +12,8 @@ from dgpo_core.errors import UserError
 __all__ = ["choose_device"]
 
 NAMES = ("auto", "cpu", "cuda")
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Environment variables by which users configure torch's allocator: its name, and former ones that torch still reads"""
 
 
 def choose_device(name: str, key: str = "run.device") -> torch.device:
@@ -26,4 +31,16 @@ def choose_device(name: str, key: str = "run.device") -> torch.device:
         )
     if name == "cpu" or not available:
         return torch.device("cpu")
+    expand_segments()
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def expand_segments() -> None:
+    """Let torch's allocator grow its segments, unless the user has configured it.
+
+    Rollouts, decoding and updates need tensors of other sizes; in segments of a fixed size each phase would leave holes
+    that the next one cannot use. torch reads the setting when it first uses the allocator, so this has no effect
+    afterwards. Workers inherit it.
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"

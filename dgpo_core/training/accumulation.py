@@ -1,10 +1,10 @@
 """Gradient accumulation over micro-batches, timesteps and ranks.
 
 A group that fits into a micro-batch needs one forward pass: all its members' errors are known before the backward pass.
-A larger group needs two: one without gradient to complete its statistic S_g, then one with gradient. This costs one
-more forward pass than accumulating the group's gradient separately and scaling it afterwards, but it needs no second
-set of gradients (which matters for full fine-tuning) and stays exact with a KL term, whose gradient is not scaled by
-sigmoid(S_g).
+A group of n micro-batches needs 2n - 1: n - 1 without gradient and one with gradient to complete its statistic S_g,
+then n - 1 with gradient. This costs up to one more forward pass per member than accumulating the group's gradient
+separately and scaling it afterwards, but it needs no second set of gradients (which matters for full fine-tuning) and
+stays exact with a KL term, whose gradient is not scaled by sigmoid(S_g).
 
 Each rank works on its own samples. The statistics of groups that are split across ranks are completed first, with one
 all-reduce per update; a second all-reduce sums the gradients. There are no other collectives.
@@ -14,8 +14,9 @@ No host-device synchronization happens here, except to check whether another ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -29,17 +30,22 @@ from dgpo_core.training.microbatches import Bundle, MicroBatch, Update
 from dgpo_core.training.statistics import (
     local_statistics,
     member_loss,
-    needs_two_passes,
     no_statistics,
+    spans_micro_batches,
     statistic_of_bundle,
 )
+from dgpo_core.transfers import to_device
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
     from dgpo_core.distributed.processes import Processes
     from dgpo_core.training.models import Models
+    from dgpo_core.types import Predictions, Prompt
 
-__all__ = ["Accumulated", "Accumulation", "metric_means"]
+__all__ = ["OF_SOURCE", "Accumulated", "Accumulation", "metric_means"]
+
+OF_SOURCE = "sigmoid of source "
+"""Prefix of the metric `sigmoid` of the members of one prompt source."""
 
 T = TypeVar("T")
 
@@ -124,25 +130,36 @@ class Accumulation:
                 interrupt()
                 batches = [self.models.at(update, part, t) for part in parts]
                 known = None if complete is None else complete[t]
-                if needs_two_passes(self.models.objective, update, bundle):
-                    known = statistic_of_bundle(self.models, batches)
+                first = None
+                if spans_micro_batches(self.models.objective, update, bundle):
+                    known, first = statistic_of_bundle(self.models, batches)
                 for b in batches:
-                    loss += self._backward(update, b, known, metrics)
+                    loss += self._backward(update, b, known, metrics, first)
+                    first = None
                 self.progress(sum(map(len, bundle)))
         return loss, metrics
 
     def _passes(self, update: Update, bundle: Bundle) -> list[Pass]:
         """The forward passes of a bundle at all timesteps."""
         count = len(bundle)
-        first: list[Pass] = ["policy"] * (count if needs_two_passes(self.models.objective, update, bundle) else 0)
-        last: list[Pass] = ["gradient"] * count
-        return [*self.models.others() * count, *first, *last] * len(update.sigmas)
+        spans = spans_micro_batches(self.models.objective, update, bundle)
+        without: list[Pass] = ["policy"] * (count - 1 if spans else 0)
+        gradient: list[Pass] = ["gradient"] * count
+        return [*self.models.others() * count, *without, *gradient] * len(update.sigmas)
 
     def _backward(
-        self, update: Update, b: MicroBatch, known: Tensor | None, metrics: dict[str, list[Tensor]]
+        self,
+        update: Update,
+        b: MicroBatch,
+        known: Tensor | None,
+        metrics: dict[str, list[Tensor]],
+        predictions: Predictions | None,
     ) -> Tensor:
-        """Run forward and backward of a micro-batch; return its part of the update's mean loss and add to `metrics`."""
-        predictions = self.models.predictions(b)
+        """Run forward and backward of a micro-batch; return its part of the update's mean loss and add to `metrics`.
+
+        predictions: of a forward pass that was run before, with its graph.
+        """
+        predictions = predictions or self.models.predictions(b)
         if not predictions.velocity.requires_grad:
             raise contract_checks.broken(
                 self.models.policy.backbone, "the output of `velocity` does not require grad; nothing would be learned"
@@ -154,6 +171,8 @@ class Accumulation:
             self.models.policy.backward(scaled)
         for name, values in result.metrics.items():
             metrics.setdefault(name, []).append(values)
+        for source, part in _source_runs(b.members.prompts) if "sigmoid" in result.metrics else ():
+            metrics.setdefault(f"{OF_SOURCE}{source}", []).append(result.metrics["sigmoid"][part])
         return scaled.detach()
 
     def _local_phase(self, update: Update, work: Callable[[int], T], stopped: T) -> tuple[T, bool]:
@@ -190,14 +209,14 @@ class Accumulation:
             update, lambda size: local_statistics(self.models, update, size, interrupt),
             no_statistics(self.models, update),
         )  # fmt: skip
-        not_split = ~torch.tensor(update.split, device=partial.device)
+        not_split = ~to_device(update.split, partial.device)
         return self._reduced([partial], stopped)[0].masked_fill(not_split, torch.nan)
 
     def _add_gradients(self, loss: Tensor, stopped: bool) -> Tensor:
         """Sum the gradients over all ranks; return the sum of the losses."""
         # The backward passes of sharded weights have already reduced their gradients.
         parameters = [] if self.models.policy.weights_sharded else list(self.models.policy.parameters.values())
-        present = loss.new_tensor([p.grad is not None for p in parameters])
+        present = to_device([p.grad is not None for p in parameters], loss.device, loss.dtype)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, present, *sums = self._reduced([loss, present, *gradients], stopped)
         for p, gradient, has_gradient in zip(parameters, sums, present.tolist(), strict=True):
@@ -206,7 +225,18 @@ class Accumulation:
 
     def _reduced(self, tensors: list[Tensor], stopped: bool) -> list[Tensor]:
         """Sum tensors over all ranks, together with the stop flag; raise Interrupted on all ranks if any has set it."""
-        *sums, stop = self.processes.all_reduce_sum([*tensors, tensors[0].new_tensor([float(stopped)])])
+        flag = to_device([float(stopped)], tensors[0].device, tensors[0].dtype)
+        *sums, stop = self.processes.all_reduce_sum([*tensors, flag])
         if bool(stop):
             raise Interrupted
         return sums
+
+
+def _source_runs(prompts: Sequence[Prompt]) -> Iterator[tuple[str, slice]]:
+    """Yield the source of each run of members of one source; nothing without sources. Slices need no index tensor."""
+    start = 0
+    for source, members in groupby(prompts, lambda prompt: prompt.source):
+        stop = start + sum(1 for _ in members)
+        if source:
+            yield source, slice(start, stop)
+        start = stop

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.config.components import conflicts
 from dgpo_core.contracts import AnyReward, Backbone, Objective, Sampler
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.data.prompts import load_sources, some_of_each
@@ -28,13 +27,14 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
-from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
+from dgpo_core.training.batch_sizes import drawn_at_once
+from dgpo_core.training.checks import check_conflicts, check_guidance, check_merging, check_sampling, check_sharded
 from dgpo_core.training.compiling import CompileReport, prepare_compile
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
+from dgpo_core.training.precision import Choice, choose, speed_up
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
-from dgpo_schemas.problems import dotted
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -51,10 +51,11 @@ log = logging.getLogger(__name__)
 class Engine:
     """The components of a run file that every command needs; created by `build_engine`.
 
-    process_state: restores process-wide state that plugins change; conditioning: cache of prompt embeddings; sampler:
-    for rollouts, and for evaluation unless evaluation.sampler is set; reward_models: the models created so far with
-    their blocks, without name and weight; closing: resources that are closed with the engine; on_message: called when
-    the micro-batch size is reduced; compile_report: with `backbone.compile`.
+    process_state: restores process-wide state that plugins change; fast: the choice of each part of `precision`;
+    conditioning: cache of prompt embeddings; sampler: for rollouts, and for evaluation unless evaluation.sampler is
+    set; reward_models: the models created so far with their blocks, without name and weight; closing: resources that
+    are closed with the engine; on_message: called when the micro-batch size is reduced; compile_report: with
+    `backbone.compile`.
     """
 
     config: RunConfig
@@ -63,6 +64,7 @@ class Engine:
     draws: Draws
     process_state: ProcessState
     backbone: Backbone
+    fast: Mapping[str, Choice]
     policy: Policy
     conditioning: ConditioningCache
     sampler: Sampler
@@ -148,8 +150,7 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            # By default all samples of an iteration form one batch, which is also the largest batch in evaluation.
-            micro_batch=micro_batch or rollout.micro_batch or rollout.groups * rollout.group_size,
+            micro_batch=micro_batch or drawn_at_once(self.config, self.runtime.device),
             autocast=self.runtime.autocast,
             merge_adapter=rollout.merge_adapter,
             guidance_interval=guidance_interval or rollout.guidance_interval,
@@ -226,7 +227,7 @@ def build_engine(
             closing.callback(runtime.close)
         process_state = ProcessState()
         compile_report = prepare_compile() if config.backbone.compile else None
-        backbone = _backbone(config, registry, runtime, process_state, new=new)
+        backbone, fast = _backbone(config, registry, runtime, process_state, new=new)
         conditioning = ConditioningCache(backbone, stored=open_stored_rows(config, backbone, runtime.device))
         sampler = _create(registry, process_state, "sampler", config.rollout.sampler)
         other = config.evaluation.sampler
@@ -237,6 +238,7 @@ def build_engine(
             draws=Draws(config.run.seed),
             process_state=process_state,
             backbone=backbone,
+            fast=fast,
             policy=_policy(config, runtime, backbone, conditioning),
             conditioning=conditioning,
             sampler=sampler,
@@ -257,19 +259,22 @@ def _create(registry: Registry, process_state: ProcessState, kind: str, block: A
 
 def _backbone(
     config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState, *, new: bool
-) -> Backbone:
-    for path, message in conflicts(config, registry):  # of a configuration that was not read from a file
-        raise UserError(f"{dotted(path)}: {message}")
+) -> tuple[Backbone, Mapping[str, Choice]]:
+    check_conflicts(config, registry)  # of a configuration that was not read from a file
     if runtime.sharded:
         check_sharded(config)
     device = torch.device("cpu") if runtime.sharded else runtime.device
     section = config.backbone
+    implementation = registry.implementation(registry.find("backbone", section.use))
+    choose(config, implementation.supports_fast, runtime.device.type)  # fails before the model is loaded
     if not new:
         section = section.model_copy(update={"lora": section.lora.model_copy(update={"init": None})})
     backbone: Backbone = _create(registry, process_state, "backbone", section, device=device)
     contract_checks.built(backbone)
     check_adapter(backbone)
     check_merging(config, backbone)
+    with process_state.around(f"backbone {section.use}, when it was sped up,"):
+        fast = speed_up(backbone, config, runtime.device.type)
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
@@ -277,7 +282,7 @@ def _backbone(
             backbone, runtime.device, runtime.processes, within_machines=config.run.shard == "machine",
             bf16=config.precision.autocast == "bf16",
         )  # fmt: skip
-    return backbone
+    return backbone, fast
 
 
 def _policy(config: RunConfig, runtime: Runtime, backbone: Backbone, conditioning: ConditioningCache) -> Policy:

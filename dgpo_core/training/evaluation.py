@@ -6,8 +6,8 @@ p is the number of prompts, K the number of samples per prompt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,10 @@ from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.monitors import step_statistics
 from dgpo_core.training.scored import diversity, merged, not_finite, reasons_of
 from dgpo_core.training.scores import subscore_values
+from dgpo_core.transfers import HostCopy, to_device
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord
+from dgpo_schemas.sections.evaluation import WORDING
 
 if TYPE_CHECKING:
     from dgpo_core.training.engine import Engine
@@ -96,9 +98,11 @@ class Evaluator:
 
     prompts: p prompts; members: samples per prompt, K; draws: key of the noise; images: number of prompts whose first
     sample is returned; many_step: also draw some samples from the same noise in many steps and compare
-    (`monitors.step_statistics`); processes: the ranks that the samples are split across; every rank gets the complete
-    evaluation. exact: split whole micro-batches, so that results are bit-identical for any world size; otherwise split
-    samples as evenly as possible. Raises UserError if there are no prompts.
+    (`monitors.step_statistics`); reworded: index of a prompt to the same in other words, also to be sampled, with the
+    same noise; places: the numbers of the prompts in the keys of the noise, by default 0, 1, ...; processes: the ranks
+    that the samples are split across; every rank gets the complete evaluation. exact: split whole micro-batches, so
+    that results are bit-identical for any world size; otherwise split samples as evenly as possible. Raises UserError
+    if there are no prompts.
     """
 
     rollout_sampler: RolloutSampler
@@ -108,6 +112,8 @@ class Evaluator:
     draws: Draws
     images: int = 0
     many_step: ManyStepSolve | None = None
+    reworded: Mapping[int, Prompt] = field(default_factory=dict)
+    places: Sequence[int] | None = None
     processes: Processes = field(default_factory=Processes)
     exact: bool = False
 
@@ -150,6 +156,8 @@ class Evaluator:
             chosen = [self.prompts[i] for i in self._solved_twice]
             for name, values in self._step_statistics(self.many_step, compared, model, interrupt):
                 records.append(record(name, "statistic", values, chosen))
+        for label, values in self._wording(scored, model, interrupt) if self.reworded else ():
+            records.append(record(label, "monitor", values, [self.prompts[i] for i in self.reworded]))
         media = self.processes.all_gather_tensors(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 
@@ -192,13 +200,13 @@ class Evaluator:
         """
         processes, scorer, samples = self.processes, self.scorer, self._samples
         local = samples[processes.rank]
-        shown: list[Tensor] = []
-        compared: list[Tensor] = []
+        shown: list[HostCopy] = []
+        compared: list[HostCopy] = []
         try:
             scorer.expect(Layout(self.members, self.draws, samples, processes.rank))
             with processes.together(self.rollout_sampler.policy.finish):
                 for rollout in self.rollout_sampler.sample_groups(
-                    self.prompts, self.members, self.draws, model, samples=local
+                    self.prompts, self.members, self.draws, model, places=self.places, samples=local
                 ):
                     interrupt()
                     media = decoded_media(self.rollout_sampler.policy.backbone, rollout)
@@ -209,7 +217,7 @@ class Evaluator:
             scorer.complete(processes, interrupt)
             with processes.together():
                 local_scores = scorer.collect(interrupt) if local else None
-            return merged(local_scores, processes, samples), shown, compared
+            return merged(local_scores, processes, samples), _joined(shown), _joined(compared)
         except BaseException:
             scorer.discard()
             raise
@@ -255,20 +263,41 @@ class Evaluator:
             local = dict(zip(drawn, compared, strict=True))
             compared = list(exchange_tensors(self.processes, local, drawn_by, solved_by).values())
         indices = [i for i, rank in solved_by.items() if rank == self.processes.rank]
-        media: list[Tensor] = []
+        solved: list[HostCopy] = []
         with self.processes.together(many_step.rollout_sampler.policy.finish):
             for rollout in many_step.rollout_sampler.sample_groups(
                 [self.prompts[i] for i in indices], 1, self.draws, model, places=indices
             ):
                 interrupt()
-                media += decoded_media(many_step.rollout_sampler.policy.backbone, rollout).cpu()
-        statistics = _joined_step_statistics(compared, media)
+                solved.append(HostCopy(decoded_media(many_step.rollout_sampler.policy.backbone, rollout)))
+        statistics = _joined_step_statistics(compared, _joined(solved))
         gathered = self.processes.all_gather_object(
             {name: statistic.double().tolist() for name, statistic in statistics.items()}
         )
         for name in next(part for part in gathered if part):
             values = torch.tensor([v for part in gathered for v in part.get(name, ())], dtype=torch.float64)
             yield name, values[:, None]
+
+    def _wording(
+        self, scored: ScoredSamples, model: ModelName, interrupt: Callable[[], None]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Draw and score the reworded prompts. Yields, for each target, its scores in other words [p, K], and their
+        difference to those in the prompts' own words [p, 1]; p reworded prompts, nan where missing."""
+        rows = list(self.reworded)
+        other = replace(
+            self, prompts=list(self.reworded.values()), places=rows, reworded={}, images=0, many_step=None
+        )  # fmt: skip
+        found, *_ = other._draw(model, interrupt, lambda done, total: None)
+        for reward in self.scorer.rewards:
+            asked = torch.tensor([reward.asks(self.prompts[i]) for i in rows])
+            if reward.monitor or not bool(asked.any()):
+                continue
+            own = scored.values[reward.label].view(len(self.prompts), self.members)[rows]
+            values = found.values[reward.label].view(len(rows), self.members)
+            gap = values.nanmean(1, keepdim=True) - own.nanmean(1, keepdim=True)
+            for name, value in zip(WORDING, (values, gap), strict=True):
+                if not bool(value.isnan().all()):
+                    yield f"{name}.{reward.label}", value
 
     def _lines(self, scored: ScoredSamples) -> list[dict[str, Any]]:
         """The scores and diagnostics of every sample, prompt by prompt."""
@@ -291,10 +320,15 @@ def _evenly_spaced(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[Tensor]:
-    """Return the first samples of the given prompts that are in this micro-batch, on the CPU."""
+def _first_members(media: Tensor, samples: Sequence[int], prompts: Sequence[int], members: int) -> list[HostCopy]:
+    """Return a copy of the first samples of the given prompts that are in this micro-batch, none if there are none."""
     rows = [samples.index(p * members) for p in prompts if p * members in samples]
-    return list(media[rows].cpu()) if rows else []
+    return [HostCopy(media[to_device(rows, media.device)])] if rows else []
+
+
+def _joined(copies: Sequence[HostCopy]) -> list[Tensor]:
+    """Return the samples of all copies, on the CPU."""
+    return [sample for copy in copies for sample in copy.wait()]
 
 
 def _joined_step_statistics(media: Sequence[Tensor], many_step: Sequence[Tensor]) -> dict[str, Tensor]:

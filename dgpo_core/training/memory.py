@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.plugins import contract_checks
+from dgpo_core.system.out_of_memory import device_is_out_of_memory
 from dgpo_core.training.scores import check_scores, joined
 from dgpo_core.types import Prompt, Rollout, Scores
 from dgpo_schemas.text import error_text
@@ -33,16 +34,6 @@ __all__ = [
 
 T = TypeVar("T")
 ALONE = "out of memory, with 1 sample"
-SIGNS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-"""Parts of RuntimeError messages that mean out of memory: torch's CPU allocator (Linux, Windows), the CUDA driver, and
-libraries with allocators of their own."""
 
 
 class TooLittleMemoryError(UserError):
@@ -61,13 +52,7 @@ class OutOfMemory(DgpoError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means out of memory, on the GPU or in host memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory):
-        return True
-    try:
-        text = str(error) if isinstance(error, RuntimeError) else ""
-    except BaseException:  # the __str__ of third-party exceptions may raise
-        return False
-    return any(sign in text for sign in SIGNS)
+    return isinstance(error, OutOfMemory) or device_is_out_of_memory(error)
 
 
 def attempt(

@@ -17,6 +17,7 @@ from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.velocity import interpolate, velocity_from_x0, velocity_target
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Conditioning, PathStep, Predictions, Prompt, TrainingBatch
 
 __all__ = ["Bundle", "Member", "Members", "MicroBatch", "Update", "active_members", "bundles", "local_members"]
@@ -201,7 +202,7 @@ class Update:
         conditioning = Conditioning.cat([self._conditioning[i] for i in present])
 
         def put(values: Tensor) -> Tensor:
-            return values.to(device=device, dtype=x0.dtype)
+            return to_device(values, device, x0.dtype)
 
         return Members(
             names=members,
@@ -212,10 +213,10 @@ class Update:
             advantages=put(batch.advantages[g, m]),
             signed_weights=put(batch.signed_weights[g, m]),
             group_size=put(batch.scored.sum(1)[g]),
-            group=torch.tensor([i - self.groups.start for i in g]).to(device),
+            group=to_device([i - self.groups.start for i in g], device),
             same_group=put(group[:, None] == group),
             noise_keys=[(i,) for i in present] if self.shared_noise else list(members),
-            noise_row=(group if self.shared_noise else torch.arange(len(members))).to(device),
+            noise_row=to_device(positions if self.shared_noise else range(len(members)), device),
         )
 
     def at(self, members: Members, t: int) -> MicroBatch:

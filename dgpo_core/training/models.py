@@ -45,8 +45,13 @@ class Models:
         """The models to run besides the policy, for the loss or for the statistic alone.
 
         Each model runs once, even if it has two uses: a frozen reference is also the base model of the KL term, a
-        dynamic one is the fast EMA.
+        dynamic one is the fast EMA. The fast EMA does not run while it has the policy's weights.
         """
+        wanted = self._wanted(statistic_only=statistic_only)
+        return [model for model in wanted if model != "ema_fast" or not self.policy.fast_is_policy]
+
+    def _wanted(self, *, statistic_only: bool) -> list[ModelName]:
+        """The models besides the policy whose predictions the objective requires."""
         objective, reference = self.objective, self.config.objective.reference
         dynamic = reference == "ema_fast"
         frozen: ModelName = "start" if reference == "start" else "base"
@@ -67,14 +72,23 @@ class Models:
             guidance = self._guidance(b) if old else max(self._guidance(b), self.config.objective.kl_cfg)
             with self.policy.activate(model):
                 predictions["old" if old else "base"] = self._velocity(b, guidance)
-        if self.objective.needs_reference:
-            dynamic = self.config.objective.reference == "ema_fast"
-            predictions["reference"] = predictions["old" if dynamic else "base"]
-        return replace(b, others=predictions, loss_weight=contract_checks.loss_weight(self.policy.backbone, b.sigma))
+        loss_weight = contract_checks.loss_weight(self.policy.backbone, b.sigma)
+        return replace(b, others=self._with_reference(predictions), loss_weight=loss_weight)
 
     def predictions(self, b: MicroBatch) -> Predictions:
-        """Return the objective's input, with the prediction of the active model as `velocity`."""
-        return b.predictions(self._velocity(b, self._guidance(b)))
+        """Return the objective's input, with the policy's prediction as `velocity`, and also as the fast EMA's while
+        that has the policy's weights."""
+        velocity = self._velocity(b, self._guidance(b))
+        if self.policy.fast_is_policy and "ema_fast" in self._wanted(statistic_only=False):
+            b = replace(b, others=self._with_reference({**b.others, "old": velocity.detach()}))
+        return b.predictions(velocity)
+
+    def _with_reference(self, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the reference's prediction, if that of its model is known."""
+        source = "old" if self.config.objective.reference == "ema_fast" else "base"
+        if self.objective.needs_reference and source in predictions:
+            predictions["reference"] = predictions[source]
+        return predictions
 
     def _velocity(self, b: MicroBatch, guidance: float) -> Tensor:
         # Autocast is entered for each model, because its cache is keyed by parameters, whose data change with the

@@ -85,12 +85,27 @@ class Policy:
         if keep_start:
             self._weights["start"] = self._start
         self._active: ModelName = "policy"
+        self._changed = True  # the values of the parameters, since the adapter was told
         self._updates = 0  # of the averages
 
     def available(self, model: ModelName) -> ModelName:
         """Return the model that is used for `model` now: `policy` for an EMA that was not updated yet and still has the
         initial weights, otherwise `model` itself."""
         return "policy" if model == "ema" and self._updates < self.objective.ema.first_move else model
+
+    @property
+    def fast_is_policy(self) -> bool:
+        """Whether the fast EMA has the policy's weights, so that one prediction serves as both.
+
+        By construction, from the number of updates: all models start with the same weights, and an update of the
+        averages with a decay of 0, as is the first one, makes the fast EMA the policy.
+        """
+        return self._fast_decay(self._updates) == 0
+
+    def _fast_decay(self, update: int) -> float:
+        """Return the decay of the fast EMA at optimizer update `update` (from 1); 0 before the first one."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp * max(update - 1, 0))
 
     @contextmanager
     def activate(self, model: ModelName, *, merged: bool = False) -> Iterator[None]:
@@ -139,6 +154,7 @@ class Policy:
                     for tensor, saved in zip(weights, before[model], strict=True):
                         tensor.copy_(saved)
             self._updates = updates
+            self._changed = True
             self.forget_gradient()
 
     def forget_gradient(self) -> None:
@@ -171,6 +187,7 @@ class Policy:
         return nullcontext()
 
     def _point_at(self, model: ModelName) -> None:
+        self._changed = True
         for parameter, tensor in zip(self.parameters.values(), self._weights[model], strict=True):
             parameter.data = tensor
 
@@ -187,8 +204,15 @@ class Policy:
         With a guidance scale other than 1, combine the conditional and unconditional predictions, from one batch, with
         the backbone's `guide`.
         """
+        self._tell_adapter()
         with self._passing(), self.rows.failing():
             return self.rows.velocity(self._network, x_sigma, sigma, conditioning, unconditional, guidance)
+
+    def _tell_adapter(self) -> None:
+        """Before a pass: tell the adapter that its values have changed since the last one, unless it is disabled."""
+        if self._changed and self._adapter is not None and self._active != "base":
+            self._adapter.weights_changed()
+            self._changed = False
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar loss in the trained weights."""
@@ -199,8 +223,9 @@ class Policy:
     def update_averages(self, update: int) -> None:
         """Update the moving averages after optimizer update `update` (from 1); see `EmaSection` for the decays."""
         self._updates = update
-        policy, fast, slow = self._weights["policy"], self.objective.ema_fast, self.objective.ema
-        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - min(fast.max_decay, fast.ramp * (update - 1)))
+        self._changed = True
+        policy, slow = self._weights["policy"], self.objective.ema
+        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - self._fast_decay(update))
         if (update + 1) % slow.every == 0:
             decay = min((1 + update) / (10 + update), slow.decay)
             torch._foreach_lerp_(self._weights["ema"], policy, 1 - decay**slow.repeats)
@@ -246,6 +271,7 @@ class Policy:
         The caller must have compared names and shapes with `expected`.
         """
         self._updates = updates
+        self._changed = True
         stored = self._stored()
         for key, tensor in state.items() if isinstance(state, Mapping) else state:
             name, target = stored[key]
@@ -254,6 +280,7 @@ class Policy:
     @torch.no_grad()
     def start_from(self, weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Set all models but the base to other initial weights, full tensors by parameter name."""
+        self._changed = True
         stored = self._stored()
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
             shard = self._local(self.local_shard(name, tensor))

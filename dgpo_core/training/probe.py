@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from dgpo_core.contracts import Probe
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.velocity import interpolate, velocity_target
 from dgpo_core.plugins import contract_checks
+from dgpo_core.training.memory import TooLittleMemoryError, in_parts
 from dgpo_core.types import Conditioning, Prompt, mean_square, weighted
 
 if TYPE_CHECKING:
@@ -67,15 +69,20 @@ class PolicyProbe(Probe):
     def _errors(self, model: ModelName, x0: Tensor, noise: Tensor, rows: Conditioning, sigmas: Tensor) -> Tensor:
         size = self.rollout_sampler.micro_batch or len(x0)
         target = velocity_target(x0, noise)
-        errors = []
+        errors: list[Tensor] = []
+        refused = TooLittleMemoryError("timesteps: the device runs out of memory when it measures a single sample")
+
+        def of_part(sigma: float, part: slice) -> Tensor:
+            at = x0.new_full((len(x0[part]),), sigma)
+            velocity = self.policy.velocity(interpolate(x0[part], noise[part], at), at, rows.rows(part))
+            error = mean_square(velocity - target[part])
+            return weighted(error, contract_checks.loss_weight(self.policy.backbone, at))
+
         with self.policy.activate(model), self.autocast():
             for sigma in sigmas.tolist():
                 for start in range(0, len(x0), size):
-                    part = slice(start, start + size)
-                    at = x0.new_full((len(x0[part]),), sigma)
-                    velocity = self.policy.velocity(interpolate(x0[part], noise[part], at), at, rows.rows(part))
-                    error = mean_square(velocity - target[part])
-                    errors.append(weighted(error, contract_checks.loss_weight(self.policy.backbone, at)))
+                    work, stop = partial(of_part, sigma), min(start + size, len(x0))
+                    errors += in_parts(work, start, stop, lambda error: refused)
         return torch.cat(errors).view(len(sigmas), len(x0)).double().cpu()
 
     def _prompts(self, count: int) -> list[Prompt]:

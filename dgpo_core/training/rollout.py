@@ -108,6 +108,7 @@ class RolloutSampler:
             unconditional = dict(zip(needed, self.conditioning.unconditional_rows(group_prompts), strict=True))
         buckets = {g: bucket(self.policy.backbone, prompts[g]) for g in needed}
         start, size = 0, self.micro_batch or len(chosen)
+        guided_at: list[tuple[Size, Tensor]] = []
 
         def draw(count: int) -> Rollout:
             flat = chosen[start : start + count]
@@ -122,6 +123,7 @@ class RolloutSampler:
                     flat,
                     model,
                     keep_path,
+                    guided_at,
                 )
 
         stretches = runs([buckets[i // members] for i in chosen])
@@ -146,6 +148,7 @@ class RolloutSampler:
                 start += len(drawn.samples)
                 yield drawn
         self.policy.finish()
+        self._check_times(guided_at)
 
     def _passes(self, size: Size) -> int:
         """Count the sampler's forward passes per micro-batch."""
@@ -194,6 +197,7 @@ class RolloutSampler:
         samples: Sequence[int],
         model: ModelName,
         keep_path: bool,
+        guided_at: list[tuple[Size, Tensor]],
     ) -> Rollout:
         size = prompts[0].size or self.resolution
         noise = normal_rows([key.at("noise") for key in keys], self._shape(size), self.device)
@@ -218,11 +222,8 @@ class RolloutSampler:
             result = self.sampler.sample(
                 velocity, noise, steps=self.steps, schedule=schedule, draws=keys, keep_path=keep_path
             )
-        if scales is not None and not same_times(torch.stack(seen).tolist(), self.evaluated_times(size)):
-            raise PluginError(
-                f"{self.interval_key}: is not possible with {type(self.sampler).__name__}, whose times depend on the "
-                "samples; use a sampler with fixed times, or remove the interval"
-            )
+        if scales is not None:
+            guided_at.append((size, torch.stack(seen)))
         if not isinstance(result, SampleResult) or result.x0.shape != noise.shape:
             returned = (
                 f"x0 of shape {tuple(result.x0.shape)}" if isinstance(result, SampleResult) else type(result).__name__
@@ -232,6 +233,19 @@ class RolloutSampler:
                 f"of shape {tuple(noise.shape)}"
             )
         return Rollout(samples, tuple(prompts), result.x0, result.path)
+
+    def _check_times(self, guided_at: Sequence[tuple[Size, Tensor]]) -> None:
+        """Raise PluginError unless the passes had the times by which they were guided. Reads them once for all
+        micro-batches, because the host waits for the device then.
+
+        guided_at: the size of the samples and the times of the passes, of each micro-batch.
+        """
+        times = torch.cat([times for _, times in guided_at]).tolist() if guided_at else []
+        if not same_times(times, [time for size, _ in guided_at for time in self.evaluated_times(size)]):
+            raise PluginError(
+                f"{self.interval_key}: is not possible with {type(self.sampler).__name__}, whose times depend on the "
+                "samples; use a sampler with fixed times, or remove the interval"
+            )
 
     def _start(self, size: Size) -> tuple[Schedule, float]:
         """Return the noise schedule for samples of this size, and the scale of their initial noise."""

@@ -21,13 +21,16 @@ from dgpo_core.distributed.processes import Processes
 from dgpo_core.flow.groups import aggregate, by_source
 from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.executors import RewardExecutor, wait_for
+from dgpo_core.training.handover import Handover, hand_over, scores_on_host
 from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.training.scored import NOT_ASKED, SampleScore, ScoredSamples, diversity, thumbnails
 from dgpo_core.training.scores import subscore_values
-from dgpo_core.types import Prompt, Rollout, ScoredGroups, Scores
+from dgpo_core.transfers import to_device
+from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
 
 if TYPE_CHECKING:
+    from dgpo_schemas.sections.prompts import SourceBlock
     from dgpo_schemas.sections.rewards import ScoringSection
 
 __all__ = ["Scorer"]
@@ -88,13 +91,19 @@ class Scorer:
         prompts = tuple(prompts)
         broken = ~media.flatten(1).isfinite().all(1)
         scores = {}
+        handed: dict[tuple[tuple[int, ...], bool], Handover] = {}  # rewards that ask for the same rows share copies
         for reward in self.rewards:
-            rows = [i for i, prompt in enumerate(prompts) if reward.asks(prompt)]
+            rows = tuple(i for i, prompt in enumerate(prompts) if reward.asks(prompt))
             if not reward.compares and rows:
-                part = (media, prompts, broken)
-                if len(rows) < len(prompts):
-                    part = (media[rows], tuple(prompts[i] for i in rows), broken[rows])
-                scores[reward.label] = self._executors[id(reward.model)].submit(partial(self._score, reward, *part))
+                key = rows, scores_on_host(reward.model, media)
+                if key not in handed:
+                    part = (media, broken)
+                    if len(rows) < len(prompts):
+                        index = to_device(rows, media.device)
+                        part = (media[index], broken[index])
+                    handed[key] = hand_over(*part, on_host=key[1])
+                call = partial(self._score, reward, handed[key], tuple(prompts[i] for i in rows))
+                scores[reward.label] = self._executors[id(reward.model)].submit(call)
         # Computed on the media's device without synchronizing; moved to the CPU in `collect`.
         self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
         for reward in self.rewards:
@@ -115,7 +124,8 @@ class Scorer:
         for group in groups:
             for reward in self.rewards:
                 if reward.compares and reward.asks(group.prompt):
-                    call = partial(self._score_group, reward, group)
+                    handed = hand_over(group.media, on_host=scores_on_host(reward.model, group.media))
+                    call = partial(self._score_group, reward, handed, group.prompt, group.keys)
                     future = self._executors[id(reward.model)].submit(call)
                     self._compared[reward.label].append((group.number, future))
                     if self.process_state.disturbs(reward.name):
@@ -209,12 +219,11 @@ class Scorer:
             executor.close()
         self.process_state.close()
 
-    def _score(
-        self, reward: Reward, media: Tensor, prompts: tuple[Prompt, ...], broken: Tensor
-    ) -> tuple[Scores, float]:
+    def _score(self, reward: Reward, handed: Handover, prompts: tuple[Prompt, ...]) -> tuple[Scores, float]:
         started = time.perf_counter()
-        scores = checked_score(reward, media, prompts, self.failures, self.process_state)
-        broken = broken.cpu()
+        with handed.taken() as (media, broken):
+            scores = checked_score(reward, media, prompts, self.failures, self.process_state)
+            broken = broken.cpu()
         if bool(broken.any()):
             diagnostics = tuple(
                 {**entry, "reason": NOT_FINITE} if bad else entry
@@ -223,9 +232,12 @@ class Scorer:
             scores = Scores(scores.values, scores.missing | broken, diagnostics)
         return scores, time.perf_counter() - started
 
-    def _score_group(self, reward: Reward, group: WholeGroup) -> tuple[Scores, float]:
+    def _score_group(
+        self, reward: Reward, handed: Handover, prompt: Prompt, keys: tuple[SampleKey, ...]
+    ) -> tuple[Scores, float]:
         started = time.perf_counter()
-        scores = checked_group(reward, group.media, group.prompt, group.keys, self.failures, self.process_state)
+        with handed.taken() as (media,):
+            scores = checked_group(reward, media, prompt, keys, self.failures, self.process_state)
         return scores, time.perf_counter() - started
 
     def groups(
@@ -235,20 +247,24 @@ class Scorer:
         prompts: Sequence[Prompt],
         section: ScoringSection,
         epsilon: float,
+        sources: Sequence[SourceBlock] = (),
     ) -> ScoredGroups:
-        """Arrange flat samples as groups [g, G] and aggregate their rewards as configured in `section`.
+        """Arrange flat samples as groups [g, G] and aggregate their rewards as configured in `section`, or by their
+        source if it has its own aggregation.
 
-        samples: the scores of all ranks; rollouts: this rank's rollouts.
+        samples: the scores of all ranks; rollouts: this rank's rollouts; sources: the prompt sources.
         """
+        own = {source.source: source.aggregation for source in sources}
         shape = (len(prompts), -1)
         each = {label: v.view(shape) for label, v in samples.values.items()}
         total = torch.zeros_like(next(iter(each.values())))
         summed, scored = total.clone(), torch.zeros(total.shape, dtype=torch.bool)
-        for rows in by_source(prompts).values():
-            counted = [reward for reward in self.rewards if reward.weight and reward.asks(prompts[rows[0]])]
+        for name, rows in by_source(prompts).items():
+            asked = [reward for reward in self.rewards if reward.asks(prompts[rows[0]])]
+            counted = [reward for reward in asked if reward.weight_in(name)]
             values = torch.stack([each[reward.label][rows] for reward in counted])
-            weights = [reward.weight for reward in counted]
-            total[rows], scored[rows] = aggregate(values, weights, section.aggregation, epsilon)
+            weights = [reward.weight_in(name) for reward in counted]
+            total[rows], scored[rows] = aggregate(values, weights, own.get(name) or section.aggregation, epsilon)
             summed[rows], _ = aggregate(values, weights, "weighted-sum", epsilon)
         return ScoredGroups(
             prompts=tuple(prompts),

@@ -81,6 +81,7 @@ class ShardedPolicy(Policy):
         gradient = kind == "gradient"
         if self.weights_sharded:
             self._point_at("policy" if kind == "gradient" else kind)
+        self._tell_adapter()
         with self._processes.exchanging(), torch.set_grad_enabled(gradient), self._autocast():
             velocity = self.backbone.velocity(x, x.new_full((1,), 0.5), conditioning)
         if gradient:

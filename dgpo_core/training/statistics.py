@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
     from dgpo_core.training.models import Models
 
-__all__ = ["local_statistics", "member_loss", "needs_two_passes", "no_statistics", "statistic_of_bundle"]
+__all__ = ["local_statistics", "member_loss", "no_statistics", "spans_micro_batches", "statistic_of_bundle"]
 
 
 def member_loss(
@@ -42,16 +42,24 @@ def member_loss(
     return objective.loss(predictions, statistic)
 
 
-def needs_two_passes(objective: Objective, update: Update, bundle: Bundle) -> bool:
-    """Return whether a bundle needs two forward passes: several micro-batches of one group that is local to this
-    rank."""
+def spans_micro_batches(objective: Objective, update: Update, bundle: Bundle) -> bool:
+    """Return whether a bundle is several micro-batches of one group that is local to this rank, whose statistic must be
+    known before the first backward pass."""
     return objective.needs_statistic and len(bundle) > 1 and not update.is_split(bundle[0])
 
 
-@torch.no_grad()
-def statistic_of_bundle(models: Models, batches: list[MicroBatch]) -> Tensor:
-    """Compute the statistic [] of the single group in a bundle of several micro-batches."""
-    return torch.cat([models.objective.statistic(models.predictions(b)) for b in batches]).sum()
+def statistic_of_bundle(models: Models, batches: list[MicroBatch]) -> tuple[Tensor, Predictions]:
+    """Compute the statistic [] of the single group in a bundle of several micro-batches.
+
+    Also returns the predictions of the first micro-batch with their graph, for its loss: n micro-batches take 2n - 1
+    passes. The first one, because gradients then add up in the order of the micro-batches; it comes last, so that no
+    other pass runs while its activations are held.
+    """
+    with torch.no_grad():
+        others = [models.objective.statistic(models.predictions(b)) for b in batches[1:]]
+    first = models.predictions(batches[0])
+    with torch.no_grad():
+        return torch.cat([models.objective.statistic(first), *others]).sum(), first
 
 
 def no_statistics(models: Models, update: Update) -> Tensor:

@@ -94,7 +94,7 @@ def _computation(config: RunConfig, device: torch.device) -> dict[str, Any]:
         # Matrix products on the CPU are split by threads, and computed with the instructions of the processor.
         "threads": torch.get_num_threads() if cpu else None,
         "cpu": [platform.machine(), torch.backends.cpu.get_cpu_capability()] if cpu else None,
-        "precision": config.precision.model_dump(mode="json"),
+        "precision": config.precision.model_dump(mode="json", exclude={"adapter", "norms"}),  # of the denoiser alone
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

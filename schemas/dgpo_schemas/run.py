@@ -96,5 +96,6 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
         *rules.sources(prompts, rewards, evaluation),
         *rules.stop(config.stop, prompts, rewards, evaluation),
         *rules.without_effect(config.objective, config.backbone, rollout),
+        *rules.precision(config.precision, config.backbone),
         *rules.start(config.run, config.backbone, config.objective, starts_elsewhere=config.starts_elsewhere),
     ]

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import torch
+from itertools import pairwise
+from typing import Any
 
-from dgpo_core.draws import Draws, normal_rows
+import pytest
+import torch
+from torch import Tensor
+
+from dgpo_core.draws import CHUNK, Draws, fill_normal, normal_rows
 
 
 def test_a_key_repeats_itself_whatever_happened_before() -> None:
@@ -44,3 +49,58 @@ def test_distributions() -> None:
     assert float(uniform.max()) < 1
     assert abs(float(uniform.mean()) - 0.5) < 0.02
     assert Draws(0).permutation(9).sort().values.tolist() == list(range(9))
+
+
+class OnCard(Tensor):
+    """A tensor on a card with some multiprocessors, whose `normal_` notes which number each element would get.
+
+    As torch's kernel does (aten/src/ATen/native/cuda/DistributionTemplates.h): blocks of 256 threads, at most as many
+    as fit on the card; in each round, each thread takes the next 4 numbers of its Philox stream, for elements that are
+    as far from each other as there are threads. The generator then skips the numbers that any thread took.
+    """
+
+    blocks: int  # that the card holds at once
+    skipped: int
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 0)
+
+    def normal_(self, *, generator: Any) -> Tensor:  # type: ignore[override]
+        threads = 256 * min(OnCard.blocks, -(-self.numel() // 256))
+        element = torch.arange(self.numel())
+        taken = element // threads  # by the same thread, before this one
+        torch.Tensor.copy_(self.as_subclass(Tensor), (element % threads) * 2**20 + OnCard.skipped + taken)
+        OnCard.skipped += 4 * (1 + (self.numel() - 1) // (4 * threads))
+        return self
+
+
+def drawn_on(blocks: int, count: int, *, whole: bool = False) -> Tensor:
+    OnCard.blocks, OnCard.skipped = blocks, 0
+    out = torch.zeros(count, dtype=torch.float64).as_subclass(OnCard)
+    generator = torch.Generator()
+    return (out.normal_(generator=generator) if whole else fill_normal(out, generator)).as_subclass(Tensor)
+
+
+CARDS = {"rtx-3060": 28 * 6, "t4": 40 * 4, "l4": 58 * 6, "a100": 108 * 8, "h200": 132 * 8, "b200": 148 * 8}
+"""Multiprocessors, times the blocks of 256 threads that one holds."""
+
+
+@pytest.mark.parametrize("count", [100, CHUNK, CHUNK + 1, 16 * 128 * 128, 16 * 5 * 60 * 104 + 3])
+def test_noise_on_cuda_does_not_depend_on_the_card(count: int) -> None:
+    on_cards = [drawn_on(blocks, count) for blocks in CARDS.values()]
+    assert all(torch.equal(a, b) for a, b in pairwise(on_cards))
+    assert len(on_cards[0].unique()) == count  # no number is used twice
+
+
+def test_noise_drawn_at_once_would_depend_on_the_card() -> None:
+    """What the test above relies on."""
+    count = 16 * 128 * 128
+    assert not torch.equal(drawn_on(CARDS["a100"], count, whole=True), drawn_on(CARDS["t4"], count, whole=True))
+
+
+def test_noise_on_the_cpu_is_drawn_at_once() -> None:
+    for shape in ((3,), (5, 7), (2, CHUNK + 5)):
+        given = torch.randn(shape, generator=Draws(1).at("x").generator())
+        assert torch.equal(Draws(1).at("x").normal(shape), given)
+        assert torch.equal(normal_rows([Draws(1).at("x")], shape, "cpu")[0], given)

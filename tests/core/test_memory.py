@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from dgpo_core.contracts import RewardModel
+from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.checkpoint import load
+from dgpo_core.system.device import ALLOCATOR, choose_device
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.memory import OutOfMemory, TooLittleMemoryError, decoded, halving, in_parts
+from dgpo_core.training.reward_calls import Reward, checked_score
 from dgpo_core.training.trainer import Trainer, run_path
-from dgpo_core.types import Conditioning
+from dgpo_core.types import Conditioning, Prompt, Scores
 from dgpo_kit.toy import ToyBackbone
 from dgpo_schemas.run import RunConfig
 
@@ -122,7 +129,31 @@ def test_decoding_a_single_latent_that_does_not_fit() -> None:
         decoded(never, torch.zeros(4, 1))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory"), OutOfMemory("elsewhere")])
+SHORTAGES = [
+    "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+    "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA driver error: out of memory",
+    "HIP out of memory. Tried to allocate 2.00 GiB",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    "cuFFT error: CUFFT_ALLOC_FAILED",
+    "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.27.5\nncclUnhandledCudaError: Call "
+    "to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'",
+    "NCCL error: Failed to CUDA calloc async 608 bytes",
+]
+"""Messages of torch, as found in its issues and its source."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), OutOfMemory("elsewhere"),
+     *map(RuntimeError, SHORTAGES), torch.AcceleratorError("CUDA error: out of memory")],
+)  # fmt: skip
 def test_every_kind_of_shortage_is_halved(error: Exception) -> None:
     tried: list[int] = []
 
@@ -137,9 +168,69 @@ def test_every_kind_of_shortage_is_halved(error: Exception) -> None:
     assert tried == [9, 4, 2, 7, 4, 2, 2, 3, 2, 1]
 
 
-def test_other_errors_are_not_caught() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "mat1 and mat2 shapes cannot be multiplied",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+        "CUDA error: an illegal memory access was encountered",
+        "NCCL error: unhandled system error",
+    ],
+)
+def test_other_errors_are_not_caught(message: str) -> None:
     def broken(size: int) -> int:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(RuntimeError, match=message[:20]):
         halving(broken, 8, "x", lambda text: None)
+
+
+@pytest.mark.parametrize("message", SHORTAGES)
+def test_a_reward_of_this_process_scores_in_halves(message: str) -> None:
+    sizes: list[int] = []
+
+    class Tight(RewardModel):
+        range = (0.0, 1.0)
+
+        def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+            sizes.append(len(media))
+            if len(media) > 2:
+                raise RuntimeError(message)
+            return Scores(media.flatten(1).mean(1), torch.zeros(len(media), dtype=torch.bool))
+
+    media = torch.rand(5, 3, 2, 2, generator=Draws(0).generator())
+    reward, failures = Reward("a", 1.0, Tight(None, device=torch.device("cpu"))), list[str]()
+    scores = checked_score(reward, media, [Prompt("")] * 5, failures)
+    assert torch.equal(scores.values, media.flatten(1).mean(1))
+    assert not scores.missing.any()
+    assert not failures
+    assert sizes == [5, 3, 2, 1, 2]
+
+
+SET_BEFORE = """
+import os, torch
+from dgpo_core.system import device
+torch.cuda.is_available, torch.cuda.current_device = lambda: True, lambda: 0
+assert str(device.choose_device("auto")) == "cuda:0"
+print(torch._C._accelerator_getAllocatorSettings())
+"""
+
+
+@pytest.mark.parametrize("name", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_segments_expand_unless_the_user_configured_the_allocator(name: str | None) -> None:
+    """torch itself reports what it has read, in a process of its own, because it reads it once."""
+    environment = {key: value for key, value in os.environ.items() if "ALLOC_CONF" not in key}
+    if name is not None:
+        environment[name] = "max_split_size_mb:64"
+    done = subprocess.run(
+        [sys.executable, "-c", SET_BEFORE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ("expandable_segments:True" if name is None else "max_split_size_mb:64")
+
+
+def test_the_allocator_is_left_alone_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    choose_device("cpu")
+    assert not any(name in os.environ for name in ALLOCATOR)

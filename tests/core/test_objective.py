@@ -50,6 +50,7 @@ def make(objective: dict[str, object], *, micro_batch: int | None, train: str = 
         with policy.activate(model), torch.no_grad():
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    policy.load_state({}, updates=100)  # after which the fast EMA is not the policy
     dgpo = DirectGroupPreference(config.objective, Options())
     return Optimizer(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
 
@@ -252,6 +253,7 @@ def test_under_autocast_every_model_is_itself(train: str) -> None:
         with policy.activate(model), torch.no_grad():  # type: ignore[arg-type]
             for parameter in policy.parameters.values():
                 parameter += scale
+    policy.load_state({}, updates=100)  # after which the fast EMA is not the policy
 
     def half() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)

@@ -76,6 +76,7 @@ def make(kind: type[EpsilonToy], **objective: object) -> Optimizer:
         with policy.activate(model), torch.no_grad():
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    policy.load_state({}, updates=100)  # after which the fast EMA is not the policy
     return Optimizer(
         config,
         policy,

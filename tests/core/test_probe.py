@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dgpo_core.draws import Draws
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.memory import TooLittleMemoryError
 from dgpo_core.training.policy import ModelName
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.run import TrainingRun
@@ -129,6 +130,26 @@ def test_errors_are_those_of_a_loop_in_float64(engine: TrainingRun, model: Model
                 expected = np.mean((predicted - (noise - clean)) ** 2)
                 np.testing.assert_allclose(float(errors[t, i]), expected, rtol=1e-10)
     assert not torch.allclose(*found, rtol=1e-3)
+
+
+def test_errors_in_halves_are_the_same(engine: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    x0, sigmas = probe(engine).samples(5), torch.tensor([0.7, 0.2], dtype=torch.float64)
+    whole = probe(engine).errors(x0, sigmas)
+    velocity, sizes, most = type(engine.backbone).velocity, list[int](), 2
+
+    def tight(self: Any, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return velocity(self, x, sigma, conditioning)
+
+    monkeypatch.setattr(type(engine.backbone), "velocity", tight)
+    for found, wanted in zip(probe(engine).errors(x0, sigmas), whole, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    assert max(sizes) == 4
+    most = 0
+    with pytest.raises(TooLittleMemoryError, match=r"timesteps: .* a single sample"):
+        probe(engine).errors(x0, sigmas)
 
 
 def test_errors_of_single_precision_are_counted_in_double(make_config: Make, registry: Registry) -> None:

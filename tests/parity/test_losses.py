@@ -73,6 +73,7 @@ def optimizer(
         with policy.activate(weights_of), torch.no_grad():  # type: ignore[arg-type]
             for parameter in policy.parameters.values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    policy.load_state({}, updates=100)  # after which the fast EMA is not the policy
     dgpo = DirectGroupPreference(config.objective, Options())
     return Optimizer(config, policy, dgpo, ConditioningCache(backbone), autocast=nullcontext)
 

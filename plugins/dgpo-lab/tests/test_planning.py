@@ -35,6 +35,7 @@ from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.meter import LOOKS, Meter
 from dgpo_lab.planning.plan import Held, Plan, _gathered, _sharded, make_plan, measure_model, on_each
 from dgpo_lab.planning.shapes import CPU, CUDA
+from dgpo_lab.planning.waiting import Waiting
 from dgpo_schemas.run import BackboneSection, RunConfig
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
@@ -141,7 +142,9 @@ def test_peak_memory(everything: Registry) -> None:
 
     Convolutions copy their inputs to another layout on the CPU, which the plan does not count.
     """
-    config = miniature(everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimizer.micro_batch=24")
+    config = miniature(
+        everything, "rollout.group_size=24", "rollout.micro_batch=24", "optimizer.micro_batch=24", "rewards.0.worker={}"
+    )  # no media wait for scores, as in `Real`
     found: dict[str, int] = {}
 
     @contextmanager
@@ -162,6 +165,39 @@ def test_peak_memory(everything: Registry) -> None:
     assert peaks["rollout"] == pytest.approx(found["rollout"], rel=0.02)
     assert peaks["optimize"] + gradients == pytest.approx(found["optimize"], rel=0.02)
     assert peaks["decode"] == pytest.approx(found["decode"], rel=0.3)
+
+
+def test_media_that_wait_for_scores_are_counted(everything: Registry) -> None:
+    here = miniature(everything, "rollout.micro_batch=2", "scoring.in_flight=1")
+    elsewhere = miniature(everything, "rollout.micro_batch=2", "rewards.0.worker={}")
+    found, without = (planned(config, everything).peaks for config in (here, elsewhere))
+    medium = 3 * 64 * 64 * 4
+    assert found["rollout"] - without["rollout"] == 4 * medium  # two queued, and two being scored
+    assert found["decode"] - without["decode"] == 4 * medium
+    assert abs(found["optimize"] - without["optimize"]) < medium
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        (["scoring.in_flight=0"], [3, 3, 3]),  # those being scored
+        (["scoring.in_flight=1"], [3, 6, 6]),
+        (["scoring.in_flight=9"], [3, 6, 8]),
+        (["scoring.in_flight=9", "rewards.0.worker={}"], [0, 0, 0]),  # copies in host memory
+    ],
+)
+def test_how_many_media_wait(settings: list[str], held: list[int], everything: Registry) -> None:
+    waiting, found = Waiting(miniature(everything, *settings), everything), []
+    for count in (3, 3, 2):
+        waiting.add(torch.zeros(count, 3, 2, 2))
+        found.append(waiting.nbytes / (3 * 2 * 2 * 4))
+    assert found == held
+
+
+def test_groups_that_are_compared_wait_whole(registry: Registry, tmp_path: Path) -> None:
+    data = run_data(tmp_path, rollout={"group_size": 4, "micro_batch": 3}, scoring={"in_flight": 1})
+    config = RunConfig.model_validate(data | {"rewards": [{"use": "win-rate"}]})
+    assert Waiting(config, registry).most == (1 + 1) * 4 + 4
 
 
 # -- layer by layer ---------------------------------------------------------------------------------------------------
@@ -224,7 +260,7 @@ def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> No
 def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
     """With a moving reference, S_g compares with ema_fast and the KL term with the base model: one more pass.
 
-    A group that does not fit a micro-batch needs a second pass.
+    A group of two micro-batches needs three passes of half of it. A fast EMA that is the policy needs none.
     """
 
     def learn(*settings: str) -> int:
@@ -235,7 +271,8 @@ def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> No
         base = forward(real)
     plain = learn("objective.kl=0")
     assert learn("objective.kl=0.02") - plain == 16 * base
-    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 16 * forward(real)
+    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 8 * forward(real)
+    assert plain - learn("objective.kl=0", "objective.ema_fast.ramp=0") == 16 * forward(real)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------

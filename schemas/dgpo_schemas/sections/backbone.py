@@ -114,9 +114,30 @@ class PrecisionSection(StrictModel):
     autocast: Literal["no", "bf16"] = Field(
         default="no", description="Mixed precision (torch.autocast) of the forward and backward passes."
     )
-    tf32: bool = Field(default=True, description="Allow TF32 matrix multiplications on CUDA.")
+    tf32: bool = Field(
+        default=True,
+        description="Allow TF32 in float32 matrix products and convolutions on CUDA: inputs are rounded to 10 bits of "
+        "mantissa. With bfloat16 weights or autocast these are mostly the autoencoder's, so false decodes samples in "
+        "true float32, at about six times the time of decoding. It applies to the whole process, and thus to rewards "
+        "in it too.",
+    )
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = Field(
         default="auto",
         description="Kernel of torch's scaled_dot_product_attention, used for the inputs that it supports; `auto` lets "
         "torch choose. Only `math` and `auto` work on every device.",
+    )
+    adapter: Literal["auto", "exact", "fast"] = Field(
+        default="auto",
+        json_schema_extra=FROM_THERE_ON,
+        description="Arithmetic of the LoRA adapter. `exact`: peft's, in float32 or as autocast rounds. `fast`: "
+        "products with bfloat16 copies of the float32 matrices, renewed after each update, fused with those of the "
+        "frozen layers; gradients stay float32, and the network runs in bfloat16 without autocast. Requires `backbone."
+        "dtype: bfloat16`; not for DoRA. `auto`: `fast` on CUDA with `backbone.dtype: bfloat16` and `autocast: bf16`, "
+        "if the backbone supports it; otherwise `exact`.",
+    )
+    norms: Literal["auto", "exact", "fast"] = Field(
+        default="auto",
+        json_schema_extra=FROM_THERE_ON,
+        description="Normalization layers of the network. `exact`: the model's own code. `fast`: torch's fused kernels "
+        "in place of it, which round once instead of after each operation. `auto`: like `adapter`.",
     )

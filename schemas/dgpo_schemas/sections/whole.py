@@ -48,6 +48,14 @@ class RunSection(StrictModel):
         json_schema_extra=FROM_THERE_ON,
         description="Device to run on; `auto` uses CUDA if a GPU is available, and the CPU otherwise.",
     )
+    deterministic: bool = Field(
+        default=False,
+        json_schema_extra=FROM_THERE_ON,
+        description="On a GPU, use deterministic algorithms only, so that a run repeats and resumes bit by bit on the "
+        "same kind of card with the same libraries; this costs time. Operators without a deterministic form end the "
+        "run; in a reward, they make its scores missing. Rewards in a `worker` are included, those of a `service` are "
+        "not. On the CPU, results are reproducible anyway, and nothing changes.",
+    )
     threads: Int | None = Field(
         default=None,
         ge=1,
@@ -62,6 +70,15 @@ class RunSection(StrictModel):
         le=1e7,
         json_schema_extra=ANYTIME,
         description="Timeout in seconds for waiting on another process of the run; when it expires, the run ends.",
+    )
+    reward_ranks: Int | None = Field(
+        default=None,
+        ge=1,
+        le=10**6,
+        json_schema_extra=ANYTIME,
+        description="Number of processes that hold the rewards, the first ones; the others send them their samples, "
+        "which saves the rewards' memory there. Default: all. Scores do not depend on it. It does not apply to rewards "
+        "in a `worker` or `service`, and has no effect with as many processes or fewer.",
     )
     shard: bool | Literal["machine"] = Field(
         default=False,

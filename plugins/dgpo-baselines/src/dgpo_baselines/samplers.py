@@ -18,6 +18,7 @@ from dgpo_core.contracts import Sampler, VelocityFn
 from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow import schedules
 from dgpo_core.flow.velocity import gaussian_log_prob
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Path, SampleResult, Schedule
 
 __all__ = ["FlowCps", "FlowSde"]
@@ -67,7 +68,7 @@ class RandomSampler(Sampler):
         if len(draws) != len(noise):
             raise ValueError(f"{len(noise)} samples and {len(draws)} keys: a random sampler needs one key per sample")
         sigmas = self.sigmas(steps, schedule)
-        times = sigmas[:-1].float().to(noise.device).unbind()
+        times = to_device(sigmas[:-1], noise.device, torch.float32).unbind()
         x, states, log_probs = noise, [noise], []
         for i, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist())):
             mean, std = self.step_distribution(x, velocity(x, times[i]), sigma, next_sigma)

@@ -8,7 +8,7 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -28,9 +28,11 @@ from dgpo_diffusers.libraries import quiet, truncated_prompts
 from dgpo_diffusers.loading import Deferred, load
 from dgpo_diffusers.merging import write_merged
 from dgpo_diffusers.meta import load_meta
+from dgpo_diffusers.norms import fuse_norms
 from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.signatures import remember_signatures
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ class DiffusersBackbone(Family):
     without_weights: ClassVar[bool] = False
     """Whether the model is built without its weights: prompt embeddings are zeros, and weights on a device other than
     meta are random. Used to measure performance and memory without a download."""
+    supports_fast = frozenset({"adapter", "norms"})
+    _without_autocast = False
+    """Whether the network runs in the dtype of its weights, also inside of an autocast context."""
     without_denoisers: ClassVar[bool] = False
     """Whether the denoisers are built without their weights, for embeddings alone."""
 
@@ -94,8 +99,10 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile and device.type != "meta":
-            for network in denoisers:
+        for network in denoisers:
+            if not section.compile:
+                remember_signatures(network)
+            elif device.type != "meta":
                 compile_blocks(network, self.blocks() if network is self.network else (), ragged=self.ragged)
         self._cache = self._feature_cache() if whole else None
 
@@ -194,7 +201,8 @@ class DiffusersBackbone(Family):
         try:
             for module in moved:
                 module.to(self.device)
-            yield
+            with quiet():  # once instead of for each prompt, which would cost as much as a small text encoder
+                yield
         finally:
             for module in moved:
                 module.to("cpu")
@@ -206,6 +214,17 @@ class DiffusersBackbone(Family):
     def sampling(self) -> AbstractContextManager[None] | None:
         """Return the context of the feature cache, if one is configured."""
         return None if self._cache is None else self._cache.active()
+
+    def speed_up(self, parts: Collection[str]) -> Mapping[str, str]:
+        """See `Backbone.speed_up`."""
+        found = {}
+        if "adapter" in parts:
+            assert isinstance(self.adapter, DiffusersAdapter)
+            self.adapter.speed_up(self.dtype)
+            self._without_autocast = True
+        if "norms" in parts:
+            found["norms"] = str(fuse_norms([self.network, *self.others.values()]))
+        return found
 
     @property
     def module(self) -> nn.Module:
@@ -276,7 +295,9 @@ class DiffusersBackbone(Family):
         given = {n: t.to(self.dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
         x = self.prediction.state(x_sigma, sigma).to(self.dtype)
         inputs = x, self.prediction.time(sigma), Conditioning(given, conditioning.lengths)
-        with nullcontext() if self._cache is None else self._cache.passing(len(x)):
+        passing = nullcontext() if self._cache is None else self._cache.passing(len(x))
+        own = torch.autocast(self.device.type, enabled=False) if self._without_autocast else nullcontext()
+        with passing, own:
             output = self._output(sigma, *inputs)
         return self.prediction.velocity(output, x_sigma, sigma)
 
@@ -304,7 +325,8 @@ class DiffusersBackbone(Family):
         """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
         Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
-        autoencoder is a small part of the cost.
+        autoencoder is a small part of the cost. On CUDA, its products and convolutions are TF32 unless `precision.tf32`
+        is false.
         """
         tiny = self.tiny_decoder if self.options.tiny_decoder and self.options.tiny_decoder.evaluation else None
         return self._decoded(x0, tiny or self.to_pixels)

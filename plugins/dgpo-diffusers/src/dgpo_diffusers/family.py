@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.contracts import Backbone
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.checkpoint_check import Index
 from dgpo_diffusers.geometry import check_flow, multiples, shift_of
@@ -92,7 +93,7 @@ class Family(Backbone):
         """
         config, sides = self.vae.config, (1,) * (x0.ndim - 2)
         std, mean, factor, shift = (
-            torch.tensor(value, device=x0.device).view(1, -1, *sides) if isinstance(value, list | tuple) else value
+            to_device(value, x0.device).view(1, -1, *sides) if isinstance(value, list | tuple) else value
             for name in ("latents_std", "latents_mean", "scaling_factor", "shift_factor")
             for value in (getattr(config, name, None),)
         )

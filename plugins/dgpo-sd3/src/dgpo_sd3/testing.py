@@ -20,15 +20,16 @@ def make_tiny_checkpoint(
     width: int = 16,
     pos_embed_max_size: int = 8,
     t5: bool = False,
+    clip_tokens: int = 32,
     shift: float = 3.0,
     seed: int = 0,
 ) -> Path:
     """Write a random SD3 pipeline with the features of SD3.5-M: query-key norms, dual attention in the first block.
 
     The transformer has `layers` blocks of `width` (two heads) on patches of 2x2 latents, for images of up to
-    8 * pos_embed_max_size pixels per side (64 by default). Each of the first 32 letters of a prompt is a token. Without
-    `t5` the third text encoder is absent. The same arguments give the same weights; the global random state is not
-    changed. Returns the directory as a Path.
+    8 * pos_embed_max_size pixels per side (64 by default). Each of the first `clip_tokens` letters of a prompt is a
+    token. Without `t5` the third text encoder is absent. The same arguments give the same weights; the global random
+    state is not changed. Returns the directory as a Path.
     """
 
     def make() -> Any:
@@ -49,7 +50,9 @@ def make_tiny_checkpoint(
                 qk_norm="rms_norm",
             ).eval(),
             vae=tiny_autoencoder(sample_size=8 * pos_embed_max_size, scaling_factor=1.5305, shift_factor=0.0609),
-            **text_encoders(tiny_clip(16), tiny_clip(16), tiny_t5(32) if t5 else (None, None)),
+            **text_encoders(
+                tiny_clip(16, clip_tokens), tiny_clip(16, clip_tokens), tiny_t5(32) if t5 else (None, None)
+            ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         )
 

@@ -23,6 +23,7 @@ from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
 from dgpo_core.flow.velocity import guidance_at
+from dgpo_core.training.batch_sizes import drawn_at_once
 from dgpo_core.training.checks import check_sampling
 from dgpo_core.training.microbatches import Update
 from dgpo_core.training.optimizer import Optimizer, UpdateResult
@@ -30,6 +31,8 @@ from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Rollout, ScoredGroups
 from dgpo_lab.planning.meter import Counted, Lap, Meter
+from dgpo_lab.planning.shapes import CUDA
+from dgpo_lab.planning.waiting import Waiting
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -92,7 +95,7 @@ class Iteration:
             created = RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
-                micro_batch=rollout.micro_batch, autocast=autocast, merge_adapter=rollout.merge_adapter,
+                micro_batch=drawn_at_once(config, CUDA), autocast=autocast, merge_adapter=rollout.merge_adapter,
                 guidance_interval=interval or rollout.guidance_interval, training=training,
                 interval_key=f"{'evaluation' if interval else 'rollout'}.guidance_interval",
             )  # fmt: skip
@@ -111,6 +114,7 @@ class Iteration:
             optimizer.adamw.zero_grad()
             meter.hold()
             rollouts: list[Rollout] = []
+            waiting = Waiting(config, registry)
             drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
                 prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
             )
@@ -122,7 +126,10 @@ class Iteration:
                     break
                 rollouts.append(sampled)
                 with self._phase("decode"):
-                    policy.decode_rollouts(sampled.x0)
+                    media = policy.decode_rollouts(sampled.x0)
+                waiting.add(media)
+                del media
+            del waiting
             rewards = torch.randn(
                 rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
             )
@@ -213,6 +220,12 @@ class _Policy(Policy):
             p.register_post_accumulate_grad_hook(hold)  # type: ignore[no-untyped-call]
             for p in self.parameters.values()
         ]
+
+    @property
+    def fast_is_policy(self) -> bool:
+        """See Policy.fast_is_policy; late in a run, because a plan is of most of its iterations."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp) == 0
 
     def close(self) -> None:
         """Remove the hooks from the backbone."""

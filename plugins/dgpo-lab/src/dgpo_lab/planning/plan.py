@@ -17,7 +17,7 @@ from dgpo_core.flow.times import Times
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.lora.files import open_adapter
 from dgpo_core.plugins.sections import check_section
-from dgpo_core.training.checks import check_guidance, check_merging, check_sharded
+from dgpo_core.training.checks import check_conflicts, check_guidance, check_merging, check_sharded
 from dgpo_core.training.policy import check_adapter
 from dgpo_core.training.starting import check_start
 from dgpo_lab.planning.exchanges import balance_of, exchanges_of, shards_of
@@ -110,6 +110,7 @@ def measure_model(
     Raises UserError if the backbone has no meta model.
     """
     use = config.backbone.use
+    check_conflicts(config, registry)  # of a configuration that was not read from a file
     on_message(f"reading the architecture of {config.backbone.checkpoint}")
     registered = registry.find("backbone", use)
     options = registry.options_model(registered).model_validate(config.backbone.options)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_wan.backbone import WanBackbone
 from dgpo_wan.checks import check_wan
@@ -103,7 +104,7 @@ class ImageToVideoBackbone(WanBackbone):
         frames = 1 if self.first_frame else self.options.frames
         video = torch.cat([first, first.new_zeros(1, 3, frames - 1, height, width)], 2)
         config = self.vae.config
-        mean, std = (torch.tensor(n, device=self.device) for n in (config.latents_mean, config.latents_std))
+        mean, std = (to_device(n, self.device) for n in (config.latents_mean, config.latents_std))
         mean, scale = (n.view(1, -1, 1, 1, 1) for n in (mean, 1 / std))
         found = {"condition": (self.vae.encode(video).latent_dist.mode() - mean) * scale}
         if self.network.config.image_dim is not None:

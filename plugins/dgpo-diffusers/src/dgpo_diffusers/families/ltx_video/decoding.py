@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgpo_core.transfers import to_device
+
 __all__ = ["SEED", "decoded"]
 
 SEED = 0
@@ -25,7 +27,7 @@ def decoded(vae: Any, x0: Tensor, *, time: float, noise: float) -> Tensor:
     if vae.config.timestep_conditioning:
         times = x0.new_full((len(x0),), time)
         drawn = torch.randn(1, *z.shape[1:], generator=torch.Generator().manual_seed(SEED))
-        z = (1 - noise) * z + noise * drawn.to(z)
+        z = (1 - noise) * z + noise * to_device(drawn, z.device, z.dtype)
     devices = [x0.device] if x0.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.families.qwen_image.names import NAMES
@@ -131,7 +132,7 @@ class QwenImageBackbone(DiffusersBackbone):
         text, mask = conditioning.tensors["prompt_embeds"], None
         lengths = conditioning.lengths.get("prompt_embeds", ())
         if any(length < text.shape[1] for length in lengths):
-            ends = torch.tensor(lengths).to(x.device, non_blocking=True)
+            ends = to_device(lengths, x.device)
             mask = torch.arange(text.shape[1], device=x.device) < ends[:, None]
         out: Tensor = network(
             # Features of a token are ordered by channel, then by position in the 2x2 patch.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Conditioning, Prompt, Schedule
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.families.qwen_image_2_1.checks import check_qwen_image_2_1, suggested_times
@@ -130,7 +131,7 @@ class QwenImage21Backbone(DiffusersBackbone):
         (batch, _, h, w), text, mask = x.shape, conditioning.tensors["prompt_embeds"], None
         lengths, padded = conditioning.lengths.get("prompt_embeds", ()), text.shape[1]
         if any(length < padded for length in lengths):
-            ends = torch.tensor(lengths).to(x.device, non_blocking=True)
+            ends = to_device(lengths, x.device)
             mask = torch.arange(padded, device=x.device) < ends[:, None]
         slots = torch.arange(padded + h * w // SLOT, device=x.device)
         with nullcontext() if mask is None else own_positions(network.pos_embed, lengths, padded):

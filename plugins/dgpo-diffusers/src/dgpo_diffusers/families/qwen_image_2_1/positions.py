@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from dgpo_core.transfers import to_device
 
 __all__ = ["OfRows", "own_positions"]
 
@@ -40,7 +41,7 @@ def own_positions(embedder: nn.Module, lengths: Sequence[int], padded: int) -> R
     def positions(module: Any, given: Any, found: Tensor) -> OfRows:
         frame = module.freqs[0]  # [positions, pairs of the frame axis], the first of the three axes
         rows = found.repeat(len(lengths), 1, 1)
-        ends = torch.tensor(lengths).to(found.device, non_blocking=True)
+        ends = to_device(lengths, found.device)
         rows[:, padded:, : frame.shape[1]] = frame[ends][:, None]
         return OfRows(rows)
 
