@@ -5,8 +5,8 @@
 Every component is timed around its calls on the main thread, and time belongs to the innermost component at work, so
 that the shares add up to the iteration. What is no model, no text encoder, no sampler, no autoencoder and no reward is
 the engine: gathering batches, drawing noise, the objective's own arithmetic, AdamW and the moving averages, records and
-logs. Rewards run on a thread of their own; what they cost an iteration is the time for which it waits. Scoring that overlaps
-with a rollout slows it down where there are no spare cores: that shows in the rollout's components."""
+logs. Rewards run on a thread of their own; what they cost an iteration is the time for which it waits. Scoring that
+overlaps with a rollout slows it down where there are no spare cores: that shows in the rollout's components."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from dgpo_core.media import clips
 from dgpo_core.training.engine import Engine, build_engine
 from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
 from dgpo_core.training.optimizer import Optimizer
+from dgpo_core.training.precision import described
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.reward_building import evaluation_scorer, training_scorer
 from dgpo_core.training.reward_calls import Reward
@@ -138,7 +139,7 @@ class TrainingRun(Engine):
             "latent": self.training_rollout_sampler.shape,
             **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
             "shift": self.times.shown,
-            "precision": ", ".join(f"{part} {choice}" for part, choice in self.fast.items()),
+            "precision": described(self.fast),
             "train prompts": len(self.train_prompts),
             "held-out prompts": len(self.heldout_prompts),
         }

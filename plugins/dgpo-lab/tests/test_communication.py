@@ -237,6 +237,16 @@ def test_a_split_group_meets(everything: Registry, checkpoint: Path, tmp_path: P
     assert balance_of(config, 512) == pytest.approx(9 / 512)
 
 
+def test_a_run_with_thousands_of_samples(everything: Registry, checkpoint: Path, tmp_path: Path) -> None:
+    """Tensors of so many numbers have no values on the device; which members are trained on must be known."""
+    file = run_of(tmp_path, "run", checkpoint, "lora", False, 1).file
+    few, many = (load_run_config(file, [f"rollout.groups={n}"], everything) for n in (4, 400))
+    model = measure_model(few, everything)
+    one, large = (make_plan(config, model, everything, count) for config, count in ((few, 4), (many, 400)))
+    assert large.operations["optimize"] == pytest.approx(100 * one.operations["optimize"])
+    assert large.balance == one.balance == 1.0
+
+
 # -- what is shown ----------------------------------------------------------------------------------------------------
 
 

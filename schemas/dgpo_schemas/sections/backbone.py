@@ -118,7 +118,7 @@ class PrecisionSection(StrictModel):
         default=True,
         description="Allow TF32 in float32 matrix products and convolutions on CUDA: inputs are rounded to 10 bits of "
         "mantissa. With bfloat16 weights or autocast these are mostly the autoencoder's, so false decodes samples in "
-        "true float32, at about six times the time of decoding. It applies to the whole process, and thus to rewards "
+        "true float32, at about five times the time of decoding. It applies to the whole process, and thus to rewards "
         "in it too.",
     )
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = Field(

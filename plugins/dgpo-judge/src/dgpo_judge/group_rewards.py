@@ -53,6 +53,10 @@ class _Comparing(GroupReward):
         super().__init__(options, device=device)
         self.judge = Judge(options, read_template(self.form, options.template), f"judge-{self.form}")
 
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the served model and the digest of the template."""
+        return self.judge.provenance()
+
     def keep_in(self, directory: Path) -> None:
         """Keep a journal of the answers, from which a resumed run repeats itself."""
         self.judge.keep_in(directory)

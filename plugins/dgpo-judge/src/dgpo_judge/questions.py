@@ -78,19 +78,17 @@ class Judge:
             self.client.close()
             raise
 
+    def provenance(self) -> dict[str, Any]:
+        """Return the served model, what it was loaded from, and the digest of the template."""
+        return {"model": self.model, "root": self.served.get("root"), "template": self.template.digest}
+
     def keep_in(self, directory: Path) -> None:
         """Keep a journal of the answers in a directory of the run, and note there which judge they are from.
 
         Raises UserError if the journal there is from another model or template.
         """
         self._journal = Store(directory, self.options.journal_mib)
-        about = {
-            "reward": self.name,
-            "model": self.model,
-            "root": self.served.get("root"),
-            "template": self.template.digest,
-            "served": self.served,
-        }
+        about = {"reward": self.name, **self.provenance(), "served": self.served}
         path = directory / ABOUT
         try:
             before = as_json(path.read_bytes()) if path.exists() else None

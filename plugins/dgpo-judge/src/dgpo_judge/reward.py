@@ -67,6 +67,10 @@ class JudgeReward(RewardModel):
             for prompt in prompts:
                 questions_of(prompt)
 
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the served model and the digest of the template."""
+        return self.judge.provenance()
+
     def keep_in(self, directory: Path) -> None:
         """Keep a journal of the answers, from which a resumed run repeats itself."""
         self.judge.keep_in(directory)
@@ -172,4 +176,4 @@ class JudgeReward(RewardModel):
             {"text": f"{question} {expected}: probability {p:.3f}", "ok": p >= 0.5}
             for p, (question, expected) in zip(found, asked, strict=True)
         ]
-        return Verdict(min(1.0, means[self.options.mean]), means), {"clauses": clauses}
+        return Verdict(min(1.0, means[self.options.mean]), means), {"clauses": clauses, "probabilities": found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -207,6 +208,7 @@ def _as_data(
         "processes": plan.processes,
         "machines": plan.machines,
         "shift": plan.shift,
+        "precision": plan.precision,
         "held_bytes": dict(plan.held),
         "peak_bytes": dict(plan.peaks),
         "operations": dict(plan.operations),
@@ -229,6 +231,7 @@ def _lines(
     lines = [
         f"{config.run.name}: {total} samples per iteration{several}",
         f"shift of the noise schedule: {plan.shift}",
+        *textwrap.wrap(f"precision: {plan.precision}", 80, subsequent_indent="  "),
         "",
         "permanent memory per GPU, GiB",
     ]

@@ -102,6 +102,9 @@ class Iteration:
             created.scales(rollout.height_width)
             return created
 
+        # Outside of the meter, in which large tensors have no values: which members are trained on depends on them.
+        rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator())
+        scored = torch.ones_like(rewards, dtype=torch.bool)
         with meter, closing(_Policy(backbone, config.objective, meter, laps, self._passed)) as policy:
             optimizer = _Optimizer(
                 self._phase, _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
@@ -133,12 +136,9 @@ class Iteration:
                 waiting.add(media)
                 del media
             del waiting
-            rewards = torch.randn(
-                rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
-            )
             groups = ScoredGroups(
                 prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=local, rewards=rewards,
-                summed=rewards, scored=torch.ones_like(rewards, dtype=torch.bool), per_reward={},
+                summed=rewards, scored=scored, per_reward={},
                 diversity=rewards[:, 0], paths=tuple(r.path for r in rollouts if r.path is not None),
             )  # fmt: skip
             batch = compute_advantages(groups, config.advantages, registry.create("weighting", config.weighting))

@@ -19,6 +19,7 @@ from dgpo_core.lora.files import open_adapter
 from dgpo_core.plugins.sections import check_section
 from dgpo_core.training.checks import check_conflicts, check_guidance, check_merging, check_sharded
 from dgpo_core.training.policy import check_adapter
+from dgpo_core.training.precision import described, speed_up
 from dgpo_core.training.starting import check_start
 from dgpo_lab.planning.exchanges import balance_of, exchanges_of, shards_of
 from dgpo_lab.planning.iteration import Iteration, Laps
@@ -57,12 +58,13 @@ class Held:
 @dataclass(frozen=True)
 class Model(Held):
     """A meta model and the cost of its passes; offloaded_modules: bytes of all their weights; shift: a description of
-    the shift of the rollouts' noise schedule."""
+    the shift of the rollouts' noise schedule; precision: the choices of `precision.adapter` and `precision.norms`."""
 
     backbone: Backbone
     meter: Meter
     offloaded_modules: int
     shift: str
+    precision: str
     laps: Laps = field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ class Plan:
     """The cost of an iteration on `processes` devices of `machines` machines.
 
     held, peaks: bytes per device; operations: FLOPs by phase over all samples; evaluation: FLOPs of evaluations per
-    iteration; shift: a description of the shift of the rollouts' noise schedule; exchanges: what processes
+    iteration; shift, precision: see `Model`; exchanges: what processes
     exchange; balance: mean number of samples of a process over the largest one.
     """
 
@@ -81,6 +83,7 @@ class Plan:
     operations: Mapping[str, float]
     evaluation: float
     shift: str = ""
+    precision: str = ""
     machines: int = 1
     exchanges: Sequence[Exchange] = ()
     balance: float = 1.0
@@ -122,6 +125,7 @@ def measure_model(
         raise UserError(f"backbone.use: {use} cannot be planned: {error}") from error
     check_adapter(backbone)
     check_merging(config, backbone)
+    fast = speed_up(backbone, config, device.type)
     check_start(config, here=False)
     init = config.backbone.lora.init
     if isinstance(backbone.adapter, LoraAdapter) and init is not None and Path(init).exists():
@@ -150,6 +154,7 @@ def measure_model(
         meter,
         offloaded_modules,
         times.shown,
+        described(fast),
     )
 
 
@@ -185,6 +190,7 @@ def make_plan(
         },
         evaluation=made.evaluated * samples / evaluation.every if evaluation.every and config.prompts.heldout else 0.0,
         shift=model.shift,
+        precision=model.precision,
         machines=machines,
         exchanges=exchanges_of(
             config, model.backbone, registry.create("objective", config.objective), made.passes, processes, machines

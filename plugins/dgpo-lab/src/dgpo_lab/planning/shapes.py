@@ -22,8 +22,8 @@ CPU, CUDA, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("me
 ASKED_FOR_DEVICE = torch.ops.prim.device.default
 NONZERO = torch.ops.aten.nonzero.default
 REPEAT = torch.ops.aten.repeat_interleave.Tensor
-LARGE = 1024
-"""Number of elements above which a tensor has no values."""
+LARGE = 2**14
+"""Number of elements above which a tensor has no values. Masks of the tokens of an image have fewer."""
 Refuse = Callable[[Tensor], Exception]
 """The error for a meta tensor that is not a Shape."""
 
