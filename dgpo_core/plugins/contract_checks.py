@@ -42,6 +42,8 @@ __all__ = [
 
 FLOATS = (torch.float32, torch.float64)
 FORMAT = re.compile(r"[a-z0-9][a-z0-9-]*\Z")
+FAST = {"adapter", "norms"}
+"""What `Backbone.supports_fast` may contain."""
 SHOWN = 100
 TIMES = 9
 """Number of times at which `loss_weight` is checked before a run."""
@@ -78,6 +80,11 @@ def built(backbone: Backbone) -> None:
         raise broken(backbone, f"`module` must be a torch.nn.Module, got {_shown(backbone.module)}")
     if not isinstance(backbone.supports_guidance, bool):
         raise broken(backbone, f"`supports_guidance` must be a bool, got {_shown(backbone.supports_guidance)}")
+    if not isinstance(backbone.supports_fast, frozenset | set) or not set(backbone.supports_fast) <= FAST:
+        raise broken(
+            backbone,
+            f"`supports_fast` must be a set of {' and '.join(sorted(FAST))}, got {_shown(backbone.supports_fast)}",
+        )
     if backbone.media not in ("image", "video"):
         raise broken(backbone, f"`media` must be 'image' or 'video', got {_shown(backbone.media)}")
     fps: object = backbone.fps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pytest
@@ -79,6 +79,34 @@ class ItsOwnWords(Dutiful):
             raise UserError(f"backbone.checkpoint: {text} is not there")
 
 
+class Fast(Dutiful):
+    supports_fast = frozenset({"norms"})
+    parts: Collection[str] = ()
+
+    def speed_up(self, parts: Collection[str]) -> Mapping[str, str]:
+        self.parts = parts
+        return {}
+
+
+class FastAndWrong(Fast):
+    def run(self, velocity: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return super().run(velocity, *arguments) * (1.2 if self.parts else 1)
+
+
+class FastAndStale(Fast):
+    before: Tensor | None = None
+
+    def run(self, velocity: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        found = super().run(velocity, *arguments)
+        self.before = found.detach() if self.before is None else self.before
+        return found + self.before - found.detach() if self.parts else found
+
+
+class SaysMore(Fast):
+    def speed_up(self, parts: Collection[str]) -> Mapping[str, str]:
+        return {"adapter": "twice as fast"}
+
+
 def made(kind: type[Backbone], **settings: Any) -> Callable[[], Backbone]:
     section = section_of(**settings)
     return lambda: kind(section, ToyOptions(), device=CPU)
@@ -92,6 +120,7 @@ def section_of(**settings: Any) -> BackboneSection:
 def test_a_backbone_that_does_what_it_says_passes(train: str) -> None:
     check_backbone(made(Dutiful, train=train), (8, 8))
     check_backbone(made(Dutiful, train=train, gradient_checkpointing=True), (8, 8))
+    check_backbone(made(Fast, train=train), (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +131,9 @@ def test_a_backbone_that_does_what_it_says_passes(train: str) -> None:
         (WrongGradients, "must be the same with and without gradient_checkpointing"),
         (IgnoresPackages, "must raise UserError, or `uses` must not contain checkpoint"),
         (ItsOwnWords, "must be resolved by dgpo_core.weights"),
+        (FastAndWrong, "`speed_up` must not change velocities by more than roundings: they differ by 0.2"),
+        (FastAndStale, "`speed_up` must not change velocities by more than roundings"),
+        (SaysMore, "`speed_up` must return texts by the parts that it was given"),
     ],
 )
 def test_what_it_only_says_is_found(kind: type[Backbone], requirement: str) -> None:

@@ -18,7 +18,7 @@ from dgpo_core.flow.velocity import guided_velocity
 from dgpo_core.plugins import contract_checks
 from dgpo_core.types import Conditioning, Prompt, Schedule, same_places
 from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, normal, that
-from dgpo_kit.contracts._backbone_section import dtype, gradient_checkpointing, package
+from dgpo_kit.contracts._backbone_section import dtype, fast, gradient_checkpointing, package
 from dgpo_kit.contracts._backbone_subject import Subject
 from dgpo_kit.contracts._backbone_weights import adapter, formats, merged, save_adapter, save_weights, weights
 from dgpo_kit.contracts._check import Check, checks_of, run_all
@@ -70,7 +70,7 @@ def backbone_checks(
         subject, trainable, latent_shape, times, prompts, encode, unconditional, velocity, batch_invariance, guide,
         gradient, weights,
         adapter, merged, save_adapter, formats, save_weights, decode, reproducible, encoder_model, random_state, dtype,
-        gradient_checkpointing, package,
+        gradient_checkpointing, package, fast,
     )  # fmt: skip
 
 

@@ -16,7 +16,10 @@ from dgpo_kit.contracts._assertions import close, that
 if TYPE_CHECKING:
     from dgpo_kit.contracts._backbone_subject import Subject
 
-__all__ = ["dtype", "gradient_checkpointing", "package"]
+__all__ = ["dtype", "fast", "gradient_checkpointing", "package"]
+
+ROUNDED = 0.1
+"""Relative difference of velocities that are computed in bfloat16 in two ways."""
 
 
 def dtype(s: Subject) -> None:
@@ -79,6 +82,34 @@ def package(s: Subject) -> None:
         that(expected in str(error), f"checkpoint {missing} must be resolved by dgpo_core.weights: {expected}")
     else:
         that(False, f"checkpoint {missing} must raise UserError, or `uses` must not contain checkpoint")
+
+
+def fast(s: Subject) -> None:
+    """`supports_fast`: `speed_up` changes velocities by roundings only, and uses new values of the adapter."""
+    backbone = s.backbone
+    if not backbone.supports_fast:
+        raise unittest.SkipTest("it has no fast form")
+    settings = {} if backbone.adapter is None else {"dtype": "bfloat16"}
+    exact, made = (_with(s, "dtype", **settings) for _ in range(2))
+    parts = backbone.supports_fast - ({"adapter"} if made.adapter is None else set())
+    said = made.speed_up(sorted(parts))
+    that(set(said) <= parts, "`speed_up` must return texts by the parts that it was given")
+    for change in (0.0, 0.02):
+        for one in (exact, made):
+            with torch.no_grad():
+                for parameter in one.trainable().values():
+                    parameter.add_(change)
+            if one.adapter is not None:
+                one.adapter.weights_changed()
+        found, expected = (one.velocity(*s.arguments()) for one in (made, exact))
+        difference = float((found - expected).detach().norm() / expected.detach().norm())
+        requirement = "must not change velocities by more than roundings"
+        that(difference < ROUNDED, f"`speed_up` {requirement}: they differ by {difference:.2g}")
+    found.square().sum().backward()  # type: ignore[no-untyped-call]
+    for name, parameter in made.trainable().items():
+        gradient = parameter.grad
+        that(gradient is None or gradient.dtype == torch.float32, f"the gradient of {name} must be float32")
+    that(any(p.grad is not None for p in made.trainable().values()), "`speed_up` must not cut off the gradient")
 
 
 def _with(s: Subject, key: str, **settings: object) -> Backbone:
