@@ -1,0 +1,166 @@
+"""Models of published sizes for a few steps: what their passes take, beside the roofline and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.parts import registry_with_components
+from benchmarks.session.cases import CASES, configuration
+from benchmarks.session.hardware import PRODUCT, seconds_of, tf32
+from benchmarks.session.steps import Row, Session
+from benchmarks.session.timers import Timers
+from benchmarks.session.training import Said, Watch, tiny_checkpoint
+from dgpo_core.errors import DgpoError
+from dgpo_core.training.trainer import Trainer
+from dgpo_schemas.run import RunConfig
+
+__all__ = ["compiled", "decoding", "savings", "sd35_512", "sd35_1024", "wan"]
+
+TARGETS = {"roll-out step": 0.55, "training micro-batch, all passes": 0.45}
+"""Least shares of the sustained bf16 product that are aimed at."""
+CLOSE = 0.05
+"""Largest relative difference of a gradient's norm that a saving or the compiler may make."""
+
+
+def sd35_512(session: Session) -> list[Row]:
+    """SD3.5-M at 512 x 512 as it is by default: micro-batches of 8 in the optimization, then whole groups."""
+    first, timers, _ = _measured(session, "sd3.5-m 512", profile=True)
+    return [*first, *_profiled(session, "sd3.5-m 512", timers), *_measured(session, "sd3.5-m 512, whole groups")[0]]
+
+
+def sd35_1024(session: Session) -> list[Row]:
+    """SD3.5-M at 1024 x 1024."""
+    return _measured(session, "sd3.5-m 1024")[0]
+
+
+def wan(session: Session) -> list[Row]:
+    """Wan 2.1 1.3B, 33 frames of 480 x 832."""
+    return _measured(session, "wan2.1 1.3b")[0]
+
+
+def savings(session: Session) -> list[Row]:
+    """The adapter and the norms exact, then the adapter fast alone; both fast is the default, which was measured."""
+    rows: list[Row] = []
+    said: dict[str, Said] = {}
+    for name in ("sd3.5-m 512, exact", "sd3.5-m 512, fast adapter"):
+        found, _, said[name] = _measured(session, name)
+        rows += found
+    exact, fast = said.values()
+    return [*rows, Row("gradient's norm, fast adapter against exact", _apart(fast, exact), "relative", bound=CLOSE)]
+
+
+def compiled(session: Session) -> list[Row]:
+    """Compiled blocks: seconds of the first iteration, graphs, what a pass takes then, and the gradient."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    rows, _, found = _measured(session, "sd3.5-m 512", {"backbone": {"compile": True}}, label="sd3.5-m 512, compiled")
+    eager = session.value("gradient's norm, sd3.5-m 512")
+    rows += [
+        Row("first iteration, compiled", found.seconds[0], "s"),
+        Row("graphs", counters["stats"]["unique_graphs"]),
+        Row("graph breaks", sum(counters["graph_break"].values())),
+        *(Row("message", text) for text in found.messages if "compil" in text),
+    ]
+    if eager is not None:
+        rows.append(Row("gradient's norm, compiled against eager", abs(found.gradient / eager - 1), "relative",
+                        bound=CLOSE))  # fmt: skip
+    return rows
+
+
+def decoding(session: Session) -> list[Row]:
+    """SD3's autoencoder, four samples of 512 x 512, in each precision."""
+    with torch.no_grad():
+        trainer = Trainer(_configuration(session, "sd3.5-m 512", 1, None), registry_with_components())
+        try:
+            backbone: Any = trainer.build().backbone
+            side = 16 if session.tiny else 64
+            latents = torch.randn(4, backbone.vae.config.latent_channels, side, side, device=session.device)
+            rows = []
+            for label, allowed in (("TF32", True), ("float32", False)):
+                with tf32(allowed):
+                    taken = seconds_of(lambda: backbone.decode(latents), session)
+                rows.append(Row(f"decoding 4 samples, {label}", taken * 1e3, "ms"))
+            reference, config = backbone.decode(latents), backbone.vae.config
+            low = backbone.vae.to(torch.bfloat16)
+            unscaled = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(torch.bfloat16)
+            taken = seconds_of(lambda: low.decode(unscaled), session)
+            rows.append(Row("decoding 4 samples, bf16", taken * 1e3, "ms"))
+            pixels = (low.decode(unscaled).sample.float() * 0.5 + 0.5).clamp(0, 1)
+            rows.append(Row("bf16 pixels, largest difference", float((pixels - reference).abs().max()), "of 1"))
+        finally:
+            trainer.close()
+    return rows
+
+
+def _configuration(
+    session: Session, name: str, iterations: int, more: Mapping[str, Mapping[str, Any]] | None
+) -> RunConfig:
+    case = CASES[name]
+    tiny = tiny_checkpoint(session, "wan" if "wan" in name else "sd3") if session.tiny else None
+    label = name.replace(" ", "-").replace(",", "")
+    sections: dict[str, Mapping[str, Any]] = {"run": {"name": f"{label}-{len(more or ())}"}, **(more or {})}
+    return configuration(case, session.directory, iterations=iterations, tiny=tiny, more=sections)
+
+
+def _measured(
+    session: Session, name: str, more: Mapping[str, Mapping[str, Any]] | None = None, *, label: str | None = None,
+    profile: bool = False,
+) -> tuple[list[Row], Timers, Said]:  # fmt: skip
+    """Train a case for an iteration that warms up and two that count."""
+    config = _configuration(session, name, 3, more)
+    timers, watch = Timers(session.device, profile=profile), Watch()
+    trainer = Trainer(config, registry_with_components(), callbacks=[timers, watch])
+    timers.watch(trainer.build())
+    trainer.train()
+    counts = session.counts.get("cases", {}).get(name, {})
+    rows = _passes(session, label or name, config, timers, counts)
+    peak = max(counts["peak_gib"].values()) if counts else None
+    rows.append(Row(f"peak memory, {label or name}", watch.said.peak / 2**30, "GiB", ideal=peak))
+    rows.append(Row(f"gradient's norm, {label or name}", watch.said.gradient))
+    return rows, timers, watch.said
+
+
+def _passes(session: Session, name: str, config: RunConfig, timers: Timers, counts: Mapping[str, Any]) -> list[Row]:
+    """What each pass of the roofline takes, and its share of the sustained bf16 product."""
+    learns = -(-config.rollout.group_size // (config.optimizer.micro_batch or config.rollout.group_size))
+    sampled, optimized = timers.seconds("sample"), timers.seconds("optimize")
+    seconds = {
+        "roll-out step": None if sampled is None else sampled / config.rollout.steps,
+        "decode": timers.seconds("decode"),
+        "policy pass with gradient": timers.seconds("policy"),
+        "its backward": timers.seconds("backward"),
+        "training micro-batch, all passes": None if optimized is None else optimized / learns,
+    }
+    ideal = {row["pass"]: row for row in counts.get("passes", ())}
+    ceiling, rows = session.value(PRODUCT), []
+    for part, taken in seconds.items():
+        if taken is None:
+            continue
+        counted = ideal.get(part)
+        rows.append(Row(f"{part}, {name}", taken * 1e3, "ms", ideal=counted and counted["ideal_ms"]))
+        if counted and ceiling and part in TARGETS:
+            reached = counted["operations"] / taken / 1e12 / ceiling
+            rows.append(Row(f"share of the product, {part}, {name}", reached, ideal=TARGETS[part]))
+    return rows
+
+
+def _profiled(session: Session, name: str, timers: Timers) -> list[Row]:
+    """What the profiler saw of a roll-out pass."""
+    found = timers.profiled
+    if found is None:
+        raise DgpoError("the profiler saw no pass")
+    counts = session.counts.get("cases", {}).get(name, {})
+    kernels = next((row["kernels"] for row in counts.get("passes", ()) if row["pass"] == "roll-out step"), None)
+    return [
+        Row("kernels of a pass" if session.cuda else "operators of a pass", found.kernels, ideal=kernels),
+        Row("idle between its kernels", 1 - found.busy / found.span if found.span else 0.0, "of its span"),
+        Row("host until it returns", found.host * 1e3, "ms"),
+    ]
+
+
+def _apart(one: Said, other: Said) -> float:
+    return abs(one.gradient / other.gradient - 1)
