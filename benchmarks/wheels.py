@@ -73,8 +73,8 @@ def missing(present: Iterable[str]) -> dict[str, str]:
     What is present is taken to have its own requirements."""
     there = {_normal(name) for name in present}
     found: dict[str, str] = {}
-    seen = set()
-    pending = [(name, EXTRAS.get(name, ())) for name in DISTRIBUTIONS]
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    pending: list[tuple[str, tuple[str, ...]]] = [(name, EXTRAS.get(name, ())) for name in DISTRIBUTIONS]
     while pending:
         name, extras = pending.pop()
         if (_normal(name), extras) in seen or _normal(name) in there:

@@ -18,6 +18,7 @@ from benchmarks.session.cases import CASES, configuration
 from benchmarks.session.installing import STARTED
 from benchmarks.session.runner import run_steps
 from benchmarks.session.steps import STEPS, TOTAL
+from benchmarks.session.training import tiny_checkpoint
 from dgpo_core.errors import UserError
 from dgpo_lab.planning.cards import BANDWIDTH, CARDS, REACHED
 from dgpo_schemas.problems import nearest
@@ -65,7 +66,9 @@ def run(
         typer.echo(str(write_page(save(DOCS / "performance" / "record.json", "gpu", _read(write)), DOCS)))
         return
     if count_to is not None:
-        count_to.write_text(json.dumps(count(), indent=1) + "\n", encoding="utf-8")
+        with tempfile.TemporaryDirectory() as directory:
+            found = count(Path(directory) if tiny else None)
+        count_to.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         typer.echo(str(count_to))
         return
     named = {step.name: step for step in STEPS}
@@ -83,15 +86,18 @@ def run(
     typer.echo(f"{record['seconds']:.0f} s of {seconds:.0f}: {output}")
 
 
-def count() -> dict[str, Any]:
-    """Return the roofline of each case, and the rates of its cost model."""
+def count(tiny: Path | None = None) -> dict[str, Any]:
+    """Return the roofline of each case, and the rates of its cost model. tiny: directory of tiny checkpoints, whose
+    models are counted for a dry run."""
     from benchmarks.parts import registry_with_components
     from dgpo_lab.planning.roofline import measure_roofline
 
     card, cases = CARDS[CARD], {}
     for name, case in CASES.items():
         typer.echo(f"{name} ...", err=True)
-        found = measure_roofline(configuration(case, Path("unused"), iterations=1), registry_with_components())
+        checkpoint = None if tiny is None else tiny_checkpoint(tiny, name)
+        config = configuration(case, Path("unused"), iterations=1, tiny=checkpoint)
+        found = measure_roofline(config, registry_with_components())
         cases[name] = {
             "passes": [one.data(card) for one in found.passes],
             "peak_gib": {phase: peak / 2**30 for phase, peak in found.peaks.items()},

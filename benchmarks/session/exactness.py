@@ -6,11 +6,12 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -21,69 +22,81 @@ from benchmarks.session.training import Said, tiny_run, trained
 from dgpo_core.training.policy import ModelName
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.trainer import Trainer
-from dgpo_schemas.run import RunConfig
+from dgpo_diffusers.backbone import DiffusersBackbone
 
-__all__ = ["agreement", "determinism", "halving"]
+__all__ = ["LOW", "agreement", "compared", "determinism", "halving", "losses"]
 
 ROOT = Path(__file__).parents[2]
 MODELS: tuple[ModelName, ...] = ("base", "policy", "ema_fast", "ema")
 EXACT, LOW = 1e-4, 0.05
 """Largest relative difference of a gradient between CPU and GPU in float32, and from float32 in bfloat16."""
+WHOLE = 16
+"""Samples of the micro-batch that is not to fit."""
 AS_WHOLE = 1e-4
 """Largest relative difference of a loss between micro-batches of different sizes."""
 
 
-def agreement(session: Session) -> list[Row]:
-    """Loss and gradient of each model of a tiny SD3, CPU against GPU: in float32 without TF32, and in bfloat16."""
-    with ExitStack() as closing:
-        reference = _losses(tiny_run(session, "agree-cpu", _on("cpu")), None, closing)
-        exact = _losses(tiny_run(session, "agree-gpu", _on(session.device.type)), reference, closing)
-        low = _losses(
-            tiny_run(session, "agree-low", _on(session.device.type) | {"precision": {"autocast": "bf16"}}), reference,
-            closing,
-        )  # fmt: skip
-    rows = []
-    for name in MODELS:
-        for label, found, bound in (("float32", exact, EXACT), ("bfloat16", low, LOW)):
-            loss, gradient = found[name]
-            wanted_loss, wanted = reference[name]
-            rows.append(Row(f"loss of {name}, {label}", abs(loss / wanted_loss - 1), "relative", bound=bound))
-            if wanted is not None and gradient is not None:
-                difference = float((gradient - wanted).norm() / wanted.norm())
-                rows.append(Row(f"gradient of {name}, {label}", difference, "relative", bound=bound))
-    return rows
-
-
 Losses = dict[str, tuple[float, Tensor | None]]
+"""Loss and gradient [all trained weights, float32, CPU] by model."""
+
+
+def agreement(session: Session) -> list[Row]:
+    """Loss and gradient of each model of a tiny SD3, CPU against GPU: in float32 without TF32, in bfloat16 by
+    autocast, and in bfloat16 with the fast adapter and norms."""
+    device = session.device.type
+    low = {"tf32": False, "autocast": "bf16"}
+    fast = {"backbone": {"dtype": "bfloat16"}, "precision": low | {"adapter": "fast", "norms": "fast"}}
+    reference = losses(session, "cpu", _on("cpu"))
+    return [
+        *compared("float32", losses(session, "float32", _on(device)), reference, EXACT),
+        *compared("autocast", losses(session, "autocast", _on(device) | {"precision": low}), reference, LOW),
+        *compared("fast", losses(session, "fast", _on(device) | fast), reference, LOW),
+    ]
+
+
+def compared(label: str, found: Losses, wanted: Losses, bound: float) -> list[Row]:
+    """Rows of the relative differences of losses and gradients."""
+    rows = []
+    for name, (loss, gradient) in found.items():
+        wanted_loss, wanted_gradient = wanted[name]
+        rows.append(Row(f"loss of {name}, {label}", abs(loss / wanted_loss - 1), "relative", bound=bound))
+        if gradient is not None and wanted_gradient is not None:
+            difference = float((gradient - wanted_gradient).norm() / wanted_gradient.norm())
+            rows.append(Row(f"gradient of {name}, {label}", difference, "relative", bound=bound))
+    return rows
 
 
 def _on(device: str) -> dict[str, Any]:
     return {"run": {"device": device}, "precision": {"tf32": False, "autocast": "no"}}
 
 
-def _losses(config: RunConfig, other: Losses | None, closing: ExitStack) -> Losses:
-    """Loss and gradient [all trained weights] of each model, whose weights are drawn on the CPU from a fixed seed."""
-    trainer = Trainer(config, registry_with_components())
-    closing.callback(trainer.close)
-    run = trainer.build()
-    _differ(run)
-    draws = torch.Generator().manual_seed(1)
-    prompts = run.sized(run.train_prompts[:4])
+def losses(session: Session, name: str, more: Mapping[str, Mapping[str, Any]]) -> Losses:
+    """Return loss and gradient of each model of a tiny run, whose weights and inputs are drawn on the CPU from a fixed
+    seed."""
+    trainer = Trainer(tiny_run(session, f"agree-{name}", more), registry_with_components())
+    try:
+        run = trainer.build()
+        _differ(run)
+        return {model: _loss(run, model) for model in MODELS}
+    finally:
+        trainer.close()
+
+
+def _loss(run: TrainingRun, name: ModelName) -> tuple[float, Tensor | None]:
+    draws, device = torch.Generator().manual_seed(1), run.runtime.device
     shape = run.training_rollout_sampler.shape
-    x, noise = (torch.randn(4, *shape, generator=draws).to(run.runtime.device) for _ in range(2))
-    sigma = torch.tensor([0.2, 0.5, 0.8, 1.0], device=run.runtime.device)
+    x, noise = (torch.randn(4, *shape, generator=draws).to(device) for _ in range(2))
+    sigma = torch.tensor([0.2, 0.5, 0.8, 1.0], device=device)
     wide = sigma.view(-1, *[1] * len(shape))
-    found: Losses = {}
-    for name in MODELS:
-        run.policy.forget_gradient()
-        with run.policy.activate(name), run.runtime.autocast():
-            velocity = run.policy.velocity((1 - wide) * x + wide * noise, sigma, run.conditioning(prompts))
-            loss = (velocity.float() - (noise - x)).square().mean()
-            if loss.requires_grad:
-                run.policy.backward(loss)
-        gradients = [p.grad.flatten().cpu().float() for p in run.policy.parameters.values() if p.grad is not None]
-        found[name] = float(loss.detach()), torch.cat(gradients) if gradients else None
-    return found
+    run.policy.forget_gradient()
+    with run.policy.activate(name), run.runtime.autocast():
+        conditioning = run.conditioning(run.sized(run.train_prompts[:4]))
+        velocity = run.policy.velocity((1 - wide) * x + wide * noise, sigma, conditioning)
+        loss = (velocity.float() - (noise - x)).square().mean()
+        if loss.requires_grad:
+            run.policy.backward(loss)
+    gradients = [p.grad.flatten().cpu().float() for p in run.policy.parameters.values() if p.grad is not None]
+    return float(loss.detach()), torch.cat(gradients) if gradients else None
 
 
 def _differ(run: TrainingRun) -> None:
@@ -146,30 +159,33 @@ def _digest(directory: Path) -> str:
 
 def halving(session: Session) -> list[Row]:
     """A micro-batch that does not fit is halved, with the same loss as one that fits."""
-    fitting = _trained_at(session, 2)
-    whole = _trained_at(session, 16)
-    with _too_small_for(16, whole.peak, fitting.peak, session):
-        halved = _trained_at(session, 16)
+    fitting = _trained_at(session, 2, "fitting")
+    whole = _trained_at(session, WHOLE, "whole")
+    with _too_small_for(whole.peak, fitting.peak, session):
+        halved = _trained_at(session, WHOLE, "halved")
     said = sum("out of memory: continuing with micro-batches" in message for message in halved.messages)
-    difference = abs(halved.loss / fitting.loss - 1)
     return [
         Row("peak of a micro-batch of 2", fitting.peak / 2**20, "MiB"),
-        Row("peak of a micro-batch of 16", whole.peak / 2**20, "MiB"),
+        Row(f"peak of a micro-batch of {WHOLE}", whole.peak / 2**20, "MiB"),
         Row("halvings", said),
         Row("not halved", int(said == 0), bound=0),
-        Row("loss, against a micro-batch that fits", difference, "relative", bound=AS_WHOLE),
+        Row("loss, against a micro-batch that fits", abs(halved.loss / fitting.loss - 1), "relative", bound=AS_WHOLE),
     ]
 
 
-def _trained_at(session: Session, micro_batch: int) -> Said:
-    more = {"run": {"device": session.device.type, "iterations": 1}, "optimizer": {"micro_batch": micro_batch},
-            "rollout": {"group_size": 16, "micro_batch": 2, "resolution": 64}}  # fmt: skip
-    return trained(tiny_run(session, f"halving-{micro_batch}", more))
+def _trained_at(session: Session, micro_batch: int, name: str) -> Said:
+    """Train for one iteration; on a GPU with a model whose activations take gigabytes."""
+    more: dict[str, dict[str, Any]] = {
+        "run": {"device": session.device.type},
+        "optimizer": {"micro_batch": micro_batch},
+        "rollout": {"group_size": WHOLE, "micro_batch": 2, "resolution": 64 if session.tiny else 256},
+    }
+    return trained(tiny_run(session, f"halving-{name}", more, wide=not session.tiny))
 
 
 @contextmanager
-def _too_small_for(size: int, whole: float, fitting: float, session: Session) -> Iterator[None]:
-    """Context in which a micro-batch of `size` does not fit: on a GPU by a limit on memory between the two peaks, on
+def _too_small_for(whole: float, fitting: float, session: Session) -> Iterator[None]:
+    """Context in which a micro-batch of `WHOLE` does not fit: on a GPU by a limit on memory between the two peaks, on
     the CPU by an error of the network for more than half of it."""
     if session.cuda:
         torch.cuda.empty_cache()
@@ -180,18 +196,13 @@ def _too_small_for(size: int, whole: float, fitting: float, session: Session) ->
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, session.device)
         return
-    from benchmarks.random_weights import RandomSD3
-
-    velocity = RandomSD3.velocity
+    velocity = DiffusersBackbone.velocity
 
     @wraps(velocity)
     def refusing(self: Any, x_sigma: Tensor, *arguments: Any) -> Tensor:
-        if len(x_sigma) > size // 2 and torch.is_grad_enabled():
+        if len(x_sigma) > WHOLE // 2 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return velocity(self, x_sigma, *arguments)
 
-    RandomSD3.velocity = cast(Callable[..., Tensor], refusing)  # type: ignore[method-assign]
-    try:
+    with patch.object(DiffusersBackbone, "velocity", refusing):
         yield
-    finally:
-        RandomSD3.velocity = velocity  # type: ignore[method-assign]

@@ -167,11 +167,11 @@ def seconds_of(work: Callable[[], Any], session: Session, *, seconds: float = 0.
     while not found or time.perf_counter() < until:
         if session.cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()  # type: ignore[no-untyped-call]
+            start.record()
             work()
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
-            found.append(start.elapsed_time(end) / 1e3)  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end) / 1e3)
         else:
             started = time.perf_counter()
             work()

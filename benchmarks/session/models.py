@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.parts import registry_with_components
 from benchmarks.session.cases import CASES, configuration
+from benchmarks.session.exactness import LOW, compared, losses
 from benchmarks.session.hardware import PRODUCT, seconds_of, tf32
 from benchmarks.session.steps import Row, Session
 from benchmarks.session.timers import Timers
@@ -21,8 +22,6 @@ __all__ = ["compiled", "decoding", "savings", "sd35_512", "sd35_1024", "wan"]
 
 TARGETS = {"roll-out step": 0.55, "training micro-batch, all passes": 0.45}
 """Least shares of the sustained bf16 product that are aimed at."""
-CLOSE = 0.05
-"""Largest relative difference of a gradient's norm that a saving or the compiler may make."""
 
 
 def sd35_512(session: Session) -> list[Row]:
@@ -43,32 +42,28 @@ def wan(session: Session) -> list[Row]:
 
 def savings(session: Session) -> list[Row]:
     """The adapter and the norms exact, then the adapter fast alone; both fast is the default, which was measured."""
-    rows: list[Row] = []
-    said: dict[str, Said] = {}
-    for name in ("sd3.5-m 512, exact", "sd3.5-m 512, fast adapter"):
-        found, _, said[name] = _measured(session, name)
-        rows += found
-    exact, fast = said.values()
-    return [*rows, Row("gradient's norm, fast adapter against exact", _apart(fast, exact), "relative", bound=CLOSE)]
+    names = ("sd3.5-m 512, exact", "sd3.5-m 512, fast adapter")
+    return [row for name in names for row in _measured(session, name)[0]]
 
 
 def compiled(session: Session) -> list[Row]:
-    """Compiled blocks: seconds of the first iteration, graphs, what a pass takes then, and the gradient."""
+    """Compiled blocks: seconds of the first iteration, graphs, and what a pass takes then; the gradient of a tiny
+    model, compiled against eager."""
     from torch._dynamo.utils import counters
 
+    low: dict[str, dict[str, Any]] = {"run": {"device": session.device.type}, "precision": {"autocast": "bf16"}}
+    eager = losses(session, "eager", low)
+    rows = compared("compiled", losses(session, "compiled", low | {"backbone": {"compile": True}}), eager, LOW)
     counters.clear()
-    rows, _, found = _measured(session, "sd3.5-m 512", {"backbone": {"compile": True}}, label="sd3.5-m 512, compiled")
-    eager = session.value("gradient's norm, sd3.5-m 512")
-    rows += [
-        Row("first iteration, compiled", found.seconds[0], "s"),
+    more = {"backbone": {"compile": True}}
+    found, _, said = _measured(session, "sd3.5-m 512", more, label="sd3.5-m 512, compiled")
+    return [
+        *rows, *found,
+        Row("first iteration, compiled", said.seconds[0], "s"),
         Row("graphs", counters["stats"]["unique_graphs"]),
         Row("graph breaks", sum(counters["graph_break"].values())),
-        *(Row("message", text) for text in found.messages if "compil" in text),
-    ]
-    if eager is not None:
-        rows.append(Row("gradient's norm, compiled against eager", abs(found.gradient / eager - 1), "relative",
-                        bound=CLOSE))  # fmt: skip
-    return rows
+        *(Row("message", text) for text in said.messages if "compil" in text),
+    ]  # fmt: skip
 
 
 def decoding(session: Session) -> list[Row]:
@@ -100,7 +95,7 @@ def _configuration(
     session: Session, name: str, iterations: int, more: Mapping[str, Mapping[str, Any]] | None
 ) -> RunConfig:
     case = CASES[name]
-    tiny = tiny_checkpoint(session, "wan" if "wan" in name else "sd3") if session.tiny else None
+    tiny = tiny_checkpoint(session.directory, name) if session.tiny else None
     label = name.replace(" ", "-").replace(",", "")
     sections: dict[str, Mapping[str, Any]] = {"run": {"name": f"{label}-{len(more or ())}"}, **(more or {})}
     return configuration(case, session.directory, iterations=iterations, tiny=tiny, more=sections)
@@ -114,6 +109,7 @@ def _measured(
     config = _configuration(session, name, 3, more)
     timers, watch = Timers(session.device, profile=profile), Watch()
     trainer = Trainer(config, registry_with_components(), callbacks=[timers, watch])
+    torch.manual_seed(0)  # the same random weights, whatever the settings
     timers.watch(trainer.build())
     trainer.train()
     counts = session.counts.get("cases", {}).get(name, {})
@@ -160,7 +156,3 @@ def _profiled(session: Session, name: str, timers: Timers) -> list[Row]:
         Row("idle between its kernels", 1 - found.busy / found.span if found.span else 0.0, "of its span"),
         Row("host until it returns", found.host * 1e3, "ms"),
     ]
-
-
-def _apart(one: Said, other: Said) -> float:
-    return abs(one.gradient / other.gradient - 1)

@@ -35,10 +35,9 @@ class _Waiting(Callback):
 
 def streams(session: Session) -> list[Row]:
     """Seconds until all samples are drawn and scored: without a reward that waits, with one on either stream."""
-    alone = _drawn(session, "free")
-    own = _drawn(session, "waiting")
+    alone, own = _drawn(session, "free"), _drawn(session, "waiting")
     with _on_the_default_stream(session):
-        shared = _drawn(session, "waiting")
+        shared = _drawn(session, "waiting", "shared")
     return [
         Row("drawn and scored, a reward that waits for nothing", alone, "s"),
         Row("20 waits a micro-batch, on a stream of its own", own, "s", ideal=alone),
@@ -46,19 +45,19 @@ def streams(session: Session) -> list[Row]:
     ]
 
 
-def _drawn(session: Session, reward: str) -> float:
+def _drawn(session: Session, reward: str, name: str = "own") -> float:
     case = CASES["sd3.5-m 512"]
-    tiny = tiny_checkpoint(session) if session.tiny else None
+    tiny = tiny_checkpoint(session.directory) if session.tiny else None
     members = 4 if session.tiny else 16
     more: dict[str, Any] = {
-        "run": {"name": f"rewards-{reward}"},
+        "run": {"name": f"rewards-{reward}-{name}"},
         "rollout": {"group_size": members, "micro_batch": members // MICRO_BATCHES},
         "optimizer": {"micro_batch": members // MICRO_BATCHES},
         "rewards": [{"use": reward}],
     }
     config = configuration(case, session.directory, iterations=2, tiny=tiny, more=more)
     waiting = _Waiting()
-    Trainer(config, registry_with_components(), callbacks=[waiting, Watch()]).train(resume="auto")
+    Trainer(config, registry_with_components(), callbacks=[waiting, Watch()]).train()
     return waiting.seconds[-1]
 
 

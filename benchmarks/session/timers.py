@@ -105,8 +105,8 @@ class Timers(Callback):
             if cuda:
                 torch.cuda.synchronize(self._device)
         events: Sequence[Any] = profiler.events() or ()
-        kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-        ran = [event.time_range for event in events if event.device_type == kind and not event.name.startswith("Mem")]
+        kind = "CUDA" if cuda else "CPU"
+        ran = [e.time_range for e in events if e.device_type.name == kind and not e.name.startswith("Mem")]
         span = max((r.end for r in ran), default=0) - min((r.start for r in ran), default=0)
         self.profiled = Launched(len(ran), _covered([(r.start, r.end) for r in ran]) / 1e6, span / 1e6, host)
         return result

@@ -22,7 +22,7 @@ __all__ = ["Said", "Watch", "tiny_checkpoint", "tiny_run", "trained"]
 
 @dataclass
 class Said:
-    """What a run said. loss: denoising error, gradient: its norm, both of the last iteration; peak: bytes; seconds: of
+    """What a run said. loss: denoising error, gradient: its norm, both of the first iteration; peak: bytes; seconds: of
     each iteration; messages: of the trainer."""
 
     loss: float = float("nan")
@@ -43,34 +43,44 @@ class Watch(Callback):
         self.said.messages.append(text)
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """Keep the loss, the norm of the gradient, and the seconds."""
-        self.said.loss, self.said.gradient = metrics.dsm or float("nan"), metrics.grad_norm or float("nan")
+        """Keep the seconds, and of the first iteration the loss and the norm of the gradient."""
+        if not self.said.seconds:
+            self.said.loss, self.said.gradient = metrics.dsm or float("nan"), metrics.grad_norm or float("nan")
         self.said.peak = max(self.said.peak, timing.peak_memory_bytes)
         self.said.seconds.append(timing.seconds)
 
 
-def tiny_checkpoint(session: Session, kind: str = "sd3") -> Path:
-    """Make the tiny checkpoint of a family, once, in the session's directory."""
+def tiny_checkpoint(directory: Path, case: str = "sd3") -> Path:
+    """Make the tiny checkpoint of a case's family in a directory, once."""
     from dgpo_sd3.testing import make_tiny_checkpoint as make_sd3
     from dgpo_wan.testing import make_tiny_checkpoint as make_wan
 
-    path = session.directory / f"tiny-{kind}"
-    return path if path.is_dir() else (make_sd3 if kind == "sd3" else make_wan)(path)
+    wan = "wan" in case
+    path = directory / ("tiny-wan" if wan else "tiny-sd3")
+    return path if path.is_dir() else (make_wan if wan else make_sd3)(path)
 
 
-def tiny_run(session: Session, name: str, more: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """A run of the tiny SD3 with its real weights, in float32 unless `more` says otherwise."""
+def tiny_run(session: Session, name: str, more: Mapping[str, Mapping[str, Any]], *, wide: bool = False) -> RunConfig:
+    """A run of the tiny SD3, in float32 unless `more` says otherwise; wide: of a larger one, whose activations take
+    gigabytes at 256 pixels."""
+    from dgpo_sd3.testing import make_tiny_checkpoint
+
+    checkpoint = session.directory / "wide-sd3" if wide else tiny_checkpoint(session.directory)
+    if not checkpoint.is_dir():
+        make_tiny_checkpoint(checkpoint, layers=4, width=512, pos_embed_max_size=32)
     case = Case(SD3 | {"use": "sd3", "options": {"text_length": 0}}, "sd35-geneval.yaml", 64, 4, 2)
-    sections = {"run": {"name": name}, "backbone": {"dtype": "float32"}, "precision": {"autocast": "no"}}
+    sections: dict[str, Any] = {
+        "run": {"name": name}, "backbone": {"dtype": "float32"}, "precision": {"autocast": "no"},
+    }  # fmt: skip
     for section, keys in more.items():
         sections[section] = sections.get(section, {}) | dict(keys)
-    return configuration(case, session.directory, iterations=1, tiny=tiny_checkpoint(session), more=sections)
+    return configuration(case, session.directory, iterations=1, tiny=checkpoint, more=sections)
 
 
 def trained(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Said:
     """Train a run from its start; returns what it said."""
     watch = Watch()
-    Trainer(config, registry_with_components(), callbacks=[watch, *callbacks]).train(resume="auto")
+    Trainer(config, registry_with_components(), callbacks=[watch, *callbacks]).train()
     return watch.said
 
 
