@@ -66,7 +66,12 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 }  # fmt: skip
 
 
-COMMANDS = {"gpu": "benchmarks.session.command", "peers": "benchmarks.peers.command", "roofline": "benchmarks.roofline"}
+COMMANDS = {
+    "cluster": "benchmarks.cluster",
+    "gpu": "benchmarks.session.command",
+    "peers": "benchmarks.peers.command",
+    "roofline": "benchmarks.roofline",
+}
 """Parts with options of their own, which need a module that has a function `run`."""
 
 
@@ -96,6 +101,8 @@ def run(
         python -m benchmarks peers --help
 
         python -m benchmarks roofline --help
+
+        python -m benchmarks cluster --help
     """
     from benchmarks.figures import draw
     from benchmarks.page import write_page, write_roofline

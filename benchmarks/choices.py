@@ -69,7 +69,8 @@ CHOICES = (
         "activations computed again", "optimize", _operations("optimize"), ("backbone.gradient_checkpointing=true",)
     ),
     Choice(
-        "groups twice as large as a micro-batch, processed in two passes", "optimize", _operations("optimize"),
+        "groups twice as large as a micro-batch, processed in three passes of half of them", "optimize",
+        _operations("optimize"),
         ("optimizer.micro_batch=6",), ("rollout.group_size=6", "rollout.groups=12", "optimizer.micro_batch=6"),
     ),
 )  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
+from dgpo_core.training.batch_sizes import drawn_at_once, trained_at_once
 from dgpo_lab.planning.cards import CARDS
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_lab.planning.waiting import drawn_at_once
+from dgpo_lab.planning.shapes import CUDA
 
 __all__ = ["CASES", "Floor", "measure"]
 
@@ -50,8 +51,7 @@ def measure(name: str) -> Floor:
     rollout, card = config.rollout, CARDS[CARD]
     total = rollout.groups * rollout.group_size
     weights = model.held["transformer"] + model.held["trained weights"]
-    drawn = drawn_at_once(config)
-    learned = config.optimizer.micro_batch or rollout.group_size
+    drawn, learned = drawn_at_once(config, CUDA), trained_at_once(config, CUDA)
     passes = {
         "rollout": -(-total // drawn) * rollout.steps,
         # The policy's forward and backward pass, its reference's and the old policy's forward passes.

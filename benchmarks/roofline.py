@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.floor import CARD
 from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
@@ -26,8 +27,6 @@ from dgpo_schemas.problems import nearest
 __all__ = ["CARD", "CASES", "Case", "lines", "measure", "run"]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-DOCS = Path(__file__).parents[1] / "docs"
-CARD = "h200"
 GIB = 2**30
 
 
@@ -122,7 +121,7 @@ def run(
     if as_json:
         typer.echo(json.dumps({"card": card, "settings": overrides or [], "cases": found}, indent=1))
     if write:
-        from benchmarks.page import write_roofline
+        from benchmarks.page import DOCS, write_roofline
         from benchmarks.record import save
 
         typer.echo(str(write_roofline(save(DOCS / "performance" / "record.json", "roofline", found), DOCS)))

@@ -22,6 +22,19 @@ def evaluate(
         Path | None,
         typer.Option("--prompts", help="A .txt, .jsonl or .json file; by default the run's held-out prompts."),
     ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            help="A benchmark (`dgpo plugins list --kind suite`) with its own prompts, rewards and aggregation; may be "
+            "repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    suite_option: Annotated[
+        list[str] | None,
+        typer.Option("--suite-option", help="An option of a suite; may be repeated.", metavar="NAME.KEY=VALUE"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of prompts.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", "-n", min=1, help="Samples of each prompt.")] = None,
     model: options.ModelName = None,
@@ -41,9 +54,10 @@ def evaluate(
     micro_batch: options.MicroBatch = None,
     processes: options.Processes = 1,
 ) -> None:
-    """Score a run or a base model on prompts.
+    """Score a run or a base model on prompts, or with benchmarks.
 
-    Intervals are 95 % bootstrap intervals over prompts; the mean is the unweighted mean of the tasks.
+    Intervals are 95 % bootstrap intervals over prompts; the mean is the unweighted mean of the tasks. With --suite, the
+    scores are those of the benchmark, and those of a run are kept in its directory for `dgpo compare`.
 
     Examples:
 
@@ -54,6 +68,8 @@ def evaluate(
         dgpo evaluate examples/sd35-pickscore.yaml --preset 24gb
 
         dgpo evaluate run.yaml --prompts drawbench.txt --samples 4 --json
+
+        dgpo evaluate runs/quickstart --suite geneval --suite-option geneval.detector=mask2former
     """
     from dgpo_cli.opening import note, working_on
     from dgpo_core.api.output import check_file
@@ -63,6 +79,20 @@ def evaluate(
     from dgpo_core.data.prompts import load_file
 
     chosen = load_file(prompts) if prompts else []  # before the model is loaded, which is slow
+    if suite or suite_option:
+        from dgpo_cli.suites import SuiteJob, opened_suites
+
+        if prompts is not None:
+            raise typer.BadParameter("a suite has its own prompts", param_hint="--prompts")
+        suites = opened_suites(suite or (), suite_option or (), limit)
+        job = SuiteJob(suites, samples, seed, steps, guidance, micro_batch, output, as_json)
+        with working_on(
+            context, target, model=model, checkpoint=checkpoint, overrides=overrides, preset=preset, accept=accept,
+            processes=processes,
+        ) as opened:  # fmt: skip
+            results = job.run(opened)
+        job.report(opened, results)
+        return
     with working_on(
         context, target, model=model, checkpoint=checkpoint, overrides=overrides, preset=preset, accept=accept,
         processes=processes,

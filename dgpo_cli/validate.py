@@ -136,6 +136,8 @@ def _prompts(blocks: Sequence[PromptsBlock], sources: Sequence[Source]) -> str:
         words = _block(block, source.prompts)
         if isinstance(block, SourceBlock):
             rewards = "all rewards" if block.rewards is None else ", ".join(block.rewards)
+            if isinstance(block.rewards, dict):
+                rewards = ", ".join(f"{weight:g} x {label}" for label, weight in block.rewards.items())
             words = f"{block.source} ({source.weight / total:.0%}; {words}; {rewards})"
         reported.append(words)
     return ", ".join(reported)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["ContractError", "DgpoError", "PluginError", "ProcessLostError", "RenamedError", "RunStopped", "UserError"]
+__all__ = [
+    "ContractError",
+    "DgpoError",
+    "PluginError",
+    "ProcessLostError",
+    "RenamedError",
+    "RewardUnusable",
+    "RunStopped",
+    "UserError",
+]
 
 
 class DgpoError(Exception):
@@ -24,6 +33,11 @@ class ContractError(PluginError):
 class RenamedError(ContractError, ImportError):
     """A plugin imports a name that the contract no longer has. An ImportError too, so that a plugin for several
     versions may catch it."""
+
+
+class RewardUnusable(UserError):
+    """Raised by a reward's `score` or `score_group` to end the command instead of marking the samples as missing: it is
+    certain that no sample can ever be scored, for example because a server rejects the key."""
 
 
 class RunStopped(DgpoError):

@@ -109,6 +109,7 @@ KINDS: Mapping[str, Kind] = {
         _kind("timesteps", "dgpo_timestep_policies", "TimestepPolicy", noun="timestep policy"),
         _kind("objective", "dgpo_objectives", "Objective"),
         _kind("prompts", "dgpo_prompt_sources", "PromptSource", noun="prompt source"),
+        _kind("suite", "dgpo_suites", "Suite"),
     )
 }
 """The engine's kinds; `Registry.kinds` also contains those of plugins. The hook of a kind takes no arguments and

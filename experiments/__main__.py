@@ -10,13 +10,13 @@ import typer
 from dgpo_core.errors import UserError
 from dgpo_lab.program import program
 from dgpo_schemas.problems import nearest
-from experiments.catalog import EXPERIMENTS
+from experiments.catalog import EXPERIMENTS, SECONDS
 
 QUICK_PAGES = "pages"
 
 
 def run(
-    names: Annotated[list[str], typer.Argument(help="e1 to e8, or `all`.", metavar="EXPERIMENT...")],
+    names: Annotated[list[str], typer.Argument(help="e1 to e8, seconds, or `all`.", metavar="EXPERIMENT...")],
     quick: Annotated[
         bool,
         typer.Option("--quick", help="A reduced set that takes a quarter of an hour, to check that everything runs."),
@@ -41,16 +41,21 @@ def run(
 
         python -m experiments e5 --base examples/sd35-geneval.yaml
     """
-    chosen = list(EXPERIMENTS) if names == ["all"] else names
+    known = [*EXPERIMENTS, SECONDS]
+    chosen = known if names == ["all"] else names
     for name in chosen:
-        if name not in EXPERIMENTS:
-            known = ", ".join(EXPERIMENTS)
-            raise UserError(f"unknown experiment {name!r}{nearest(name, list(EXPERIMENTS))} (known: {known}, all)")
+        if name not in known:
+            raise UserError(f"unknown experiment {name!r}{nearest(name, known)} (known: {', '.join(known)}, all)")
+        if name == SECONDS and base is not None:
+            raise UserError("--base: `seconds` compares savings on the miniature only; leave --base out")
     # Reduced runs and runs of another base model get directories of their own.
     for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
         output = output.with_name(f"{output.name}-{apart}")
     directory = output / QUICK_PAGES if quick or base is not None else Path("docs/experiments")
     for name in chosen:
+        if name == SECONDS:
+            typer.echo(str(_seconds(output, directory, quick=quick, measured=pages)))
+            continue
         experiment = EXPERIMENTS[name]
         if not pages:
             from experiments.conduct import run_experiment
@@ -68,6 +73,23 @@ def run(
 
         typer.echo(str(write_page(experiment, directory)))
         write_index(directory)
+
+
+def _seconds(output: Path, directory: Path, *, quick: bool, measured: bool) -> Path:
+    """Compare savings at equal seconds, unless that is `measured`, and write the page."""
+    from dgpo_core.plugins.registry import get_registry
+    from experiments.page import write_index
+    from experiments.seconds.measure import measure
+    from experiments.seconds.page import write_page
+    from experiments.seconds.record import save
+
+    if not measured:
+        size = {"budget": 4.0, "seeds": 2, "rounds": 1} if quick else {"budget": 20.0, "seeds": 5, "rounds": 8}
+        found = measure(output / SECONDS, get_registry(), on_message=lambda text: typer.echo(text, err=True), **size)  # type: ignore[arg-type]
+        save(directory / SECONDS / "record.json", found, quick=quick)
+    page = write_page(directory)
+    write_index(directory)
+    return page
 
 
 def main() -> None:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["EXPERIMENTS", "HERE", "Experiment"]
+__all__ = ["EXPERIMENTS", "HERE", "SECONDS", "Experiment"]
+
+SECONDS = "seconds"
+"""The experiment that is no ablation: what savings are worth at equal seconds (`experiments.seconds`)."""
 
 HERE = Path(__file__).parent
 

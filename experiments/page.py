@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo_lab.ablation import tables, words
-from experiments.catalog import EXPERIMENTS, HERE, Experiment
+from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
 from experiments.findings import Findings
 from experiments.record import load
+from experiments.seconds import page as seconds
 
 __all__ = ["write_index", "write_page"]
 
@@ -54,6 +55,8 @@ def write_index(directory: Path) -> Path:
             record = load(directory / experiment.key / "record.json")
             link, headline = f"[{experiment.key.upper()}]({experiment.key}.md)", words.headline(record.results)
             lines.append(f"| {link} | {experiment.title} | {headline} |")
+    if (directory / SECONDS / "record.json").is_file():
+        lines.append(f"| [{SECONDS}]({SECONDS}.md) | {seconds.TITLE} | {seconds.headline(directory)} |")
     lines += ["", (HERE / "pages" / "index-tail.md").read_text(encoding="utf-8").strip()]
     path = directory / "README.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

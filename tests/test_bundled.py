@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +20,7 @@ from dgpo_core.plugins.installable import installable
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
 from dgpo_geneval.testing import make_tiny_mask2former
+from dgpo_judge.demo_server import Server
 from dgpo_kit import Given, NeedsInput
 from dgpo_kit.contracts import check_light, check_reward, component_checks
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
@@ -58,6 +59,41 @@ def aesthetic(directory: Path) -> Given:
     return Given({"model": str(clip), "head": str(head)})
 
 
+SUITE_FILES = {
+    "geneval2": '{"prompt": "two pigs", "vqa_list": [["How many pigs?", "two"], ["Any pigs?", "Yes"]], '
+    '"skills": ["count", "object"], "atom_count": 2}\n',
+    "dpg": "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+    "0,a pig,1,0,entity - whole (pig),Is there a pig?\n0,a pig,2,1,attribute - color (green),Is it green?\n"
+    "1,a cat,1,0,entity - whole (cat),Is there a cat?\n2,a dog,1,0,entity - whole (dog),Is there a dog?\n",
+    "drawbench": "Prompts,Category\na red car,Colors\ntwo cats,Counting\n",
+    "parti": "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tx\na cat\tAnimals\tBasic\tx\n",
+    "longtext": '{"prompt": "a sign", "text": ["ONE TWO", "three"]}\n{"prompt": "a poster", "text": ["four"]}\n',
+    "ocr": 'a sign that says "OPEN"\na door that says "SHUT"\n',
+}
+SUITE_FILES["dpg-reference"] = SUITE_FILES["dpg"]
+"""Prompt files in the published formats."""
+
+
+def suite_file(name: str, directory: Path) -> Given:
+    path = directory / f"{name}{'.csv' if name == 'drawbench' else '.txt'}"
+    path.write_text(SUITE_FILES[name])
+    return Given({"file": str(path)})
+
+
+@cache
+def judge_server() -> Server:
+    """A judge without a model, for the whole session."""
+    return Server()
+
+
+def judge(directory: Path) -> Given:
+    return Given({"urls": [judge_server().url]})
+
+
+def pairwise(directory: Path) -> Given:
+    return Given({"reward": {"use": "geneval", "options": {"detector": "shapes"}}}, prompts=drawn()[1][:1])
+
+
 def family(proof: Proof, directory: Path) -> Given:
     checkpoint = proof.make(directory / "tiny")
     return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=proof.sizes[0])
@@ -73,19 +109,24 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("reward", "geneval"): geneval,
     ("reward", "geneval-official"): geneval,
     ("reward", "geneval-flowgrpo"): geneval,
+    ("reward", "judge"): judge,
+    ("reward", "judge-pairs"): judge,
+    ("reward", "judge-list"): judge,
+    ("reward", "pairwise"): pairwise,
     ("reward", "pickscore"): pickscore,
     ("reward", "clipscore"): clipscore,
     ("reward", "aesthetic"): aesthetic,
     ("prompts", "miniature"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("prompts", "geneval"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("detector", "mask2former"): mask2former,
+    **{("suite", name): partial(suite_file, name) for name in SUITE_FILES},
 }
 """Of components that want options or a checkpoint, or are quicker with them."""
 
 RANDOM_WEIGHTS = {("reward", "pickscore"), ("reward", "clipscore"), ("reward", "aesthetic")}
 """Their tiny checkpoints do not know good from bad."""
 
-SLOW = RANDOM_WEIGHTS | {("reward", "ocr")}
+SLOW = RANDOM_WEIGHTS | {("reward", name) for name in ("ocr", "judge", "judge-pairs", "judge-list")}
 """Their distributions' own tests try their contracts too."""
 
 each = pytest.mark.parametrize

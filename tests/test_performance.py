@@ -10,7 +10,8 @@ import yaml
 from benchmarks import choices, record, scaling
 from benchmarks.__main__ import PARTS
 from benchmarks.figures import draw
-from benchmarks.page import HERE, write_page
+from benchmarks.page import HERE, write_page, write_roofline
+from benchmarks.roofline import CASES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -24,6 +25,13 @@ def test_the_page_is_that_of_the_record(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted(
         p.name for p in (DOCS / "performance").glob("*.png")
     )
+
+
+def test_the_roofline_is_that_of_the_record(tmp_path: Path) -> None:
+    measured = record.load(DOCS / "performance" / "record.json")
+    assert list(measured["roofline"]["measured"]) == list(CASES)
+    written = write_roofline(measured, tmp_path)
+    assert written.read_text(encoding="utf-8") == (DOCS / "roofline.md").read_text(encoding="utf-8")
 
 
 def test_a_record_of_nothing(tmp_path: Path) -> None:

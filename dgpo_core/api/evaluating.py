@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core.data.notes import longer_than_read, notes
 from dgpo_core.data.prompts import some_of
+from dgpo_core.data.wording import reworded_prompts
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.system.spelling import option
@@ -84,6 +85,7 @@ def evaluate(
         members=members,
         draws=Draws(engine.config.run.seed if seed is None else seed).at("evaluation"),
         many_step=ManyStepSolve.of(engine, guidance, micro_batch),
+        reworded=reworded_prompts(engine.config.evaluation.monitors.wording, chosen, engine.registry, some=False),
         processes=target.processes,
         exact=True,
     )

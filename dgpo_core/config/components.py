@@ -28,6 +28,7 @@ PLACES: dict[KeyPath, str] = {
     ("evaluation", "sampler"): "sampler",
     ("evaluation", "rewards"): "reward",
     ("evaluation", "monitors", "rewards"): "reward",
+    ("evaluation", "monitors", "wording"): "prompts",
 }
 """Keys of a run file that select components, with their kinds."""
 

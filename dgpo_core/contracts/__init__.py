@@ -13,6 +13,7 @@ from dgpo_core.contracts.objective import MemberLoss, Objective
 from dgpo_core.contracts.prompts import PromptSource
 from dgpo_core.contracts.reward import AnyReward, GroupReward, RewardBase, RewardModel
 from dgpo_core.contracts.sampler import Sampler, VelocityFn
+from dgpo_core.contracts.suite import Suite, SuiteFile, task_means
 from dgpo_core.contracts.timesteps import Probe, TimestepContext, TimestepPolicy
 from dgpo_core.contracts.version import VERSION
 from dgpo_core.contracts.weighting import AdvantageWeighting
@@ -31,7 +32,10 @@ __all__ = [
     "RewardBase",
     "RewardModel",
     "Sampler",
+    "Suite",
+    "SuiteFile",
     "TimestepContext",
     "TimestepPolicy",
     "VelocityFn",
+    "task_means",
 ]

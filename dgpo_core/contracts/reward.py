@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -53,6 +55,28 @@ class RewardBase(ABC):
         """
         return ()
 
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the scores depend on besides the options, as JSON values, for the records of suites: the served
+        `model` and its `revision`, the digest of a `template`. By default nothing. Never a token or a password."""
+        return {}
+
+    def keep_in(self, directory: Path) -> None:  # noqa: B027 - optional
+        """Keep in a directory of the run whatever repeats scores when the run is resumed. By default nothing.
+
+        For rewards whose scores depend on more than media and prompt, such as the answers of a server: an iteration
+        that was interrupted is drawn again, with the same media, and must get the same scores. Called in every process
+        of a training run, once, before the first sample is scored; the directory belongs to the reward's label and need
+        not exist. Other commands do not call it. Raises UserError if what is there is from another reward.
+        """
+
+    def costs(self) -> Mapping[str, float]:
+        """Return what scoring has cost since the last call: finite numbers by name, by default none.
+
+        Logged once per iteration in timings.jsonl, never in metrics.jsonl, since a resumed run may differ. They are
+        summed over processes, except for names that end in `_seconds`, of which the largest is logged.
+        """
+        return {}
+
     def close(self) -> None:  # noqa: B027 - optional
         """Release processes, connections and pools. Called once, at the end of the run."""
 
@@ -66,7 +90,8 @@ class RewardModel(RewardBase):
 
         `prompts` holds the prompt of each sample. A sample's value must not depend on the rest of the batch. Mark
         samples that cannot be scored as missing; never return 0 for them. Any exception marks the whole batch as
-        missing, except out-of-memory errors: the engine then scores the batch again in halves.
+        missing, except out-of-memory errors: the engine then scores the batch again in halves; and except
+        `RewardUnusable`, which ends the command.
         """
 
 
@@ -81,7 +106,8 @@ class GroupReward(RewardBase):
         members left is missing and not passed. `keys` identify the members: they are unique, and do not depend on how
         the run is split across ranks. Permuting the members must permute the values: choose subsets and orders of
         comparison by key, not by index. Mark members that cannot be scored as missing; never return 0 for them. Any
-        exception, out-of-memory errors included, marks the whole group as missing.
+        exception, out-of-memory errors included, marks the whole group as missing, except for `RewardUnusable`, which
+        ends the command.
         """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -17,9 +17,10 @@ from dgpo_schemas.decoding import half_character
 from dgpo_schemas.text import error_text
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import Backbone, PromptSource, RewardBase
+    from dgpo_core.contracts import Backbone, PromptSource, RewardBase, Suite
+    from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["check_prompts", "given", "made", "shown"]
+__all__ = ["check_prompts", "check_suite", "given", "made", "shown"]
 
 MOST = 10_000_000
 """Maximum number of prompts of a source; limits a generator that never ends."""
@@ -81,9 +82,23 @@ def _check(model: RewardBase | Backbone, prompts: Sequence[Prompt]) -> None:
 
 def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -> list[Prompt]:
     """Return the prompts of a source. Raises UserError for its exceptions and for items that are not valid prompts."""
+    return _checked(lambda: source.prompts(split), where)
+
+
+def check_suite(suite: Suite, where: str) -> tuple[list[Prompt], list[RewardBlock]]:
+    """Return the prompts and the rewards of a suite. Raises UserError as `made`, and if it has none of either."""
+    prompts = _checked(suite.prompts, where)
+    blocks = list(suite.rewards())
+    if not prompts or not blocks:
+        raise UserError(f"{where} has no {'rewards' if prompts else 'prompts'}")
+    return prompts, blocks
+
+
+def _checked(source: Callable[[], Sequence[Prompt]], where: str) -> list[Prompt]:
+    """Call a plugin's function and check the prompts that it returns."""
     with ctrl_c() as pressed, no_exit():
         try:
-            found = list(islice(source.prompts(split), MOST + 1))
+            found = list(islice(source(), MOST + 1))
         except UserError as error:
             raise UserError(f"{where.partition(': ')[0]}: {error}") from error
         except DgpoError:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["counted", "guided", "longer_than_read", "notes", "overlap", "unheard"]
+__all__ = ["counted", "guided", "longer_than_read", "notes", "overlap", "shared_prompts", "unheard"]
 
 
 def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> str | None:
@@ -30,13 +30,13 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
     count: number of evaluation prompts, drawn by `some_of`. Prompts are compared without case, white space and Unicode
     normalization form, which text encoders partly ignore. Prompts with different media are different.
     """
-    exact, folded = {prompt.key[:2] for prompt in train}, {_folded(prompt) for prompt in train}
-    if not any(_folded(prompt) in folded for prompt in heldout):
+    if not shared_prompts(train, heldout):
         return None  # avoids the import of torch in `some_of`
     drawn = some_of(heldout, count)
-    shared = [prompt for prompt in drawn if _folded(prompt) in folded]
+    shared = shared_prompts(train, drawn)
     if not shared:
         return None
+    exact = {prompt.key[:2] for prompt in train}
     alike = sum(prompt.key[:2] not in exact for prompt in shared)
     first = shared[0]
     where = f" ({first.origin})" if first.origin else ""
@@ -45,6 +45,12 @@ def overlap(train: Sequence[Prompt], heldout: Sequence[Prompt], count: int) -> s
         f"also training prompts{f', {alike} of them except for case or spaces' if alike else ''}, the first is "
         f"{shown(first.text)}{where}; remove them from one of the two"
     )
+
+
+def shared_prompts(train: Sequence[Prompt], others: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts of `others` that are also training prompts, compared as in `overlap`."""
+    folded = {_folded(prompt) for prompt in train}
+    return [prompt for prompt in others if _folded(prompt) in folded]
 
 
 def longer_than_read(prompts: Sequence[Prompt], backbone: Backbone) -> str | None:

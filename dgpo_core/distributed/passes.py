@@ -69,6 +69,11 @@ class PassSchedule:
                 )
             self._blank(turn)
 
+    @property
+    def last_gradient(self) -> bool:
+        """Whether no pass with gradient is scheduled after the one that was taken last."""
+        return self._left is None or "gradient" not in self._left
+
     def finish(self) -> None:
         """End the phase, if any: run dummy passes for what other ranks have left of it."""
         while (turn := self._next(done=True)) is not None:

@@ -16,13 +16,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dgpo_core.distributed.channels import Channel
 from dgpo_core.errors import ProcessLostError, UserError
+from dgpo_core.system.out_of_memory import device_is_out_of_memory
 from dgpo_core.system.stopping import Interrupted
 
 __all__ = ["Processes", "cut", "in_order", "split_samples"]
@@ -62,7 +65,7 @@ class Processes:
 
     Only rank 0, the main process, writes files and messages. With a single process there is no process group, and the
     collectives return their arguments. Collectives raise ProcessLostError if another process is gone or does not join
-    within the timeout.
+    within the timeout. Before collectives on GPUs, the ranks meet on the host, because NCCL would not raise.
     """
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
@@ -70,6 +73,13 @@ class Processes:
         self.count = count
         self.lost = False
         self._host: dist.ProcessGroup | None = None
+        self._device: torch.device | None = None  # of tensors that are reduced by NCCL
+        self._within: timedelta | None = None
+
+    @cached_property
+    def channel(self) -> Channel:
+        """Messages between two ranks; all ranks must first ask for it together."""
+        return Channel()
 
     @property
     def main(self) -> bool:
@@ -100,7 +110,33 @@ class Processes:
                             f"{_first_line(error)}") from error  # fmt: skip
         processes = Processes(dist.get_rank(), dist.get_world_size())
         processes._host = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=within))
+        processes._device = None if cpu else torch.device("cuda", torch.cuda.current_device())
+        processes._within = within
         return processes
+
+    def ranks_per_machine(self) -> int:
+        """Return the number of processes of each machine, as told by the launcher; all ranks must call this together.
+
+        Raises UserError if `run.shard: machine` is not possible with them.
+        """
+        numbers = self.all_gather_object(int(os.environ.get("LOCAL_WORLD_SIZE", str(self.count))))
+        if min(numbers) != max(numbers):
+            raise UserError(
+                f"run.shard: machine: every machine must have the same number of processes, not {min(numbers)} and "
+                f"{max(numbers)}; use true, which shards over all processes"
+            )
+        if numbers[0] == 1:
+            raise UserError(
+                "run.shard: machine: every machine has one process, so that nothing would be sharded; use true, which "
+                "shards over all processes, or false"
+            )
+        return numbers[0]
+
+    def subgroup(self, partition: Sequence[Sequence[int]]) -> dist.ProcessGroup:
+        """Create a process group for each part of the ranks, and return this rank's; all ranks must call this
+        together."""
+        groups = [(ranks, dist.new_group(list(ranks), timeout=self._within)) for ranks in partition]
+        return cast(dist.ProcessGroup, next(group for ranks, group in groups if self.rank in ranks))
 
     # -- objects, on the host -----------------------------------------------------------------------------------
 
@@ -189,6 +225,8 @@ class Processes:
             row[: tensor.numel()] = tensor.flatten()
         parts = [torch.empty_like(padded) for _ in metadata]
         group = self._host if device_type == "cpu" else dist.group.WORLD
+        if device_type != "cpu":
+            self._meet()
         self._collective(dist.all_gather, parts, padded, group=group)
         return [
             row[: math.prod(shape)].view(shape)
@@ -212,6 +250,7 @@ class Processes:
         if self.count == 1:
             return list(tensors)
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+        self._meet()
         self._collective(dist.all_reduce, flat)
         parts = torch.split(flat, [t.numel() for t in tensors])
         return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
@@ -219,9 +258,12 @@ class Processes:
     @contextmanager
     def exchanging(self) -> Iterator[None]:
         """Context for code outside this class that runs collectives: turn backend errors into ProcessLostError."""
+        self._meet(finished=False)
         try:
             yield
         except RuntimeError as error:
+            if device_is_out_of_memory(error):
+                raise
             if isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|ProcessGroup", str(error)):
                 raise self._loss(error) from error
             raise
@@ -233,10 +275,26 @@ class Processes:
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
 
+    def _meet(self, *, finished: bool = True) -> None:
+        """Wait on the host until all ranks are about to run a collective on their GPUs; nothing without GPUs.
+
+        NCCL does not raise if a rank is lost: its calls return at once, the host waits where it next reads a value, and
+        after the timeout a watchdog ends the process, without a message and without a saved state. gloo raises.
+        finished: first wait for this rank's own work, so that ranks meet just before their GPUs do; otherwise only the
+        hosts meet, so that work stays queued.
+        """
+        if self._device is None or self.count == 1:
+            return
+        if finished:
+            torch.cuda.synchronize(self._device)
+        self.barrier()
+
     def _collective(self, call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> None:
         try:
             call(*arguments, **keywords)
         except RuntimeError as error:  # backends report a lost or late peer with different messages
+            if device_is_out_of_memory(error):
+                raise
             raise self._loss(error) from error
 
     def _loss(self, error: RuntimeError) -> ProcessLostError:

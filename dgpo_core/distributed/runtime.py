@@ -46,7 +46,7 @@ class Runtime:
         if self.deterministic:
             make_deterministic()
         self.processes = Processes.join(cpu=cpu, timeout=config.run.process_timeout) if join else Processes()
-        self.sharded = config.run.shard and self.processes.count > 1
+        self.sharded = bool(config.run.shard) and self.processes.count > 1
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         self.device = choose_device(config.run.device)

@@ -29,7 +29,9 @@ DOWN, UP = "lora_A_copy", "lora_B_copy"
 
 def use_exact(layer: Any) -> None:
     """Replace the forward pass of a peft layer by one with the same bits, if it is a plain LoRA of an `nn.Linear`."""
-    if type(layer.base_layer) is nn.Linear and _is_plain(layer):
+    from peft.tuners.lora.layer import Linear
+
+    if type(layer).forward is Linear.forward and type(layer.base_layer) is nn.Linear and _is_plain(layer):
         layer.__class__ = _with_forward(_Exact, layer.__class__)
 
 
@@ -68,7 +70,7 @@ def _with_forward(forward: type, peft_class: type) -> type:
 
 
 def _is_linear(layer: Any) -> bool:
-    """Whether a frozen layer does nothing but its product: quantized layers replace `forward`, users may add hooks."""
+    """Whether a layer does nothing but its product: quantized layers replace `forward`, users may add hooks."""
     return (
         type(layer) is nn.Linear
         and "forward" not in vars(layer)
@@ -84,28 +86,28 @@ class _Exact:
         if self._disable_adapters:
             unadapted: Tensor = base(x)
             return unadapted
-        down, up = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        scale = self.scaling[ADAPTER]
-        if _are_float32_matrices(x, down, base):
+        down, up, scale = self.lora_A[ADAPTER], self.lora_B[ADAPTER], self.scaling[ADAPTER]
+        if _are_float32_matrices(x, down, up, base):
+            matrices = down.weight, up.weight, base.weight, base.bias
             if not torch.is_grad_enabled():
-                return _exact_products(x, down, up, base.weight, base.bias, scale)[0]
+                return _exact_products(x, *matrices, scale)[0]
             # As two arguments, x receives two gradients, which autograd adds in the order that peft's operations have.
-            adapted: Tensor = _ExactProducts.apply(x, x, down, up, base.weight, base.bias, scale)
+            adapted: Tensor = _ExactProducts.apply(x, x, *matrices, scale)
             return adapted
         output: Tensor = base(x)
-        update = F.linear(F.linear(x if x.dtype == down.dtype else x.to(down.dtype), down), up)
+        update = up(down(x if x.dtype == down.weight.dtype else x.to(down.weight.dtype)))
         total = torch.add(output, update, alpha=scale) if _is_power_of_two(scale) else output + update * scale
         return total if total.dtype == output.dtype else total.to(output.dtype)
 
 
-def _are_float32_matrices(x: Tensor, down: Tensor, base: nn.Linear) -> bool:
+def _are_float32_matrices(x: Tensor, down: nn.Linear, up: nn.Linear, base: nn.Linear) -> bool:
     """Whether all of a layer's products are of float32 matrices, so that `_exact_products` has the same bits."""
     return (
         not torch.compiler.is_compiling()
-        and x.dtype == down.dtype == base.weight.dtype == torch.float32
+        and x.dtype == down.weight.dtype == base.weight.dtype == torch.float32
         and x.is_contiguous()  # otherwise the products are batched ones
         and x.dim() > 1
-        and _is_linear(base)
+        and all(map(_is_linear, (base, down, up)))
         and not torch.is_autocast_enabled(x.device.type)
     )
 

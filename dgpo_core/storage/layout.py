@@ -14,7 +14,7 @@ from dgpo_core.system.reading import kind_of, why
 __all__ = ["OUTCOME", "check_kinds"]
 
 OUTCOME = "outcome.json"
-DIRECTORIES = ("checkpoints", "images", "scores")
+DIRECTORIES = ("checkpoints", "images", "rewards", "scores")
 FILES = (CONFIG, RECORD, *LOGS, OUTCOME)
 
 

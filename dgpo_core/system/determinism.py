@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 
-import torch
-
 from dgpo_core.errors import UserError
 
 __all__ = ["make_deterministic", "without_deterministic_form"]
@@ -24,6 +22,8 @@ def make_deterministic() -> None:
     Must be called before cuBLAS is first used. Operators without a deterministic form raise an error afterwards, which
     `without_deterministic_form` explains. Raises UserError if the environment asks cuBLAS for another workspace.
     """
+    import torch  # not needed to explain errors
+
     workspace = os.environ.setdefault(WORKSPACE, REPRODUCIBLE[0])
     if workspace not in REPRODUCIBLE:
         raise UserError(

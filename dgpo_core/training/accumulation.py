@@ -14,8 +14,9 @@ No host-device synchronization happens here, except to check whether another ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
     from dgpo_core.distributed.processes import Processes
     from dgpo_core.training.models import Models
-    from dgpo_core.types import Predictions
+    from dgpo_core.types import Predictions, Prompt
 
-__all__ = ["Accumulated", "Accumulation", "metric_means"]
+__all__ = ["OF_SOURCE", "Accumulated", "Accumulation", "metric_means"]
+
+OF_SOURCE = "sigmoid of source "
+"""Prefix of the metric `sigmoid` of the members of one prompt source."""
 
 T = TypeVar("T")
 
@@ -167,6 +171,8 @@ class Accumulation:
             self.models.policy.backward(scaled)
         for name, values in result.metrics.items():
             metrics.setdefault(name, []).append(values)
+        for source, part in _source_runs(b.members.prompts) if "sigmoid" in result.metrics else ():
+            metrics.setdefault(f"{OF_SOURCE}{source}", []).append(result.metrics["sigmoid"][part])
         return scaled.detach()
 
     def _local_phase(self, update: Update, work: Callable[[int], T], stopped: T) -> tuple[T, bool]:
@@ -210,7 +216,7 @@ class Accumulation:
         """Sum the gradients over all ranks; return the sum of the losses."""
         # The backward passes of sharded weights have already reduced their gradients.
         parameters = [] if self.models.policy.weights_sharded else list(self.models.policy.parameters.values())
-        present = loss.new_tensor([p.grad is not None for p in parameters])
+        present = to_device([p.grad is not None for p in parameters], loss.device, loss.dtype)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total, present, *sums = self._reduced([loss, present, *gradients], stopped)
         for p, gradient, has_gradient in zip(parameters, sums, present.tolist(), strict=True):
@@ -219,7 +225,18 @@ class Accumulation:
 
     def _reduced(self, tensors: list[Tensor], stopped: bool) -> list[Tensor]:
         """Sum tensors over all ranks, together with the stop flag; raise Interrupted on all ranks if any has set it."""
-        *sums, stop = self.processes.all_reduce_sum([*tensors, tensors[0].new_tensor([float(stopped)])])
+        flag = to_device([float(stopped)], tensors[0].device, tensors[0].dtype)
+        *sums, stop = self.processes.all_reduce_sum([*tensors, flag])
         if bool(stop):
             raise Interrupted
         return sums
+
+
+def _source_runs(prompts: Sequence[Prompt]) -> Iterator[tuple[str, slice]]:
+    """Yield the source of each run of members of one source; nothing without sources. Slices need no index tensor."""
+    start = 0
+    for source, members in groupby(prompts, lambda prompt: prompt.source):
+        stop = start + sum(1 for _ in members)
+        if source:
+            yield source, slice(start, stop)
+        start = stop

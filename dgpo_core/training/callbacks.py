@@ -93,6 +93,8 @@ class Phases:
         self.samples: dict[str, int] = defaultdict(int)
         self.rewards: Mapping[str, float] = {}
         """Seconds that each reward spent scoring, by label."""
+        self.costs: Mapping[str, Mapping[str, float]] = {}
+        """What scoring cost, by label and name (`RewardBase.costs`)."""
 
     def clear(self) -> None:
         """Reset all counters at the start of an iteration."""

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dgpo_core.config.components import conflicts
 from dgpo_core.errors import UserError
+from dgpo_schemas.problems import dotted
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone, Objective
+    from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["check_guidance", "check_merging", "check_sampling", "check_sharded"]
+__all__ = ["check_conflicts", "check_guidance", "check_merging", "check_sampling", "check_sharded"]
+
+
+def check_conflicts(config: RunConfig, registry: Registry) -> None:
+    """Raise UserError for settings that components refuse, which reading a run file does too."""
+    for path, message in conflicts(config, registry):
+        raise UserError(f"{dotted(path)}: {message}")
 
 
 def check_sharded(config: RunConfig) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.config.components import conflicts
 from dgpo_core.contracts import AnyReward, Backbone, Objective, Sampler
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.data.prompts import load_sources, some_of_each
@@ -28,14 +27,14 @@ from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
-from dgpo_core.training.checks import check_guidance, check_merging, check_sampling, check_sharded
+from dgpo_core.training.batch_sizes import drawn_at_once
+from dgpo_core.training.checks import check_conflicts, check_guidance, check_merging, check_sampling, check_sharded
 from dgpo_core.training.compiling import CompileReport, prepare_compile
 from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
 from dgpo_core.training.precision import Choice, choose, speed_up
-from dgpo_core.training.rollout import RolloutSampler, samples_at_once
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.stored_rows import open_stored_rows
 from dgpo_core.types import Conditioning, Prompt
-from dgpo_schemas.problems import dotted
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -151,9 +150,7 @@ class Engine:
             steps=steps or rollout.steps,
             shift=rollout.shift,
             guidance=rollout.guidance if guidance is None else guidance,
-            micro_batch=micro_batch
-            or rollout.micro_batch
-            or samples_at_once(rollout.groups, rollout.group_size, self.runtime.device),
+            micro_batch=micro_batch or drawn_at_once(self.config, self.runtime.device),
             autocast=self.runtime.autocast,
             merge_adapter=rollout.merge_adapter,
             guidance_interval=guidance_interval or rollout.guidance_interval,
@@ -263,8 +260,7 @@ def _create(registry: Registry, process_state: ProcessState, kind: str, block: A
 def _backbone(
     config: RunConfig, registry: Registry, runtime: Runtime, process_state: ProcessState, *, new: bool
 ) -> tuple[Backbone, Mapping[str, Choice]]:
-    for path, message in conflicts(config, registry):  # of a configuration that was not read from a file
-        raise UserError(f"{dotted(path)}: {message}")
+    check_conflicts(config, registry)  # of a configuration that was not read from a file
     if runtime.sharded:
         check_sharded(config)
     device = torch.device("cpu") if runtime.sharded else runtime.device
@@ -282,7 +278,10 @@ def _backbone(
     if runtime.sharded:
         from dgpo_core.distributed.sharding import shard
 
-        shard(backbone, runtime.device, runtime.processes)
+        shard(
+            backbone, runtime.device, runtime.processes, within_machines=config.run.shard == "machine",
+            bf16=config.precision.autocast == "bf16",
+        )  # fmt: skip
     return backbone, fast
 
 

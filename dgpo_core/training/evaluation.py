@@ -6,8 +6,8 @@ p is the number of prompts, K the number of samples per prompt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from dgpo_core.training.scores import subscore_values
 from dgpo_core.transfers import HostCopy, to_device
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord
+from dgpo_schemas.sections.evaluation import WORDING
 
 if TYPE_CHECKING:
     from dgpo_core.training.engine import Engine
@@ -97,9 +98,11 @@ class Evaluator:
 
     prompts: p prompts; members: samples per prompt, K; draws: key of the noise; images: number of prompts whose first
     sample is returned; many_step: also draw some samples from the same noise in many steps and compare
-    (`monitors.step_statistics`); processes: the ranks that the samples are split across; every rank gets the complete
-    evaluation. exact: split whole micro-batches, so that results are bit-identical for any world size; otherwise split
-    samples as evenly as possible. Raises UserError if there are no prompts.
+    (`monitors.step_statistics`); reworded: index of a prompt to the same in other words, also to be sampled, with the
+    same noise; places: the numbers of the prompts in the keys of the noise, by default 0, 1, ...; processes: the ranks
+    that the samples are split across; every rank gets the complete evaluation. exact: split whole micro-batches, so
+    that results are bit-identical for any world size; otherwise split samples as evenly as possible. Raises UserError
+    if there are no prompts.
     """
 
     rollout_sampler: RolloutSampler
@@ -109,6 +112,8 @@ class Evaluator:
     draws: Draws
     images: int = 0
     many_step: ManyStepSolve | None = None
+    reworded: Mapping[int, Prompt] = field(default_factory=dict)
+    places: Sequence[int] | None = None
     processes: Processes = field(default_factory=Processes)
     exact: bool = False
 
@@ -151,6 +156,8 @@ class Evaluator:
             chosen = [self.prompts[i] for i in self._solved_twice]
             for name, values in self._step_statistics(self.many_step, compared, model, interrupt):
                 records.append(record(name, "statistic", values, chosen))
+        for label, values in self._wording(scored, model, interrupt) if self.reworded else ():
+            records.append(record(label, "monitor", values, [self.prompts[i] for i in self.reworded]))
         media = self.processes.all_gather_tensors(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 
@@ -199,7 +206,7 @@ class Evaluator:
             scorer.expect(Layout(self.members, self.draws, samples, processes.rank))
             with processes.together(self.rollout_sampler.policy.finish):
                 for rollout in self.rollout_sampler.sample_groups(
-                    self.prompts, self.members, self.draws, model, samples=local
+                    self.prompts, self.members, self.draws, model, places=self.places, samples=local
                 ):
                     interrupt()
                     media = decoded_media(self.rollout_sampler.policy.backbone, rollout)
@@ -270,6 +277,27 @@ class Evaluator:
         for name in next(part for part in gathered if part):
             values = torch.tensor([v for part in gathered for v in part.get(name, ())], dtype=torch.float64)
             yield name, values[:, None]
+
+    def _wording(
+        self, scored: ScoredSamples, model: ModelName, interrupt: Callable[[], None]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Draw and score the reworded prompts. Yields, for each target, its scores in other words [p, K], and their
+        difference to those in the prompts' own words [p, 1]; p reworded prompts, nan where missing."""
+        rows = list(self.reworded)
+        other = replace(
+            self, prompts=list(self.reworded.values()), places=rows, reworded={}, images=0, many_step=None
+        )  # fmt: skip
+        found, *_ = other._draw(model, interrupt, lambda done, total: None)
+        for reward in self.scorer.rewards:
+            asked = torch.tensor([reward.asks(self.prompts[i]) for i in rows])
+            if reward.monitor or not bool(asked.any()):
+                continue
+            own = scored.values[reward.label].view(len(self.prompts), self.members)[rows]
+            values = found.values[reward.label].view(len(rows), self.members)
+            gap = values.nanmean(1, keepdim=True) - own.nanmean(1, keepdim=True)
+            for name, value in zip(WORDING, (values, gap), strict=True):
+                if not bool(value.isnan().all()):
+                    yield f"{name}.{reward.label}", value
 
     def _lines(self, scored: ScoredSamples) -> list[dict[str, Any]]:
         """The scores and diagnostics of every sample, prompt by prompt."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from dgpo_core.contracts import AnyReward
 from dgpo_core.transfers import HostCopy
 
-__all__ = ["Handover", "hand_over", "scores_on_host"]
+__all__ = ["Handover", "hand_over", "own_stream", "scores_on_host"]
 
 HIGH = -1
 """Priority of the rewards' streams; 0 is the default, and lower numbers go first."""
@@ -70,7 +70,7 @@ class _StreamHandover(Handover):
 
     @contextmanager
     def taken(self) -> Iterator[tuple[Tensor, ...]]:
-        stream = _own_stream(self._tensors[0].device)
+        stream = _stream_of_thread(self._tensors[0].device)
         stream.wait_event(self._ready)
         for tensor in self._tensors:
             tensor.record_stream(stream)  # its memory is not reused before the reward's kernels are done
@@ -78,7 +78,17 @@ class _StreamHandover(Handover):
             yield self._tensors
 
 
-def _own_stream(device: torch.device) -> torch.cuda.Stream:
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Context in which this thread's work on a CUDA device is queued on a stream of its own."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(_stream_of_thread(device)):
+        yield
+
+
+def _stream_of_thread(device: torch.device) -> torch.cuda.Stream:
     """Return this thread's stream on a device."""
     streams: dict[torch.device, torch.cuda.Stream] = _OF_THREAD.__dict__.setdefault("streams", {})
     if device not in streams:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Literal
 
-from torch import Tensor
-
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped, UserError
-from dgpo_core.flow.groups import compute_advantages
+from dgpo_core.flow.groups import by_source, compute_advantages
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.spelling import option
 from dgpo_core.system.stopping import Interrupted
@@ -23,12 +21,22 @@ from dgpo_core.training.evaluation import NotFiniteError
 from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.training.monitors import alarms
+from dgpo_core.training.reward_keeping import costs_of, total_costs
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.saving import Saver
-from dgpo_core.training.scored import ScoredSamples, merged, missing_beyond, not_finite
+from dgpo_core.training.scored import (
+    NO_REASON,
+    ScoredSamples,
+    merged,
+    missing_beyond,
+    missing_share,
+    not_finite,
+    reasons_of,
+)
 from dgpo_core.training.state import RunState
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import MetricsRecord
+from dgpo_schemas.sections.prompts import SourceBlock
 
 __all__ = ["Loop"]
 
@@ -89,7 +97,8 @@ class Loop:
         self.run.callbacks.on_metrics(record)  # before the next collective, so that it is logged even if a rank is lost
         self.state.trained_seconds += (seconds := self.processes.broadcast_object(seconds))
         self._evaluate_and_save()
-        memory = max(self.processes.all_gather_object(self.run.runtime.peak_memory()))
+        used = self.processes.all_gather_object((self.run.runtime.peak_memory(), costs_of(self.run.rewards)))
+        memory, self.phases.costs = max(peak for peak, _ in used), total_costs([costs for _, costs in used])
         timing = timing_record(self.state.iteration, seconds, self.phases, memory)
         if (report := self.run.compile_report) is not None:
             report.send(self.run.callbacks.on_message, self.run.callbacks.on_warning)
@@ -125,8 +134,10 @@ class Loop:
                 run.scorer.discard()
                 raise
             self.phases.samples["rollout"] = self.phases.samples["score"] = rollout.groups * rollout.group_size
-            groups = run.scorer.groups(scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon)
-            self._check_missing(groups.scored, scored)
+            groups = run.scorer.groups(
+                scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon, self._sources
+            )
+            self._check_missing(groups, scored)
         except UserError:  # such as a changed condition file; do not lose the iterations before it
             self.saver.save_completed_iteration()
             raise
@@ -233,15 +244,22 @@ class Loop:
             state.drawn = state.iteration
         return improved
 
-    def _check_missing(self, known: Tensor, samples: ScoredSamples) -> None:
+    @property
+    def _sources(self) -> list[SourceBlock]:
+        """The sources of the training prompts; empty if there is a single list."""
+        return self.config.prompts.sources("train")
+
+    def _check_missing(self, groups: ScoredGroups, samples: ScoredSamples) -> None:
         """Save the state and raise RunStopped if more scores are missing than scoring.max_missing allows, or all
-        are."""
+        are; then the same for each prompt source, with its own limit."""
         limit, rewards = self.config.scoring.max_missing, self.run.scorer.rewards
-        found = missing_beyond(limit, rewards, known, samples)
-        if found is None:
+        found = missing_beyond(limit, rewards, groups.scored, samples)
+        broken = found is not None and not_finite(rewards, samples)
+        if found is None or (self._sources and found[0] < 1 and not broken):
+            self._check_sources(groups, samples)
             return
         share, reasons = found
-        if not_finite(rewards, samples):
+        if broken:
             if share < 1 and self.run.optimizer.updates:  # weights that yield only non-finite media are not saved
                 self.saver.save_if_behind()
             media = f"{share:.0%} of the media of iteration {self.state.iteration + 1}"
@@ -251,6 +269,26 @@ class Loop:
             f"{share:.0%} of the scores of iteration {self.state.iteration + 1} are missing (limit "
             f"scoring.max_missing = {limit:g}); the state is saved. {reasons}"
         )
+
+    def _check_sources(self, groups: ScoredGroups, samples: ScoredSamples) -> None:
+        """Save the state and raise RunStopped if more scores of a prompt source are missing than it allows."""
+        rows = by_source(groups.prompts)
+        for i, source in enumerate(self._sources):
+            own = source.max_missing is not None
+            limit = source.max_missing if source.max_missing is not None else self.config.scoring.max_missing
+            of_source = rows.get(source.source, [])
+            share = missing_share(groups.scored[of_source])
+            if share <= limit:
+                continue
+            members = groups.scored.shape[1]
+            flat = [row * members + member for row in of_source for member in range(members)]
+            reasons = reasons_of([reward for reward in self.run.scorer.rewards if reward.counts], samples, flat)
+            self.saver.save_if_behind()
+            raise RunStopped(
+                f"{share:.0%} of the scores of the source {source.source} in iteration {self.state.iteration + 1} are "
+                f"missing (limit {f'prompts.train.{i}.max_missing' if own else 'scoring.max_missing'} = {limit:g}); "
+                f"the state is saved. {reasons or NO_REASON}"
+            )
 
     def _check_monitors(self) -> None:
         """Warn if a monitor left its tolerance while the target rose.

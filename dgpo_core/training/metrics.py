@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dgpo_core.flow.groups import by_source, informative
+from dgpo_core.training.accumulation import OF_SOURCE
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import (
     EvaluationRecord,
@@ -83,7 +84,11 @@ def metrics_record(
         dsm=_finite(averages.get("dsm")),
         dsm_reference=_finite(averages.get("dsm_reference")),
         kl=_finite(averages.get("kl")),
-        extra={name: value for name, value in averages.items() if name not in known and _finite(value) is not None},
+        extra={
+            name: value
+            for name, value in averages.items()
+            if name not in known and not name.startswith(OF_SOURCE) and _finite(value) is not None
+        },
         grad_norm=_finite(sum(r.grad_norm for r in results) / len(results)),
         learning_rate=results[-1].learning_rate,
         skipped_updates=state.skipped_updates,
@@ -95,21 +100,33 @@ def metrics_record(
         t_min=sigma_range[0],
         t_max=sigma_range[1],
         timesteps={name: value for name, value in timesteps.items() if _finite(value) is not None},
-        sources=_sources(groups, useful_groups),
+        sources=_sources(groups, batch, useful_groups, averages),
     )
 
 
-def _sources(groups: ScoredGroups, useful_groups: Tensor) -> dict[str, SourceStatistics]:
+def _sources(
+    groups: ScoredGroups, batch: TrainingBatch, useful_groups: Tensor, averages: Mapping[str, float | None]
+) -> dict[str, SourceStatistics]:
     sources = {}
+    weights = batch.signed_weights.abs()
+    total = float(weights.sum())
     for name, rows in by_source(groups.prompts).items():
         if name:
             reward = _statistics(groups.summed[rows])
+            asked = {
+                label: values[rows]
+                for label, values in groups.per_reward.items()
+                if label not in groups.asked or bool(groups.asked[label][rows].any())
+            }
             sources[name] = SourceStatistics(
                 groups=len(rows),
                 mean=reward.mean,
                 std=reward.std,
                 missing=reward.missing,
                 zero_variance_groups=int((~useful_groups[rows]).sum()),
+                rewards={label: _statistics(values) for label, values in asked.items()},
+                sigmoid=_finite(averages.get(f"{OF_SOURCE}{name}")),
+                loss_weight=float(weights[rows].sum()) / total if total else None,
             )
     return sources
 
@@ -128,6 +145,7 @@ def timing_record(iteration: int, total: float, phases: Phases, peak_memory: int
             for phase, spent in phases.seconds.items()
         },
         rewards=dict(phases.rewards),
+        costs={label: dict(costs) for label, costs in phases.costs.items()},
         peak_memory_bytes=peak_memory,
     )
 

@@ -8,7 +8,7 @@ monitor has left its tolerance. All functions are pure.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,10 @@ def step_statistics(media: Tensor, many_step: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """The target rose while a monitor left its tolerance; changes are (value at the first evaluation, value now)."""
+    """The target rose while a monitor left its tolerance; changes are (value at the first evaluation, value now).
+
+    source: the prompt source whose scores these are; empty for those of all held-out prompts.
+    """
 
     iteration: int
     target: str
@@ -127,12 +130,15 @@ class Alarm:
     monitor: str
     monitor_change: tuple[float, float]
     tolerance: float
+    source: str = ""
 
     def __str__(self) -> str:
         (before, after), (was, now) = self.target_change, self.monitor_change
         way = "fell" if now < was else "rose"
+        of_source = f"source {self.source}: " if self.source else ""
         return (
-            f"alarm after iteration {self.iteration}: {self.target} rose from {before:.3f} to {after:.3f} while "
+            f"alarm after iteration {self.iteration}: {of_source}{self.target} rose from {before:.3f} to "
+            f"{after:.3f} while "
             f"{self.monitor} {way} from {was:.3f} to {now:.3f} (tolerance {self.tolerance:.3f}): a sign of reward "
             "hacking; look at the images"
         )
@@ -148,6 +154,8 @@ def _valid(lines: Iterable[Mapping[str, Any]]) -> Iterator[EvaluationRecord]:
 def alarms(lines: Iterable[Mapping[str, Any]], tolerances: Mapping[str, float]) -> list[Alarm]:
     """Return the alarms of the last evaluation compared with the first one; empty if there is only one evaluation.
 
+    The scores of each prompt source are compared as well; its target is the first reward that it uses.
+
     lines: the lines of a run's evaluations.jsonl, in order; the first line of each evaluation is the target.
     tolerances: label -> allowed change in the monitor's units; by default 0 for a reward and a fraction of the first
     value for a statistic. A change counts only if the two 95% intervals do not overlap, so that noise raises no alarm.
@@ -157,28 +165,39 @@ def alarms(lines: Iterable[Mapping[str, Any]], tolerances: Mapping[str, float]) 
     for record in records:
         base.setdefault(record.reward, record)  # also for a monitor that was added by a resume
     last = [record for record in records if record.iteration == records[-1].iteration]
-    after = next((record for record in last if record.role == "target"), None)
-    if after is None or after.value <= base[after.reward].value:
+    found = _alarms([(now, base[now.reward], now) for now in last if base[now.reward] is not now], tolerances)
+    for source in dict.fromkeys(name for record in last for name in record.sources):
+        pairs = [(now, base[now.reward].sources.get(source), now.sources.get(source)) for now in last]
+        known = [(now, was, score) for now, was, score in pairs if was is not None and score is not None]
+        found += _alarms([pair for pair in known if base[pair[0].reward] is not pair[0]], tolerances, source)
+    return found
+
+
+def _alarms(
+    pairs: Sequence[tuple[EvaluationRecord, GroupScore, GroupScore]], tolerances: Mapping[str, float], source: str = ""
+) -> list[Alarm]:
+    """Return the alarms among (record, score at the first evaluation, score now), in the order of the records."""
+    target = next(((record, was, now) for record, was, now in pairs if record.role == "target"), None)
+    if target is None or target[2].value <= target[1].value:
         return []
-    before = base[after.reward]
-    found_alarms = []
-    for now in last:
-        was = base[now.reward]
-        if now.role == "target" or was is now:
+    found = []
+    for record, was, now in pairs:
+        if record.role == "target":
             continue
-        tolerance = tolerance_of(now.reward, now.role, was.value, tolerances)
-        if has_left(now.reward, was, now, tolerance):
-            found_alarms.append(
+        tolerance = tolerance_of(record.reward, record.role, was.value, tolerances)
+        if has_left(record.reward, was, now, tolerance):
+            found.append(
                 Alarm(
-                    iteration=now.iteration,
-                    target=after.reward,
-                    target_change=(before.value, after.value),
-                    monitor=now.reward,
+                    iteration=record.iteration,
+                    target=target[0].reward,
+                    target_change=(target[1].value, target[2].value),
+                    monitor=record.reward,
                     monitor_change=(was.value, now.value),
                     tolerance=tolerance,
+                    source=source,
                 )
             )
-    return found_alarms
+    return found
 
 
 def tolerance_of(name: str, role: str, first: float, tolerances: Mapping[str, float]) -> float:

@@ -17,6 +17,7 @@ from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import bucket
 from dgpo_core.training.accumulation import Accumulated, Accumulation
 from dgpo_core.training.adamw import learning_rate, make_adamw, restore, state_of
+from dgpo_core.training.batch_sizes import trained_at_once
 from dgpo_core.training.microbatches import Update, active_members, local_members
 from dgpo_core.training.models import Models
 from dgpo_core.types import TrainingBatch
@@ -70,7 +71,7 @@ class Optimizer:
         self.processes = processes or Processes()
         self.models = Models(config, policy, objective, conditioning, autocast)
         self.accumulation = Accumulation(
-            self.models, self.processes, config.optimizer.micro_batch or max(config.rollout.group_size, 1),
+            self.models, self.processes, trained_at_once(config, policy.backbone.device, sharded=policy.sharded),
             on_message=on_message, progress=progress,
         )  # fmt: skip
         self.updates = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,20 +12,25 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Backbone
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Choice", "choose", "speed_up"]
+__all__ = ["Choice", "choose", "described", "speed_up"]
 
 PARTS = ("adapter", "norms")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a part is fast, and why not or how."""
+    """Whether a part is fast; reason: why not, or what the backbone says of it."""
 
     fast: bool
     reason: str = ""
 
     def __str__(self) -> str:
         return ("fast" if self.fast else "exact") + (f" ({self.reason})" if self.reason else "")
+
+
+def described(choices: Mapping[str, Choice]) -> str:
+    """Return the choices as one line."""
+    return ", ".join(f"{part} {choice}" for part, choice in choices.items())
 
 
 def choose(config: RunConfig, supported: frozenset[str], device: str) -> dict[str, Choice]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dgpo_core.contracts import AnyReward
 from dgpo_core.data.checks import check_prompts
-from dgpo_core.errors import UserError
+from dgpo_core.errors import PluginError, UserError
 from dgpo_core.media.kinds import check_reward
 from dgpo_core.rewards import place
 from dgpo_core.training.reward_calls import Reward
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.engine import Engine
     from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["evaluation_scorer", "training_scorer"]
+__all__ = ["evaluation_scorer", "suite_scorer", "training_scorer"]
 
 
 def training_scorer(engine: Engine, prompts: Sequence[Prompt]) -> Scorer:
@@ -54,6 +54,18 @@ def evaluation_scorer(engine: Engine, prompts: Sequence[Prompt], members: int | 
     return _scorer(engine, rewards)
 
 
+def suite_scorer(
+    engine: Engine, blocks: Sequence[RewardBlock], prompts: Sequence[Prompt], where: str, members: int
+) -> Scorer:
+    """Build the scorer of a suite's rewards; it is closed with the engine. where: location for messages; members:
+    samples per prompt. Raises UserError for a reward that compares samples if there is only one."""
+    rewards = _rewards(engine, where, blocks, prompts)
+    for reward in rewards:
+        if reward.compares and members < 2:
+            raise UserError(f"{where}: {reward.label} compares the samples of a prompt; draw at least 2 of each, got 1")
+    return _scorer(engine, rewards)
+
+
 def _scorer(engine: Engine, rewards: Sequence[Reward]) -> Scorer:
     scorer = Scorer(rewards, engine.process_state, engine.config.scoring.in_flight)
     engine.closing.callback(scorer.close)
@@ -80,11 +92,36 @@ def _rewards(
         model = _model(engine, block, f"{key}.{i}")
         check_reward(model, block, f"{key}.{i}", engine.config.backbone, engine.registry)
         with engine.process_state.around(f"reward {block.label}, when it checked the prompts,"):
-            names = [source.source for source in sources if source.rewards is None or block.label in source.rewards]
-            reward = Reward(block.label, block.weight, model, monitor, None if not sources else frozenset(names))
+            weights = {source.source: source.weight_of(block.label, block.weight) for source in sources}
+            asked = {name: weight for name, weight in weights.items() if weight is not None}
+            reward = Reward(
+                block.label, block.weight, model, monitor, frozenset(asked) if sources else None,
+                {name: weight for name, weight in asked.items() if weight != block.weight},
+            )  # fmt: skip
             check_prompts(model, [prompt for prompt in prompts if reward.asks(prompt)])
         rewards.append(reward)
     return rewards
+
+
+def _placed(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
+    """Create a reward where its block says, or on the ranks that `run.reward_ranks` says."""
+    device, processes, run = engine.runtime.device, engine.runtime.processes, engine.config.run
+
+    def make() -> AnyReward:
+        return place(block, engine.registry, device=device, where=key)
+
+    elsewhere = block.worker is not None or block.service is not None
+    if elsewhere or run.reward_ranks is None or run.reward_ranks >= processes.count:
+        return make()
+    try:
+        connect = engine.registry.transport("ranks")
+    except PluginError as error:
+        raise UserError(f"run.reward_ranks: {error}") from error
+    reward: AnyReward = connect(
+        block, make, engine.process_state, processes, run.reward_ranks,
+        device=device, where=key, timeout=run.process_timeout,
+    )  # fmt: skip
+    return reward
 
 
 def _model(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
@@ -94,7 +131,7 @@ def _model(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
         if known == identity:
             return model
     with engine.process_state.around(f"reward {block.label}, when it was made,"):
-        created = place(block, engine.registry, device=engine.runtime.device, where=key)
+        created = _placed(engine, block, key)
     engine.reward_models.append((identity, created))
     engine.closing.callback(created.close)
     return created

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
 from dgpo_core.distributed.comparing import compared
-from dgpo_core.errors import DgpoError
+from dgpo_core.errors import DgpoError, RewardUnusable
 from dgpo_core.flow.groups import LARGEST
 from dgpo_core.plugins.isolation import ctrl_c, no_exit
 from dgpo_core.plugins.process_state import ProcessState
@@ -43,6 +43,8 @@ class Reward:
     monitor: bool = False
     sources: frozenset[str] | None = None
     """Names of the prompt sources whose samples it scores; None: all sources."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """The weight in each prompt source where it is not `weight`."""
     halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
     """Set once the warning about scoring in halves was logged."""
 
@@ -54,6 +56,15 @@ class Reward:
     def asks(self, prompt: Prompt) -> bool:
         """Return whether it scores samples of this prompt; prompts without a source are always scored."""
         return self.sources is None or not prompt.source or prompt.source in self.sources
+
+    def weight_in(self, source: str) -> float:
+        """Return the weight for samples of a prompt source."""
+        return self.weights.get(source, self.weight)
+
+    @property
+    def counts(self) -> bool:
+        """Whether any sample's reward depends on it."""
+        return bool(self.weight) or any(self.weights.values())
 
     @property
     def compares(self) -> bool:
@@ -68,7 +79,7 @@ def checked_score(
     failures: list[str] | None = None,
     process_state: ProcessState | None = None,
 ) -> Scores:
-    """Score a batch with a reward and check the result; never raises, except for Ctrl-C.
+    """Score a batch with a reward and check the result; never raises, except for Ctrl-C and RewardUnusable.
 
     Returns values float32 [B] and missing bool [B] on the CPU, and one JSON-serializable mapping of diagnostics per
     sample. All samples are missing if the reward raised or returned scores of the wrong shape; a sample is missing if
@@ -139,7 +150,7 @@ def _checked(
             with _protected(reward, process_state), no_exit(), torch.no_grad():
                 return _with_valid_subscores(reward, _in_range(reward, call(), failures), failures)
         except BaseException as error:  # some libraries raise SystemExit
-            if pressed():
+            if pressed() or isinstance(error, RewardUnusable):
                 raise
             reason = _reason(error)
             _record_failure(failures, reward.label, reason, count, error)
@@ -155,7 +166,7 @@ def _missing(count: int, reason: str) -> Scores:
 def _reason(error: BaseException) -> str:
     """Return the text of a reward's error, the same for local and remote rewards; DgpoErrors are complete messages."""
     if (refused := without_deterministic_form(error)) is not None:
-        return f"{refused}, or run this reward in a worker"
+        return f"{refused}, or use a service for this reward"
     text = error_text(error)
     return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text
 

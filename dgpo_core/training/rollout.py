@@ -24,24 +24,7 @@ if TYPE_CHECKING:
     from dgpo_core.contracts import Sampler
     from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 
-__all__ = ["RolloutSampler", "samples_at_once"]
-
-MOST = 32
-"""Default maximum number of samples in a micro-batch on a GPU."""
-
-
-def samples_at_once(groups: int, members: int, device: torch.device) -> int:
-    """Return the default size of rollout micro-batches of an iteration with `groups` groups of `members` samples.
-
-    On a GPU: whole groups, of which micro-batches have as equal numbers as possible, or equal parts of a group, so that
-    rewards score the first micro-batches while the others are drawn, and memory does not grow with the iteration. On
-    the CPU, where a device has no queue to fill: all samples.
-    """
-    if device.type == "cpu":
-        return groups * members
-    if members > MOST:
-        return -(-members // -(-members // MOST))
-    return -(-groups // -(-groups // (MOST // members))) * members
+__all__ = ["RolloutSampler"]
 
 
 class RolloutSampler:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dgpo_core.contracts import AdvantageWeighting, Objective, TimestepContext, TimestepPolicy
 from dgpo_core.data.notes import guided, longer_than_read, notes, overlap, unheard
 from dgpo_core.data.sources import Source
+from dgpo_core.data.wording import reworded_prompts
 from dgpo_core.errors import UserError
 from dgpo_core.flow.paths import has_distribution, random_times, samplers_such_that, step_at
 from dgpo_core.flow.sizes import bucket, different, named
@@ -20,8 +21,10 @@ from dgpo_core.media import clips
 from dgpo_core.training.engine import Engine, build_engine
 from dgpo_core.training.evaluation import Evaluator, ManyStepSolve
 from dgpo_core.training.optimizer import Optimizer
+from dgpo_core.training.precision import described
 from dgpo_core.training.probe import PolicyProbe
 from dgpo_core.training.reward_building import evaluation_scorer, training_scorer
+from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.starting import check_start
@@ -70,6 +73,11 @@ class TrainingRun(Engine):
     def train_prompts(self) -> list[Prompt]:
         """The training prompts, source by source."""
         return [prompt for source in self.sources for prompt in source.prompts]
+
+    @property
+    def rewards(self) -> list[Reward]:
+        """All rewards, of training and then of evaluation."""
+        return [*self.scorer.rewards, *(self.evaluator.scorer.rewards if self.evaluator is not None else ())]
 
     def rollout_model(self, updates: int) -> ModelName:
         """Return the model that draws rollouts after `updates` optimizer updates."""
@@ -131,7 +139,7 @@ class TrainingRun(Engine):
             "latent": self.training_rollout_sampler.shape,
             **({"sizes": named(sizes)} if len(sizes) > 1 else {}),
             "shift": self.times.shown,
-            "precision": ", ".join(f"{part} {choice}" for part, choice in self.fast.items()),
+            "precision": described(self.fast),
             "train prompts": len(self.train_prompts),
             "held-out prompts": len(self.heldout_prompts),
         }
@@ -262,6 +270,7 @@ def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
         draws=engine.draws.at("evaluation"),
         images=section.images,
         many_step=many_step,
+        reworded=reworded_prompts(section.monitors.wording, prompts, engine.registry),
         processes=engine.runtime.processes,
     )
 

@@ -19,11 +19,13 @@ from dgpo_schemas.text import clean
 
 __all__ = [
     "NOT_ASKED",
+    "NO_REASON",
     "SampleScore",
     "ScoredSamples",
     "diversity",
     "merged",
     "missing_beyond",
+    "missing_share",
     "not_finite",
     "reasons_of",
     "thumbnails",
@@ -33,6 +35,7 @@ THUMBNAIL = 32
 """Side length in pixels to which media are downscaled to measure the diversity of a group."""
 REASON = 300
 """Maximum number of characters of a reason in a message."""
+NO_REASON = "the rewards gave no reason"
 NOT_ASKED: Mapping[str, Any] = {"asked": False}
 """Diagnostics of a sample whose source does not use the reward: it has no value, and does not count as missing."""
 SampleScore = tuple[float, Mapping[str, Any]]
@@ -105,22 +108,31 @@ def missing_beyond(
 
     scored: bool of any shape, whether a sample has all rewards with a nonzero weight.
     """
-    missing = int((~scored).sum()) / scored.numel()
+    missing = missing_share(scored)
     if missing <= limit and missing < 1:
         return None
-    reasons = reasons_of([reward for reward in rewards if reward.weight], samples)  # rewards of weight 0 may fail
-    return missing, reasons or "the rewards gave no reason"
+    reasons = reasons_of([reward for reward in rewards if reward.counts], samples)  # rewards of weight 0 may fail
+    return missing, reasons or NO_REASON
 
 
-def reasons_of(rewards: Iterable[Reward], samples: ScoredSamples) -> str:
-    """Join the first three distinct reasons for missing samples; empty if there are none."""
+def missing_share(scored: Tensor) -> float:
+    """Return the fraction of samples without a score, 0 if there are no samples; scored: bool of any shape."""
+    return int((~scored).sum()) / scored.numel() if scored.numel() else 0.0
+
+
+def reasons_of(rewards: Iterable[Reward], samples: ScoredSamples, numbers: Sequence[int] | None = None) -> str:
+    """Join the first three distinct reasons for missing samples; empty if there are none. numbers: of these samples."""
     reasons = dict.fromkeys(
         f"{reward.label}: {clean(str(diagnostics['reason']), REASON)}"
         for reward in rewards
-        for diagnostics in samples.diagnostics[reward.label]
+        for diagnostics in _of_samples(samples.diagnostics[reward.label], numbers)
         if diagnostics.get("reason")
     )
     return "; ".join(list(reasons)[:3])
+
+
+def _of_samples(diagnostics: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None) -> Iterable[Mapping[str, Any]]:
+    return diagnostics if numbers is None else (diagnostics[i] for i in numbers)
 
 
 def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
@@ -128,7 +140,7 @@ def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
     reasons = {
         diagnostics.get("reason")
         for reward in rewards
-        if reward.weight
+        if reward.counts
         for value, diagnostics in zip(
             samples.values[reward.label].tolist(), samples.diagnostics[reward.label], strict=True
         )

@@ -30,6 +30,7 @@ from dgpo_core.transfers import to_device
 from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
 
 if TYPE_CHECKING:
+    from dgpo_schemas.sections.prompts import SourceBlock
     from dgpo_schemas.sections.rewards import ScoringSection
 
 __all__ = ["Scorer"]
@@ -246,20 +247,24 @@ class Scorer:
         prompts: Sequence[Prompt],
         section: ScoringSection,
         epsilon: float,
+        sources: Sequence[SourceBlock] = (),
     ) -> ScoredGroups:
-        """Arrange flat samples as groups [g, G] and aggregate their rewards as configured in `section`.
+        """Arrange flat samples as groups [g, G] and aggregate their rewards as configured in `section`, or by their
+        source if it has its own aggregation.
 
-        samples: the scores of all ranks; rollouts: this rank's rollouts.
+        samples: the scores of all ranks; rollouts: this rank's rollouts; sources: the prompt sources.
         """
+        own = {source.source: source.aggregation for source in sources}
         shape = (len(prompts), -1)
         each = {label: v.view(shape) for label, v in samples.values.items()}
         total = torch.zeros_like(next(iter(each.values())))
         summed, scored = total.clone(), torch.zeros(total.shape, dtype=torch.bool)
-        for rows in by_source(prompts).values():
-            counted = [reward for reward in self.rewards if reward.weight and reward.asks(prompts[rows[0]])]
+        for name, rows in by_source(prompts).items():
+            asked = [reward for reward in self.rewards if reward.asks(prompts[rows[0]])]
+            counted = [reward for reward in asked if reward.weight_in(name)]
             values = torch.stack([each[reward.label][rows] for reward in counted])
-            weights = [reward.weight for reward in counted]
-            total[rows], scored[rows] = aggregate(values, weights, section.aggregation, epsilon)
+            weights = [reward.weight_in(name) for reward in counted]
+            total[rows], scored[rows] = aggregate(values, weights, own.get(name) or section.aggregation, epsilon)
             summed[rows], _ = aggregate(values, weights, "weighted-sum", epsilon)
         return ScoredGroups(
             prompts=tuple(prompts),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.distributed.passes import Pass, PassSchedule
-from dgpo_core.distributed.sharding import full_tensor, local, shard_like
+from dgpo_core.distributed.sharding import full_tensor, local, reduce_between_machines, replicas, shard_like
 from dgpo_core.training.policy import ModelName, Policy
 from dgpo_core.types import Conditioning
 
@@ -44,6 +44,7 @@ class ShardedPolicy(Policy):
         """blank: returns a latent [1, ...] and its conditioning for dummy passes."""
         super().__init__(backbone, objective, keep_start=keep_start)
         self.weights_sharded = backbone.adapter is None
+        self._replicas = replicas(next(iter(self.parameters.values())))
         if self.weights_sharded:
             self._live = self._weights["policy"]
             self._saved_policy = [torch.empty_like(t) for t in self._live]
@@ -92,7 +93,10 @@ class ShardedPolicy(Policy):
         return local(tensor)
 
     def backward(self, loss: Tensor) -> None:
-        """See Policy.backward; runs together with the other ranks."""
+        """See Policy.backward; runs together with the other ranks. Gradients pass between machines after the last pass
+        of a phase."""
+        if self._replicas > 1:
+            reduce_between_machines(self.backbone, self._schedule.last_gradient)
         with self._processes.exchanging():
             super().backward(loss)
 
@@ -111,7 +115,9 @@ class ShardedPolicy(Policy):
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Return the Euclidean norm [] over the shards of all ranks."""
         norm = super().norm([local(t) for t in tensors])
-        return self._processes.all_reduce_sum([norm.square()])[0].sqrt() if self.weights_sharded else norm
+        if not self.weights_sharded:
+            return norm
+        return (self._processes.all_reduce_sum([norm.square()])[0] / self._replicas).sqrt()
 
     def full_tensors(self, tensors: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
         """See Policy.full_tensors. All ranks must call this together; sharded tensors are gathered on the CPU, and are

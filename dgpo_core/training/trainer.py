@@ -19,6 +19,7 @@ from dgpo_core.system.stopping import StopRequest
 from dgpo_core.training.callbacks import Callback, Callbacks, Phases
 from dgpo_core.training.loop import Loop
 from dgpo_core.training.observers import Logs, PluginObservers, Trackers
+from dgpo_core.training.reward_keeping import keep_in
 from dgpo_core.training.run import TrainingRun, build_run
 from dgpo_core.training.starting import Start, start_new
 from dgpo_core.training.state import RunState
@@ -91,6 +92,7 @@ class Trainer:
             outcome: Literal["finished", "interrupted", "failed"] = "failed"
             try:
                 run = self.build()
+                keep_in(run.rewards, run_path(self.config))
                 self.callbacks.on_start(run_path(self.config), state.iteration, self.config.run.iterations, run.facts())
                 for message in messages:
                     self.callbacks.on_message(message)

@@ -1,104 +1,79 @@
-"""Measure the cost of an iteration of each variant, then its score after as many iterations as fit into the seconds.
-
-Seconds are CPU seconds of the process, which other work on the machine affects less than time on a clock. Costs are
-measured in turns. Every measurement is a line of measured.jsonl: the same command continues after an interruption.
-"""
+"""Score of each variant after as many iterations as fit into the same seconds, and of the base model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import statistics
+import math
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.metrics import MetricsRecord
-from dgpo_schemas.run import RunConfig
-from experiments.catalog import HERE
-from experiments.seconds.variants import BASELINE, SETTINGS, VARIANTS, Variant, as_before
+from experiments.seconds.costs import Cost, Round, config_of, cost_of, measure_costs
+from experiments.seconds.variants import BASELINE, VARIANTS, Variant, as_before
 
-__all__ = ["Cost", "Measured", "costs_of", "iterations_within", "measure"]
-
-BASE = HERE / "base-video.yaml"
-TIMED = 3
-"""Iterations of a cost measurement; the first one warms up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """CPU seconds of an iteration: while the fast EMA is the policy (the first two), and after them."""
-
-    early: float
-    late: float
-
-    def of(self, iterations: int) -> float:
-        """Return the seconds of a run's first iterations."""
-        return self.early * min(iterations, 2) + self.late * max(iterations - 2, 0)
+__all__ = ["Measured", "at", "iterations_within", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """costs: CPU seconds of iterations 2 and 3 by variant, one pair per turn; digests: of the weights after these
-    iterations; scores: by variant and seed, after `iterations`; base: the base model's by seed."""
+    """rounds: the costs; digests: of the weights after three iterations by exact variant; scores: by variant and seed,
+    at `iterations`, which take the budget; base: the base model's by seed."""
 
     budget: float
-    costs: Mapping[str, Sequence[Sequence[float]]]
+    rounds: Sequence[Round]
     digests: Mapping[str, str]
-    iterations: Mapping[str, int]
+    iterations: Mapping[str, float]
     scores: Mapping[str, Mapping[int, float]]
     base: Mapping[int, float]
 
 
-def iterations_within(cost: Cost, budget: float) -> int:
-    """Return the number of iterations whose seconds are nearest to the budget, at least 1."""
-    count = 1
-    while abs(cost.of(count + 1) - budget) <= abs(cost.of(count) - budget):
-        count += 1
-    return count
+def iterations_within(cost: Cost, budget: float) -> float:
+    """Return the number of iterations, with a fraction, that take the seconds of the budget."""
+    if budget <= 2 * cost.early:
+        return budget / cost.early
+    return 2 + (budget - 2 * cost.early) / cost.late
 
 
-def costs_of(variant: Variant, turns: Sequence[Sequence[float]]) -> Cost:
-    """Return the medians over turns of (iteration 2, iteration 3). The two differ only by the pass of an equal EMA."""
-    if "ema" in variant.engine:
-        return Cost(*(statistics.median(turn[i] for turn in turns) for i in (0, 1)))
-    every = statistics.median(seconds for turn in turns for seconds in turn)
-    return Cost(every, every)
+def at(curve: Mapping[str, float], place: float) -> float:
+    """Return the score at a number of iterations with a fraction, on the line between the scores around it."""
+    low, high = math.floor(place), math.ceil(place)
+    return curve[str(low)] + (place - low) * (curve[str(high)] - curve[str(low)])
 
 
 def measure(
-    output: Path, registry: Registry, *, budget: float, seeds: int, turns: int, on_message: Callable[[str], None]
+    output: Path, registry: Registry, *, budget: float, seeds: int, rounds: int, on_message: Callable[[str], None]
 ) -> Measured:
     """Measure everything that `output`/measured.jsonl does not have yet."""
     log = _Log(output / "measured.jsonl")
-    for turn in range(turns):
-        for variant in VARIANTS:
-            on_message(f"cost of {variant.name}, turn {turn + 1} of {turns}")
-            log.once({"cost": variant.name, "turn": turn}, lambda v=variant: _cost(v, registry))  # type: ignore[misc]
-    found = {v.name: [log.found[_key({"cost": v.name, "turn": t})] for t in range(turns)] for v in VARIANTS}
-    costs = {name: [one["seconds"] for one in each] for name, each in found.items()}
-    wanted = {v.name: iterations_within(costs_of(v, costs[v.name]), budget) for v in VARIANTS}
+    found = log.once({"costs": rounds}, lambda: [asdict(r) for r in measure_costs(registry, rounds, on_message)])
+    costs = [Round(**one) for one in found]
+    wanted = {v.name: iterations_within(cost_of(v, costs), budget) for v in VARIANTS}
+    digests = {}
+    for variant in VARIANTS:
+        if variant.kind == "exact":
+            on_message(f"weights of {variant.name}")
+            digests[variant.name] = log.once({"weights": variant.name}, lambda v=variant: _digest(v, registry))  # type: ignore[misc]
     scores: dict[str, dict[int, float]] = {v.name: {} for v in VARIANTS}
     base: dict[int, float] = {}
     for seed in range(seeds):
         for path in dict.fromkeys(v.path for v in VARIANTS):
             on_message(f"scores of {path}, seed {seed}")
             sharing = [v for v in VARIANTS if v.path == path]
-            due = sorted({0 for v in sharing if v.name == BASELINE} | {wanted[v.name] for v in sharing})
+            first = {0} if path == BASELINE else set()
+            due = sorted(first.union(*({math.floor(wanted[v.name]), math.ceil(wanted[v.name])} for v in sharing)))
             cell = {"scores": path, "seed": seed, "iterations": due}
             curve = log.once(cell, lambda v=sharing[-1], due=due, seed=seed: _scores(v, registry, seed, due))  # type: ignore[misc]
             if path == BASELINE:
                 base[seed] = curve["0"]
             for variant in sharing:
-                scores[variant.name][seed] = curve[str(wanted[variant.name])]
-    digests = {name: each[0]["weights"] for name, each in found.items()}
+                scores[variant.name][seed] = round(at(curve, wanted[variant.name]), 6)
     return Measured(budget, costs, digests, wanted, scores, base)
 
 
@@ -109,7 +84,7 @@ class _Log:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.found: dict[str, Any] = {key: value for key, value in map(json.loads, lines)}
+        self.found: dict[str, Any] = dict(map(json.loads, lines))
 
     def once(self, what: Mapping[str, Any], work: Callable[[], Any]) -> Any:
         """Return the result of `work`, which runs unless the file has it."""
@@ -125,34 +100,30 @@ def _key(what: Mapping[str, Any]) -> str:
     return json.dumps(what, sort_keys=True)
 
 
-class _Clock(Callback):
-    """CPU seconds of each iteration, without evaluations."""
+class _After(Callback):
+    """Calls a function after iterations, and with 0 before the first one."""
 
-    def __init__(self, then: Callable[[int], None] = lambda iteration: None) -> None:
-        self.seconds: list[float] = []
-        self._then = then
+    def __init__(self, call: Callable[[int], None]) -> None:
+        self._call = call
 
     def on_iteration_start(self, iteration: int) -> None:
-        """Start the clock, after the evaluation of the base model."""
+        """Call with 0."""
         if iteration == 0:
-            self._then(0)
-        self._started = time.process_time()
+            self._call(0)
 
     def on_metrics(self, metrics: MetricsRecord) -> None:
-        """Stop the clock."""
-        self.seconds.append(time.process_time() - self._started)
-        self._then(metrics.iteration)
+        """Call with the number of finished iterations."""
+        self._call(metrics.iteration)
 
 
-def _cost(variant: Variant, registry: Registry) -> dict[str, Any]:
-    clock = _Clock()
+def _digest(variant: Variant, registry: Registry) -> str:
+    """Return a digest of all weights after three iterations, the last of which moves the fast EMA from the policy."""
     with tempfile.TemporaryDirectory() as directory:
-        trainer = _trainer(variant, registry, directory, 0, TIMED, clock)
+        trainer = Trainer(config_of(variant, directory, 0, 3, registry), registry)
         with as_before(variant.engine):
-            trainer.train(max_iterations=TIMED)
+            trainer.train(max_iterations=3)
         weights = trainer.build().policy.state()
-    digest = hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights)))
-    return {"seconds": [round(s, 4) for s in clock.seconds[1:]], "weights": digest.hexdigest()[:16]}
+    return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
 
 
 def _scores(variant: Variant, registry: Registry, seed: int, due: Sequence[int]) -> dict[str, float]:
@@ -167,20 +138,8 @@ def _scores(variant: Variant, registry: Registry, seed: int, due: Sequence[int])
             curve[str(iteration)] = round(run.evaluator.evaluate(model, iteration).records[0].value, 6)
 
     with tempfile.TemporaryDirectory() as directory:
-        trainer = _trainer(variant, registry, directory, seed, due[-1], _Clock(evaluate))
+        config = config_of(variant, directory, seed, due[-1], registry)
+        trainer = Trainer(config, registry, callbacks=[_After(evaluate)])
         with as_before(variant.engine):
             trainer.train(max_iterations=due[-1])
     return curve
-
-
-def _trainer(
-    variant: Variant, registry: Registry, directory: str, seed: int, iterations: int, clock: _Clock
-) -> Trainer:
-    return Trainer(_config(variant, registry, directory, seed, iterations), registry, callbacks=[clock])
-
-
-def _config(variant: Variant, registry: Registry, directory: str, seed: int, iterations: int) -> RunConfig:
-    """One iteration more than are run, because a run ends with an evaluation."""
-    here = {"run.output": directory, "run.seed": seed, "run.iterations": iterations + 1}
-    settings = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **variant.settings, **here}.items()]
-    return load_run_config(BASE, settings, registry)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
 import torch
 
@@ -31,8 +32,10 @@ SETTINGS: Mapping[str, Any] = {
     "rollout.groups": 4,
     "optimizer.micro_batch": 4,
     "objective.clip": 0.01,
+    "timesteps.count": 2,
     "evaluation.guidance": 1.0,
     "evaluation.steps": 8,
+    "evaluation.prompts": 100,
     "evaluation.monitors": {},
     "evaluation.images": 0,
     "evaluation.every": 0,
@@ -79,18 +82,14 @@ VARIANTS = (
 @contextmanager
 def as_before(engine: Sequence[Engine]) -> Iterator[None]:
     """Context manager that switches the engine's own savings off, except those in `engine`."""
-    graph, ema = accumulation.statistic_of_bundle, Policy.fast_is_policy
 
     def each_twice(models: Models, batches: list[MicroBatch]) -> tuple[Tensor, None]:
         with torch.no_grad():
             return torch.cat([models.objective.statistic(models.predictions(b)) for b in batches]).sum(), None
 
-    try:
+    with ExitStack() as patches:
         if "graph" not in engine:
-            accumulation.statistic_of_bundle = each_twice  # type: ignore[assignment]
+            patches.enter_context(patch.object(accumulation, "statistic_of_bundle", each_twice))
         if "ema" not in engine:
-            Policy.fast_is_policy = property(lambda self: False)  # type: ignore[assignment, method-assign]
+            patches.enter_context(patch.object(Policy, "fast_is_policy", False))
         yield
-    finally:
-        accumulation.statistic_of_bundle = graph
-        Policy.fast_is_policy = ema  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from dgpo_schemas.prompts import PromptRecord
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.serve import ServeConfig
 from dgpo_schemas.service import ServiceMessages
+from dgpo_schemas.suites import SuiteRecord
 
 __all__ = ["PluginOptions", "json_schema", "schema_texts", "stale_schemas", "write_schemas"]
 
@@ -40,12 +41,14 @@ RECORDS: dict[str, type[BaseModel]] = {
     "manifest": CheckpointManifest,
     "clock": CheckpointClock,
     "service": ServiceMessages,
+    "suite": SuiteRecord,
 }
 CHOOSERS = {
     "BackboneSection": "backbone",
     "ObjectiveSection": "objective",
     "PromptsBlock": "prompts",
     "SourceBlock": "prompts",
+    "WordingSection": "prompts",
     "RewardBlock": "reward",
     "ServedReward": "reward",
     "TimestepsSection": "timesteps",

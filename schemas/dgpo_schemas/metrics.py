@@ -22,13 +22,16 @@ __all__ = [
 ]
 
 
+SPARSE = frozenset({"subscores", "sources", "costs", "compile"})
+
+
 class Sparse(StrictModel):
-    """A record that omits `subscores` and `sources` if they are empty."""
+    """A record that omits what `SPARSE` names where it is empty."""
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = dump(self)
-        return {key: value for key, value in data.items() if key not in ("subscores", "sources") or value}
+        return {key: value for key, value in data.items() if key not in SPARSE or value}
 
 
 class RewardStatistics(Sparse):
@@ -53,6 +56,14 @@ class SourceStatistics(StrictModel):
     missing: int = Field(description="Number of samples with a missing reward.")
     zero_variance_groups: int = Field(
         description="Number of groups with fewer than two scored samples, or with equal rewards."
+    )
+    rewards: dict[str, RewardStatistics] = Field(
+        default_factory=dict, description="Statistics of each reward that the source uses."
+    )
+    sigmoid: float | None = Field(default=None, description="Mean of sigmoid(S_g) over the groups of the source.")
+    loss_weight: float | None = Field(
+        default=None,
+        description="Share of the source in the sum of the absolute signed weights of the iteration; null if it is 0.",
     )
 
 
@@ -111,7 +122,7 @@ class PhaseTiming(StrictModel):
     )
 
 
-class TimingRecord(StrictModel):
+class TimingRecord(Sparse):
     """One iteration in timings.jsonl. `compile` is omitted without `backbone.compile`."""
 
     iteration: int = Field(description="Number of finished iterations, from 1.")
@@ -121,6 +132,11 @@ class TimingRecord(StrictModel):
         "wait_for_scores, compute_advantages, optimize, evaluate, checkpoint."
     )
     rewards: dict[str, float] = Field(description="Seconds spent in each reward, summed over its threads.")
+    costs: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="What scoring cost since the iteration before, by reward and name, such as requests and tokens of "
+        "a judge; absent if no reward reports costs.",
+    )
     peak_memory_bytes: int = Field(
         description="Peak memory so far, in bytes: of the GPU, or of the process when running on the CPU."
     )
@@ -129,11 +145,6 @@ class TimingRecord(StrictModel):
         description="With `backbone.compile`, of the main process so far: the number of `graphs` that torch.compile "
         "made, and how often it found code that runs without compilation (`eager`).",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_compile(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = dump(self)
-        return {key: value for key, value in data.items() if key != "compile" or value}
 
 
 class GroupScore(StrictModel):

@@ -139,7 +139,8 @@ def _merge_branches(found: list[_Mistake]) -> list[tuple[KeyPath, str]]:
             here = [mistake for mistake in best if mistake.path == path]
             words = list(dict.fromkeys(mistake.message for mistake in here))
             joined = " or ".join([words[0], *(word.removeprefix("must be ") for word in words[1:])])
-            out.append((path, joined + (f", not {here[0].value}" if here[0].value else "")))
+            shown = f", not {here[0].value}" if here[0].value else ""
+            out.append((path, joined + (shown if shown not in joined else "")))
     return out
 
 

@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 from dgpo_schemas.base import LONGEST_SIDE
 from dgpo_schemas.problems import nearest
 from dgpo_schemas.sections.backbone import BackboneSection, PrecisionSection
-from dgpo_schemas.sections.evaluation import EvaluationSection
-from dgpo_schemas.sections.prompts import PromptsSection
+from dgpo_schemas.sections.evaluation import WORDING, EvaluationSection
+from dgpo_schemas.sections.prompts import PromptsSection, SourceBlock
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.sections.rollout import RolloutSection
 from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, TimestepsSection
@@ -149,9 +149,11 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
                 if label in STATISTICS:
                     used, rename = "an image statistic", "the reward"
                 yield f"{key}.{i}", f"the name {label!r} is already used by {used}; give {rename} another `name`"
+    wording = [f"{name}.{label}" for name in WORDING for label in shown or trained]
+    wording = wording if evaluation.monitors.wording is not None else []
     for label in evaluation.monitors.tolerances:
-        if label not in (*monitors, *STATISTICS):
-            known = ", ".join([*monitors, *STATISTICS])
+        if label not in (*monitors, *wording, *STATISTICS):
+            known = ", ".join([*monitors, *wording, *STATISTICS])
             yield f"evaluation.monitors.tolerances.{label}", f"unknown monitor {label!r}; the monitors are {known}"
         elif label in OF_STEPS and evaluation.many_step is None:
             yield f"evaluation.monitors.tolerances.{label}", "is measured only if evaluation.many_step is set"
@@ -163,6 +165,8 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
             yield "evaluation.every", "evaluation requires held-out prompts; set prompts.heldout, or set every to 0"
         if monitors:
             yield "evaluation.monitors.rewards", "evaluation requires held-out prompts; set prompts.heldout"
+        if evaluation.monitors.wording is not None:
+            yield "evaluation.monitors.wording", "evaluation requires held-out prompts; set prompts.heldout"
         if evaluation.many_step is not None:
             yield "evaluation.many_step", "evaluation requires held-out prompts; set prompts.heldout"
         if evaluation.rewards:
@@ -183,20 +187,33 @@ def sources(prompts: PromptsSection, rewards: list[RewardBlock], evaluation: Eva
             place = f"prompts.{split}.{i}"
             if source.source in names[:i]:
                 yield f"{place}.source", f"the name {source.source!r} is already used by another source"
-            requested = labels if source.rewards is None else source.rewards
+            requested = labels if source.rewards is None else list(source.rewards)
             for j, label in enumerate(requested):
                 if label not in labels:
                     near = nearest(label, labels)
-                    yield f"{place}.rewards.{j}", f"unknown reward {label!r} in {key}{near or f'; known: {known}'}"
+                    which = j if isinstance(source.rewards, list) else label
+                    yield f"{place}.rewards.{which}", f"unknown reward {label!r} in {key}{near or f'; known: {known}'}"
                 elif label in requested[:j]:
                     yield f"{place}.rewards.{j}", f"{label!r} is listed twice"
-            weights = [block.weight for block in blocks if block.label in requested]
+            weights = [source.weight_of(block.label, block.weight) for block in blocks if block.label in requested]
             if split == "train" and weights and not any(weights):
                 yield f"{place}.rewards", "all of these have weight 0, so there is nothing to learn from this source"
+            if split == "heldout":
+                yield from _trains(source, place)
         for i, label in enumerate(labels):
             if sources and not any(source.rewards is None or label in source.rewards for source in sources):
                 message = f"no source of prompts.{split} uses {label!r}; add it to the `rewards` of a source"
                 yield f"{key}.{i}", message
+
+
+def _trains(source: SourceBlock, place: str) -> Violations:
+    """Refuse what only training uses in a held-out source: an evaluation reports each reward by itself."""
+    message = "has no effect on held-out prompts, whose rewards are not combined; remove this key"
+    if isinstance(source.rewards, dict):
+        yield f"{place}.rewards", "weights have no effect on held-out prompts; list the names of the rewards"
+    for key in ("aggregation", "max_missing"):
+        if getattr(source, key) is not None:
+            yield f"{place}.{key}", message
 
 
 def stop(

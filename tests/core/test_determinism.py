@@ -123,6 +123,6 @@ def test_a_reward_with_such_an_operator() -> None:
     scores = checked_score(reward, torch.rand(1, 3, 2, 2), [Prompt("")], failures)
     assert bool(scores.missing.all())
     assert failures == [
-        "a: run.deterministic: the operator put_ has no deterministic form on this device; set it to false, or run "
-        "this reward in a worker"
+        "a: run.deterministic: the operator put_ has no deterministic form on this device; set it to false, or use a "
+        "service for this reward"
     ]

@@ -115,7 +115,14 @@ class Numbered:
         return x0.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
     def sample_groups(
-        self, prompts: Sequence[Prompt], members: int, draws: Draws, model: str, *, samples: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        members: int,
+        draws: Draws,
+        model: str,
+        *,
+        places: object = None,
+        samples: Sequence[int],
     ) -> Iterator[Rollout]:
         for start in range(0, len(samples), self.micro_batch):
             here = samples[start : start + self.micro_batch]

@@ -140,11 +140,12 @@ class _Checkpointed(nn.Module):
         return checkpoint(self.net, x, use_reentrant=False)
 
 
-def test_hooks_of_frozen_layers_are_called() -> None:
+@pytest.mark.parametrize("layer", ["base_layer", "lora_A.default", "lora_B.default"])
+def test_hooks_of_the_layers_inside_are_called(layer: str) -> None:
     net: Any = adapted(torch.float32)[0]
     judge: Any = by_peft(net)
     for one in (net, judge):
-        one[0].q.base_layer.register_forward_hook(lambda layer, given, output: output * 2)
+        one[0].q.get_submodule(layer).register_forward_hook(lambda layer, given, output: output * 2)
     ours, theirs = (passed(one, drawn(2, 3, WIDTH)) for one in (net, judge))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -89,6 +89,21 @@ def test_outside_of_a_phase_all_make_the_same_passes() -> None:
     assert not blank
 
 
+def test_the_last_pass_with_gradient_is_known() -> None:
+    """Also where it is a dummy pass, and outside of a phase each is the last."""
+    own: list[Pass] = ["base", "gradient", "base", "gradient", "base"]
+    one, _ = schedule(Others([own, ["gradient"]]))
+    assert one.last_gradient
+    one.agree(own)
+    found = []
+    for kind in own:
+        one.take(kind)
+        found.append(one.last_gradient)
+    assert found == [False, False, False, True, True]
+    one.finish()
+    assert one.last_gradient
+
+
 def test_more_passes_than_agreed_are_an_error() -> None:
     one, _ = schedule(Others([["ema_fast"]]))
     one.agree(["ema_fast"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.engine import Engine, build_engine
 from dgpo_core.training.policy import ModelName
-from dgpo_core.training.rollout import samples_at_once
 from dgpo_core.types import Prompt
 from dgpo_kit.toy import ToyAdapter
 from dgpo_schemas.run import RunConfig
@@ -110,23 +108,3 @@ def test_prompts_of_samples_have_the_size_and_the_frames_a_second(
     assert (Prompt("x", fps=30.0).sized((8, 8), 12.5).fps, Prompt("x", size=(4, 8)).sized((8, 8), 1.0).size) == (
         30.0, (4, 8),
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("groups", "members", "expected"),
-    [
-        (24, 24, 24), (24, 16, 32), (6, 8, 24), (5, 8, 24), (3, 8, 24), (1, 8, 8), (8, 10, 30), (2, 32, 32),
-        (2, 33, 17), (2, 48, 24), (1, 100, 25), (100, 1, 25), (4, 5, 20),
-    ],
-)  # fmt: skip
-def test_the_default_micro_batch(groups: int, members: int, expected: int) -> None:
-    """Worked by hand: at most 32 samples, whole groups where one fits, otherwise equal parts of one."""
-    assert samples_at_once(groups, members, torch.device("cuda")) == expected
-    assert samples_at_once(groups, members, torch.device("cpu")) == groups * members
-
-
-def test_every_default_micro_batch_has_whole_groups_or_divides_one() -> None:
-    for groups, members in product(range(1, 40), range(1, 70)):
-        size = samples_at_once(groups, members, torch.device("cuda"))
-        assert 1 <= size <= min(32, groups * members)
-        assert size % members == 0 or members > 32

@@ -67,6 +67,7 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
         name: str,
         backbone: dict[str, Any] | None = None,
         objective: dict[str, Any] | None = None,
+        precision: dict[str, Any] | None = None,
         **run: Any,
     ) -> Run:
         proof = FAMILIES[family]
@@ -82,6 +83,7 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
             **({"rewards": [{"use": "motion"}]} if proof.kind.media == "video" else {}),
             optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2},
             objective=objective or {},
+            precision=precision or {},
             evaluation={"every": 2, "prompts": 2, "samples_per_prompt": 1, "images": 1, "many_step": None},
         )
 
@@ -149,6 +151,37 @@ def test_weights_that_are_sharded(family: str, train: str, driver: Driver, run: 
     assert_all_well(driver.train(one, 1))
     assert_all_well(driver.train(two, 2))
     assert_same(two, one)
+
+
+FAST = {"autocast": "bf16", "adapter": "fast", "norms": "fast"}
+IN_BFLOAT16 = {"dtype": "bfloat16", "lora": {"rank": 4, "alpha": 8}}
+
+
+def test_fast_precision_trains_alike(run: Callable[..., Run], registry: Registry) -> None:
+    """The step of an update is that of exact precision, up to the roundings of bfloat16."""
+    runs = [run("flux", name, IN_BFLOAT16, None, precision) for name, precision in (
+        ("exact", FAST | {"adapter": "exact", "norms": "exact"}), ("fast", FAST),
+    )]  # fmt: skip
+    for made in runs:
+        assert Trainer(config(made), registry, callbacks=[Callback()]).train() == "finished"
+    exact, fast = (made.log("metrics") for made in runs)
+    assert [record["change_norm"] for record in fast] == pytest.approx([r["change_norm"] for r in exact], rel=0.1)
+    assert fast[-1]["change_norm"] != exact[-1]["change_norm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fast_precision_with_shards_and_resumed(checkpointing: bool, driver: Driver, run: Callable[..., Run]) -> None:
+    backbone = IN_BFLOAT16 | {"gradient_checkpointing": checkpointing}
+    one, two, killed = (
+        run("flux", name, backbone, None, FAST, shard=name == "two") for name in ("one", "two", "killed")
+    )
+    assert_all_well(driver.train(one, 1))
+    assert_all_well(driver.train(two, 2))
+    change, other = (made.log("metrics")[-1]["change_norm"] for made in (one, two))
+    assert change == pytest.approx(other, rel=0.1)
+    assert_killed_and_resumed(driver, killed, 1)
+    assert killed.files() == one.files()
 
 
 @pytest.mark.slow

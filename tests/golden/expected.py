@@ -16,7 +16,8 @@ NEW = (
     "run.init_from", "backbone.lora.init", "backbone.lora.rslora", "backbone.lora.dora", "backbone.cache",
     "backbone.options.quantize", "backbone.options.tiny_decoder", "backbone.options.group_offload",
     "backbone.options.rollout_cache", "rollout.guidance_interval", "evaluation.guidance_interval", "run.deterministic",
-    "precision.adapter", "precision.norms",
+    "run.reward_ranks", "precision.adapter", "precision.norms", "evaluation.monitors.wording",
+    *(f"prompts.{split}.*.{key}" for split in ("train", "heldout") for key in ("aggregation", "max_missing")),
 )  # fmt: skip
 """Settings that run files did not have."""
 
@@ -27,6 +28,10 @@ ALLOWED: tuple[Allowed, ...] = (
     *(
         Allowed("*/config.yaml", key, "The changelog of 0.2.0: new settings, at defaults that change nothing")
         for key in NEW
+    ),
+    *(
+        Allowed("*/metrics.jsonl", f"*.sources.*.{key}", "A source says more of itself: new fields")
+        for key in ("rewards*", "sigmoid", "loss_weight")
     ),
     Allowed("*/evaluation.json", "*.text", "Explanations of rewards in plain English"),
 )

@@ -9,7 +9,7 @@ moment comes for the n-th time ("clock": after n milliseconds). With "background
 process waits, and {"collect": number} waits for its end. "environment" has more variables for the process, and
 {"together": [requests]} starts several processes at once and is answered by {"ended": [their answers]}. An answer is
 {"status": exit code, or minus the signal; "output": what it printed; "counts": how often each moment came, unless it
-was killed}.
+was killed}. The counts include each collective, as "KIND PLACE BYTES" (`watch_collectives`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from hard_toy import hard_plugin
 
 import dgpo_core.storage.checkpoint
@@ -112,6 +113,46 @@ class Moments:
                 raise ValueError(self.do)
 
 
+COLLECTIVES = {
+    "all_reduce": ("all_reduce",), "list": ("all_gather",),
+    "all_gather": ("all_gather_single", "all_gather_into_tensor"),
+    "reduce_scatter": ("reduce_scatter_single", "reduce_scatter_tensor"),
+}  # fmt: skip
+"""Names in newer and in older versions of torch; `list` gathers a list of tensors."""
+
+
+def watch_collectives(moments: Moments) -> None:
+    """Count collectives by kind, place (device, host, or a part of the ranks) and bytes of the whole message."""
+    hosts: list[Any] = []
+    join = Processes.join
+
+    def joined(**keywords: Any) -> Processes:
+        processes = join(**keywords)
+        hosts.append(processes._host)
+        return processes
+
+    Processes.join = staticmethod(joined)  # type: ignore[method-assign]
+
+    def watched(kind: str, original: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            group = keywords.get("group")
+            ranks = dist.get_world_size(group)
+            place = "host" if group is not None and group in hosts else "device"
+            place = place if ranks == dist.get_world_size() else f"{ranks} ranks"
+            tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor | list)]
+            size = max(
+                sum(t.nbytes for t in ([value] if isinstance(value, torch.Tensor) else value)) for value in tensors
+            )
+            moments.counts[f"{kind} {place} {size}"] += 1
+            return original(*arguments, **keywords)
+
+        return call
+
+    for kind, names in COLLECTIVES.items():
+        name = next(name for name in names if hasattr(dist, name))
+        setattr(dist, name, watched(kind, getattr(dist, name)))
+
+
 def _hang_interrupted_twice() -> NoReturn:
     """On the rewards' thread; signals reach the main one."""
     heard = threading.Event()
@@ -152,6 +193,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
         killer = threading.Timer(at[1] / 1000, os.kill, (os.getpid(), signal.SIGKILL))
         killer.daemon = True
         killer.start()
+    watch_collectives(moments)
     moments.half(dgpo_core.storage.run_directory, "append_json", "half a line")
     moments.half(dgpo_core.storage.checkpoint, "_save_tensors", "half a tensor file")
     try:

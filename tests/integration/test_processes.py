@@ -31,9 +31,10 @@ SIZES: dict[str, Any] = {"prompts": {"train": _SIZED, "heldout": _SIZED}}
 DOUBLE = {"backbone": {"use": "toy", "checkpoint": "toy", "lora": {"rank": 4, "alpha": 4}, "options": {"double": True}}}
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
+def environment(rank: int, count: int, port: int, machines: int = 1) -> dict[str, str]:
+    local = count // machines
     return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "RANK": str(rank), "LOCAL_RANK": str(rank % local), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
 
@@ -53,10 +54,17 @@ class Driver:
         )
 
     def train(
-        self, run: Run, count: int, *options: str, at: tuple[str, int] | None = None, do: str = "kill", rank: int = 0
+        self,
+        run: Run,
+        count: int,
+        *options: str,
+        at: tuple[str, int] | None = None,
+        do: str = "kill",
+        rank: int = 0,
+        machines: int = 1,
     ) -> list[dict[str, Any]]:
-        """`dgpo train` in `count` processes; something happens in the process `rank`."""
-        return self.run(["train", str(run.file), *options], count, at=at, do=do, rank=rank)
+        """`dgpo train` in `count` processes, as on so many machines; something happens in the process `rank`."""
+        return self.run(["train", str(run.file), *options], count, at=at, do=do, rank=rank, machines=machines)
 
     def run(
         self,
@@ -66,13 +74,14 @@ class Driver:
         at: tuple[str, int] | None = None,
         do: str = "kill",
         rank: int = 0,
+        machines: int = 1,
     ) -> list[dict[str, Any]]:
         """The same of any command."""
         port = free_port()
         requests = [
             {
                 "arguments": list(arguments),
-                "environment": environment(i, count, port) if count > 1 else {},
+                "environment": environment(i, count, port, machines) if count > 1 else {},
                 "at": at if i == rank else None,
                 "do": do,
             }
@@ -229,6 +238,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
         "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
     },
+    "rewards on one process": {
+        "run": {"reward_ranks": 1},
+        "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
+        "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
+    },
+    "missing scores of rewards on two processes": {
+        "run": {"reward_ranks": 2},
+        "rewards": [{"use": "brightness", "options": {"fail": "dark"}}], "scoring": {"max_missing": 0.99},
+    },
     "sources": {
         "rollout": {"group_size": 5, "groups": 4, "micro_batch": 3},
         "optimizer": {"updates": 2, "micro_batch": 3, "learning_rate": 0.01},
@@ -261,6 +279,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 QUICK = (
     "groups of five",
     "rewards that compare",
+    "rewards on one process",
     "two updates",
     "missing scores",
     "paths",
@@ -374,6 +393,30 @@ def test_a_lost_process_ends_the_run_and_a_resume_goes_on(
     if rank == 1:  # the main process saves what it has
         assert (f"the state after iteration {len(run.log('metrics'))} is saved" in other["output"]
                 or "nothing is saved yet" in other["output"])  # fmt: skip
+    options = ["--resume"] if any((run.path / "checkpoints").glob("0*")) else []
+    assert_all_well(driver.train(run, 2, *options))
+    assert run.files() == whole.files()
+
+
+def test_rewards_on_one_process_score_for_all(driver: Driver, whole: Run, tmp_path: Path) -> None:
+    """Only it calls them, and every file is the same byte for byte as when each process has its own."""
+    run = Run(tmp_path, "run", run={"reward_ranks": 1})
+    ended = driver.train(run, 2)
+    assert_all_well(ended)
+    assert [one["counts"].get("score", 0) > 0 for one in ended] == [True, False]
+    assert run.files() == whole.files()
+
+
+@pytest.mark.parametrize(("rank", "at"), few([(0, ("score", 3)), (1, ("velocity", 40))], (0, ("score", 3))))
+def test_a_lost_process_with_the_rewards_or_without(
+    rank: int, at: tuple[str, int], driver: Driver, whole: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, "run", run={"reward_ranks": 1})
+    ended = driver.train(run, 2, at=at, rank=rank)
+    assert ended[rank]["status"] == KILLED
+    other = ended[1 - rank]
+    assert other["status"] == 3, other["output"]
+    assert "timed out waiting for another process" in other["output"]
     options = ["--resume"] if any((run.path / "checkpoints").glob("0*")) else []
     assert_all_well(driver.train(run, 2, *options))
     assert run.files() == whole.files()

@@ -39,6 +39,7 @@ class Everything(Options):
     free: dict[str, Any] = Field(default_factory=dict, description="Free.")
     component: Use | None = Field(default=None, description="A component.")
     even: Int = Field(default=0, description="Even.")
+    size: Annotated[Int, Field(ge=1)] | Literal["auto"] | None = Field(default=None, description="A number, or a word.")
     pair: tuple[Int, Int] = Field(default=(0, 1), description="A pair.")
 
     @field_validator("even")
@@ -89,6 +90,8 @@ def said(data: Any) -> list[str]:
         ("ema_rollouts_after", 2, "ema_rollouts_after: must be true or false, not 2"),
         ("mode", "fats", "mode: must be fast, slow or medium, not 'fats'; did you mean fast?"),
         ("mode", 3, "mode: must be fast, slow or medium, not 3"),
+        ("size", "atuo", "size: must be an integer or auto, not 'atuo'; did you mean auto?"),
+        ("size", 0, "size: must be at least 1 or auto, not 0"),
         ("names", "a", "names: must be a list, not 'a'"),
         ("names", ["a", "b", "c"], "names: must have at most 2 entries, not 3"),
         ("names", ["a", 4], "names.1: must be a string, not 4 (put it in quotes)"),

@@ -57,6 +57,36 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             "rollout.group_size",
             ["must be at least 2, got 1"],
         ),
+        ({"precision": {"adapter": "fast"}}, "precision.adapter", ["backbone.dtype: bfloat16"]),
+        (
+            {
+                "precision": {"adapter": "fast"},
+                "backbone": {"use": "toy", "checkpoint": "toy", "dtype": "bfloat16", "lora": {"dora": True}},
+            },
+            "precision.adapter",
+            ["not possible with backbone.lora.dora"],
+        ),
+        (
+            {
+                "precision": {"adapter": "fast"},
+                "backbone": {"use": "toy", "checkpoint": "toy", "dtype": "bfloat16", "train": "full"},
+            },
+            "precision.adapter",
+            ["no effect because backbone.train is full"],
+        ),
+        (
+            {"precision": {"norms": "fast", "autocast": "bf16"}},
+            "precision.norms",
+            ["no effect", "backbone.dtype is float32", "auto or exact"],
+        ),
+        (
+            {
+                "precision": {"norms": "fast", "autocast": "bf16"},
+                "backbone": {"use": "toy", "checkpoint": "toy", "dtype": "bfloat16", "train": "full"},
+            },
+            "precision.norms",
+            ["the weights are trained"],
+        ),
         ({"rollout": {"group_size": -3}}, "rollout.group_size", ["must be at least 2"]),
         ({"rollout": {"resolution": 0}}, "rollout.resolution", ["got 0", "at least 1"]),
         ({"rollout": {"resolution": [64, -8]}}, "rollout.resolution", ["got -8"]),

@@ -67,7 +67,7 @@ def inputs(name: str, backbone: DiffusersBackbone, texts: list[str]) -> tuple[An
     size = FAMILIES[name].sizes[0]
     prompts = [Prompt(text, media=case.media(i), size=size) for i, text in enumerate(texts)]
     noise = torch.randn(len(texts), *backbone.latent_shape(*size), generator=torch.Generator().manual_seed(1))
-    return noise, torch.full((len(texts),), min(0.9, backbone.sigma_range[1])), backbone.encode(prompts)
+    return noise, torch.full((len(texts),), 0.5), backbone.encode(prompts)
 
 
 def passes(backbone: DiffusersBackbone, given: tuple[Any, ...]) -> dict[str, Tensor]:
@@ -139,7 +139,8 @@ def test_other_ways_to_train(setting: dict[str, Any], checkpoint: Callable[[str]
     given, report = inputs("sd3", eager, TEXTS), CompileReport()
     bound = 0.02 if "dtype" in setting else BOUND  # of one rounding to bfloat16
     assert_near(passes(backbone, given), passes(eager, given), bound)
-    assert report.counts()["eager"] == 0
+    dora = setting.get("lora", {}).get("dora", False)  # peft's layers enter contexts that Dynamo does not trace
+    assert (report.counts()["eager"] > 0) == dora
 
 
 def test_blocks_are_what_is_repeated(checkpoint: Callable[[str], Path]) -> None:

@@ -17,7 +17,7 @@ from dgpo_diffusers import quantization
 from dgpo_diffusers.families.flux.backbone import FluxBackbone
 from dgpo_diffusers.families.flux.options import FluxOptions
 from dgpo_diffusers.families.flux.tiny import make_tiny_flux
-from dgpo_diffusers.quantized import is_quantized, layers_to_quantize, stored_bytes
+from dgpo_diffusers.quantized import dequantize_again, is_quantized, layers_to_quantize, stored_bytes
 from dgpo_kit.contracts import check_backbone
 from dgpo_kit.drawing import randomize
 from dgpo_schemas.sections.backbone import BackboneSection
@@ -125,6 +125,21 @@ def test_no_dequantized_weights_are_kept_for_the_backward_pass(
         assert found is not None
         assert wanted is not None
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_an_adapter_of_dequantized_products_is_fast_too(checkpoint: Path) -> None:
+    """Layers with a product of their own, here of their weights as they are, have the gradient of linear layers."""
+    gradients = []
+    for dequantizing in (True, False):
+        backbone = build(checkpoint, dtype="bfloat16")
+        assert backbone.adapter is not None
+        layers = backbone.adapter.layers.values()  # type: ignore[attr-defined]
+        dequantize_again(layer.get_base_layer() for layer in layers if dequantizing)
+        randomize(backbone)
+        backbone.speed_up(["adapter"])
+        velocity(backbone).square().mean().backward()  # type: ignore[no-untyped-call]
+        gradients.append(torch.cat([p.grad.flatten() for p in backbone.trainable().values() if p.grad is not None]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 0.01
 
 
 @torchao

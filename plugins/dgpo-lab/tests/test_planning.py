@@ -260,7 +260,7 @@ def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> No
 def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:
     """With a moving reference, S_g compares with ema_fast and the KL term with the base model: one more pass.
 
-    A group that does not fit a micro-batch needs a second pass.
+    A group of two micro-batches needs three passes of half of it. A fast EMA that is the policy needs none.
     """
 
     def learn(*settings: str) -> int:
@@ -271,7 +271,8 @@ def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> No
         base = forward(real)
     plain = learn("objective.kl=0")
     assert learn("objective.kl=0.02") - plain == 16 * base
-    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 16 * forward(real)
+    assert learn("objective.kl=0", "optimizer.micro_batch=2") - plain == 8 * forward(real)
+    assert plain - learn("objective.kl=0", "objective.ema_fast.ramp=0") == 16 * forward(real)
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
@@ -302,18 +303,18 @@ def test_held_memory(everything: Registry, real: SD3Backbone) -> None:
 
 def test_memory_of_a_sharded_model() -> None:
     held = {"model": 1000, "trained weights": 100, "EMA and initial weights": 300, "gradients": 100}
-    assert on_each(Held(held, frozenset(), 90, 0), 1, shard=True) == (held, {"optimize": 0}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 1, shards=1) == (held, {"optimize": 0}), (
         "a single process holds everything"
     )
-    assert on_each(Held(held, frozenset(), 90, 0), 2, shard=False) == (held, {"optimize": 200}), (
+    assert on_each(Held(held, frozenset(), 90, 0), 2, shards=1) == (held, {"optimize": 200}), (
         "a flat buffer for gradients"
     )
-    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shard=True) == ({
+    assert on_each(Held(held, frozenset({"model"}), 90, 0), 4, shards=4) == ({
         "model": 250, "trained weights": 100, "EMA and initial weights": 300,
         "gradients": 100, "gathered block weights": 90,
     }, {"optimize": 200})  # fmt: skip
     full = frozenset({"model", "trained weights", "EMA and initial weights", "gradients"})
-    assert on_each(Held(held, full, 90, 0), 4, shard=True) == ({
+    assert on_each(Held(held, full, 90, 0), 4, shards=4) == ({
         "model": 250, "trained weights": 25, "EMA and initial weights": 100, "gradients": 25,
         "gathered block weights": 90,
     }, {"optimize": 0})  # fmt: skip

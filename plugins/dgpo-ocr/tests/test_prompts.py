@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
 from dgpo_kit.contracts import check_prompts
 from dgpo_ocr.options import OcrPromptsOptions
 from dgpo_ocr.prompts import HELDOUT_SHARE, OcrPrompts, Split, split_entries
 from dgpo_ocr.target import quoted, target_of
-from dgpo_ocr.words import SIGNS, TEMPLATES, WORDS
+from dgpo_ocr.words import SIGNS, TEMPLATES, WORDINGS, WORDS
 
 SPLITS: tuple[Split, Split] = ("train", "heldout")
 
@@ -150,3 +151,17 @@ def test_invalid_files_are_reported(tmp_path: Path) -> None:
     file.write_text('one\n\ntwo "three"\n')
     with pytest.raises(UserError, match=r"words.txt:3, 'two \"three\"', contains a double quote"):
         source(words=str(file))
+
+
+def test_other_words_ask_for_the_same_text() -> None:
+    source = OcrPrompts(OcrPromptsOptions(heldout_count=60))
+    prompts = source.prompts("heldout")
+    texts = source.reworded(prompts)
+    assert {
+        WORDINGS.index(text.replace(target_of(p), "{}")) for p, text in zip(prompts, texts, strict=True) if text
+    } == {*range(len(WORDINGS))}
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text is not None
+        assert target_of(Prompt(text)) == target_of(prompt)
+    assert not set(WORDINGS) & set(TEMPLATES)
+    assert source.reworded([Prompt("a sign"), Prompt("x", {"target": 'a "b" c'})]) == [None, None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -326,31 +325,6 @@ def test_gradient_checkpointing_gives_the_same_gradient(checkpoint: Path, build:
     assert calls == [1, 2], "checkpointing runs each block again"
     for name, gradient in gradients[0].items():
         assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_compiled_velocity_is_the_same_in_every_model(
-    checkpoint: Path, build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Only traced by the compiler's front end, where adapters and models could go wrong; code generation would take most
-    # of a minute.
-    compile_in_place = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend="eager"))
-    eager, backbone = build(checkpoint), build(checkpoint, compile=True)
-    randomize(eager)
-    randomize(backbone)
-    assert list(backbone.trainable()) == list(eager.trainable())
-    calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
-    x_sigma, sigma, conditioning = batch(backbone)
-    for off in (False, True, False):
-        results = []
-        for model in (eager, backbone):
-            context = model.adapter.off() if off and model.adapter else nullcontext()
-            assert context is not None
-            with context:
-                results.append(model.velocity(x_sigma, sigma, conditioning).detach())
-        assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > calls, "nothing was compiled"
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 8])

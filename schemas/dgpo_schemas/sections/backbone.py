@@ -114,7 +114,13 @@ class PrecisionSection(StrictModel):
     autocast: Literal["no", "bf16"] = Field(
         default="no", description="Mixed precision (torch.autocast) of the forward and backward passes."
     )
-    tf32: bool = Field(default=True, description="Allow TF32 matrix multiplications on CUDA.")
+    tf32: bool = Field(
+        default=True,
+        description="Allow TF32 in float32 matrix products and convolutions on CUDA: inputs are rounded to 10 bits of "
+        "mantissa. With bfloat16 weights or autocast these are mostly the autoencoder's, so false decodes samples in "
+        "true float32, at about five times the time of decoding. It applies to the whole process, and thus to rewards "
+        "in it too.",
+    )
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = Field(
         default="auto",
         description="Kernel of torch's scaled_dot_product_attention, used for the inputs that it supports; `auto` lets "

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dgpo_schemas.base import ANYTIME, Float, Int, StrictModel, Use
+from dgpo_schemas.base import ANYTIME, Float, Int, ShortForm, StrictModel, Use
+from dgpo_schemas.places import PathText
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.sections.rollout import GuidanceInterval
 
-__all__ = ["EvaluationSection", "ManyStepSection", "MonitorsSection"]
+__all__ = ["WORDING", "EvaluationSection", "ManyStepSection", "MonitorsSection", "WordingSection"]
+
+WORDING = ("reworded", "wording_gap")
+"""The monitors of wording; each is followed by a dot and the label of a reward."""
+
+
+class WordingSection(StrictModel):
+    """Held-out prompts in other words, from a file (`file`) or from a plugin's templates (`use`). Exactly one of the
+    two is required."""
+
+    file: PathText | None = Field(
+        default=None,
+        description="Path of a .jsonl file: objects with a held-out `prompt` and the same in other words, `reworded`.",
+    )
+    use: str | None = Field(
+        default=None, description="Name of a prompt generator that can put prompts of its format in other words."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the prompt generator.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> WordingSection:
+        if (self.file is None) == (self.use is None):
+            raise ValueError("set exactly one of `file` (a .jsonl file) and `use` (a prompt generator)")
+        if self.file is not None and self.options:
+            raise ValueError("`options` require `use`; a file has no options")
+        return self
 
 
 class MonitorsSection(StrictModel):
@@ -20,6 +46,12 @@ class MonitorsSection(StrictModel):
     rewards: list[RewardBlock] = Field(
         default_factory=list,
         description="Out-of-domain rewards, computed at every evaluation and never trained on.",
+    )
+    wording: Annotated[WordingSection, ShortForm("file", "Path of a .jsonl file.")] | None = Field(
+        default=None,
+        description="Also score the held-out prompts in other words, with the same noise: `reworded.LABEL` is the "
+        "score of the evaluated reward LABEL, `wording_gap.LABEL` its difference to the score in the prompts' own "
+        "words, which falls if a model learns the wording.",
     )
     alarm: Literal["log", "stop", "off"] = Field(
         default="log",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from dgpo_schemas.base import NAME, AnyOf, Float, Int, ShortForm, StrictModel
+from dgpo_schemas.base import ANYTIME, NAME, AnyOf, Float, Int, ShortForm, StrictModel
 from dgpo_schemas.places import PathText
 
 __all__ = ["STEP", "PromptsBlock", "PromptsSection", "SourceBlock"]
@@ -47,6 +47,18 @@ def _in_steps(weight: float) -> float:
     return weight
 
 
+def _names_or_weights(value: Any) -> str:
+    return "weights" if isinstance(value, dict) else "names"
+
+
+RewardsOfSource = Annotated[
+    Annotated[Annotated[list[str], Field(min_length=1)], Tag("names")]
+    | Annotated[Annotated[dict[str, Annotated[Float, Field(ge=-1e9, le=1e9)]], Field(min_length=1)], Tag("weights")],
+    Discriminator(_names_or_weights),
+    AnyOf(),
+]
+
+
 class SourceBlock(PromptsBlock):
     """One of several prompt sources, each with its own rewards."""
 
@@ -61,11 +73,30 @@ class SourceBlock(PromptsBlock):
         le=1000,
         description="Relative share of the groups of an iteration, or of the prompts of an evaluation.",
     )
-    rewards: list[str] | None = Field(
+    rewards: RewardsOfSource | None = Field(
         default=None,
-        min_length=1,
-        description="Names of the rewards that score samples of this source; default: all. Monitors score all sources.",
+        description="Names of the rewards that score samples of this source, as a list, or each with its weight in "
+        "this source; default: all. Monitors score all sources.",
     )
+    aggregation: Literal["weighted-sum", "group-normalized"] | None = Field(
+        default=None, description="How the rewards of this source are combined; default: scoring.aggregation."
+    )
+    max_missing: Float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        json_schema_extra=ANYTIME,
+        description="Maximum fraction of an iteration's samples of this source without a score; default: "
+        "scoring.max_missing.",
+    )
+
+    def weight_of(self, label: str, weight: float) -> float | None:
+        """Return the weight of a reward in this source, None if the source does not use it. weight: its own."""
+        if self.rewards is None:
+            return weight
+        if label not in self.rewards:
+            return None
+        return self.rewards[label] if isinstance(self.rewards, dict) else weight
 
 
 def _one_or_several(value: Any) -> str:

@@ -56,8 +56,8 @@ class RolloutSection(StrictModel):
     merge_adapter: bool = Field(
         default=False,
         description="Merge the adapter into the weights while sampling, which makes sampling as fast as with the base "
-        "model. Samples agree up to rounding; with bfloat16 weights, rounding loses small updates and samples are "
-        "slightly closer to the base model's.",
+        "model. Samples agree up to rounding, which changes a bfloat16 weight by at most 1/256 of itself: small "
+        "updates are lost, and samples are slightly closer to the base model's.",
     )
     resolution: Int | Annotated[list[Int], Field(min_length=2, max_length=2)] = Field(
         default=512,

@@ -170,13 +170,12 @@ class OptimizerSection(StrictModel):
         le=100_000,
         description="Number of optimizer updates per iteration; must divide rollout.groups.",
     )
-    micro_batch: Int | None = Field(
+    micro_batch: Annotated[Int, Field(ge=1, le=10**9)] | Literal["auto"] | None = Field(
         default=None,
-        ge=1,
-        le=10**9,
         json_schema_extra=ANYTIME,
         description="Number of samples per forward pass; default: one group. Gradients are accumulated, so it does not "
-        "affect the result.",
+        "affect the result. `auto`: on a GPU as many whole groups as fit, up to 32 samples, found by halving when "
+        "memory runs out; elsewhere, and with `run.shard`, one group.",
     )
     max_skipped: Int = Field(
         default=10,

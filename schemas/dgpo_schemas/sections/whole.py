@@ -53,8 +53,8 @@ class RunSection(StrictModel):
         json_schema_extra=FROM_THERE_ON,
         description="On a GPU, use deterministic algorithms only, so that a run repeats and resumes bit by bit on the "
         "same kind of card with the same libraries; this costs time. Operators without a deterministic form end the "
-        "run; in a reward, they make its scores missing. Rewards in a `worker` or `service` are not included. On the "
-        "CPU, results are reproducible anyway, and nothing changes.",
+        "run; in a reward, they make its scores missing. Rewards in a `worker` are included, those of a `service` are "
+        "not. On the CPU, results are reproducible anyway, and nothing changes.",
     )
     threads: Int | None = Field(
         default=None,
@@ -71,11 +71,22 @@ class RunSection(StrictModel):
         json_schema_extra=ANYTIME,
         description="Timeout in seconds for waiting on another process of the run; when it expires, the run ends.",
     )
-    shard: bool = Field(
-        default=False,
+    reward_ranks: Int | None = Field(
+        default=None,
+        ge=1,
+        le=10**6,
         json_schema_extra=ANYTIME,
+        description="Number of processes that hold the rewards, the first ones; the others send them their samples, "
+        "which saves the rewards' memory there. Default: all. Scores do not depend on it. It does not apply to rewards "
+        "in a `worker` or `service`, and has no effect with as many processes or fewer.",
+    )
+    shard: bool | Literal["machine"] = Field(
+        default=False,
+        json_schema_extra=FROM_THERE_ON,
         description="Shard the model's weights across the processes (FSDP2), for a model that does not fit on one GPU. "
-        "LoRA adapters are not sharded. It has no effect with a single process.",
+        "`machine` shards them across the processes of each machine (HSDP), so that weights are gathered over the fast "
+        "links within it. LoRA adapters are not sharded. With `precision.autocast: bf16`, float32 weights are gathered "
+        "in bfloat16. It has no effect with a single process.",
     )
 
 

@@ -32,6 +32,7 @@ from dgpo_diffusers.norms import fuse_norms
 from dgpo_diffusers.offload import check_offload, offload, resident_bytes
 from dgpo_diffusers.quantization import check, chosen
 from dgpo_diffusers.quantized import dequantize_again, layers_to_quantize, place, stored_bytes
+from dgpo_diffusers.signatures import remember_signatures
 from dgpo_diffusers.tiny_decoder import load_tiny_decoder
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ class DiffusersBackbone(Family):
         self._place_encoders(self._encoders())
         if whole and section.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        if section.compile and device.type != "meta":
-            for network in denoisers:
+        for network in denoisers:
+            if not section.compile:
+                remember_signatures(network)
+            elif device.type != "meta":
                 compile_blocks(network, self.blocks() if network is self.network else (), ragged=self.ragged)
         self._cache = self._feature_cache() if whole else None
 
@@ -198,7 +201,8 @@ class DiffusersBackbone(Family):
         try:
             for module in moved:
                 module.to(self.device)
-            yield
+            with quiet():  # once instead of for each prompt, which would cost as much as a small text encoder
+                yield
         finally:
             for module in moved:
                 module.to("cpu")
@@ -321,7 +325,8 @@ class DiffusersBackbone(Family):
         """Decode latents [B, ...] to images [B, 3, H, W] or videos [B, F, 3, H, W] in [0, 1], `decode_chunk` at a time.
 
         Decoding runs in float32, since half precision blurs details that rewards depend on (small text, edges), and the
-        autoencoder is a small part of the cost.
+        autoencoder is a small part of the cost. On CUDA, its products and convolutions are TF32 unless `precision.tf32`
+        is false.
         """
         tiny = self.tiny_decoder if self.options.tiny_decoder and self.options.tiny_decoder.evaluation else None
         return self._decoded(x0, tiny or self.to_pixels)

@@ -34,14 +34,6 @@ def _rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
     return out.transpose(1, 2) if heads else out
 
 
-def _fp32_layer_norm(self: Any, inputs: Tensor) -> Tensor:
-    """Normalize [..., D]. The kernel computes in float32 by itself, given weights of the same dtype."""
-    if self.weight is not None and self.weight.dtype != inputs.dtype:
-        unfused: Tensor = normalization.FP32LayerNorm.forward(self, inputs)
-        return unfused
-    return nn.LayerNorm.forward(self, inputs)
-
-
 def _ada_layer_norm_zero(
     self: Any, x: Tensor, timestep: Any = None, class_labels: Any = None, hidden_dtype: Any = None, emb: Any = None
 ) -> tuple[Tensor, ...]:
@@ -83,7 +75,6 @@ def _modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
     normalization.RMSNorm: _rms_norm,
-    normalization.FP32LayerNorm: _fp32_layer_norm,
     normalization.AdaLayerNormZero: _ada_layer_norm_zero,
     normalization.AdaLayerNormZeroSingle: _ada_layer_norm_zero_single,
     normalization.SD35AdaLayerNormZeroX: _ada_layer_norm_zero_x,

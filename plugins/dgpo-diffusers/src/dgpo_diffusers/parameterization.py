@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow.velocity import velocity_from_epsilon, velocity_from_vp_velocity
+from dgpo_core.transfers import to_device
 from dgpo_core.types import Schedule
 from dgpo_schemas.problems import is_number
 
@@ -118,7 +119,7 @@ class EpsilonPrediction(FlowPrediction):
         places (within 7e-4 of held-out ones)."""
         ratio = sigma.double() / (1 - sigma.double())
         wanted = -torch.log1p(ratio.square())
-        known = self._known = self._known.to(sigma.device)  # copied there once, not at every step
+        known = self._known = to_device(self._known, sigma.device)  # copied there once, not at every step
         after = torch.searchsorted(known, -wanted).clamp(1, len(known) - 1)
         low, high = known[after - 1], known[after]
         t = (after - 1 + ((-wanted - low) / (high - low))).clamp(0, len(known) - 1)

@@ -8,9 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from dgpo_geneval.metadata import Task
 from dgpo_schemas.base import ANYTIME, Float, Int, Options, Use
-from dgpo_schemas.places import FileOrTag, PathOrName
+from dgpo_schemas.places import FileOrTag, PathOrName, PathText
 
-__all__ = ["ColorOptions", "GenEvalOptions", "GenEvalPromptsOptions", "Mask2FormerOptions"]
+__all__ = ["ColorOptions", "GenEvalOptions", "GenEvalPromptsOptions", "GenEvalSuiteOptions"]
+__all__ += ["Mask2FormerOptions"]
 
 
 class ColorOptions(Options):
@@ -51,6 +52,16 @@ class GenEvalOptions(Options):
     colors: ColorOptions | None = Field(
         default=ColorOptions(),
         description="Color classifier, for detectors that do not name colors themselves; null disables it.",
+    )
+
+
+class GenEvalSuiteOptions(GenEvalOptions):
+    """Options of the suite: those of the reward `geneval-official`, and the prompts."""
+
+    file: PathText | None = Field(
+        default=None,
+        description="The benchmark's prompts/evaluation_metadata.jsonl, or a part of it; by default the 553 prompts "
+        "are generated as by its authors.",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dgpo_core import hookimpl
 from dgpo_core.hookspecs import Component, Kind
 
-__all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards"]
+__all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards", "dgpo_suites"]
 
 dgpo_contract = 3
 
@@ -76,4 +76,13 @@ def dgpo_prompt_sources() -> Sequence[Component]:
         Component(
             "geneval", summary, "dgpo_geneval.prompts:GenEvalPrompts", "dgpo_geneval.options:GenEvalPromptsOptions"
         )
+    ]
+
+
+@hookimpl
+def dgpo_suites() -> Sequence[Component]:
+    """Declare the benchmark itself."""
+    summary = "GenEval: 553 prompts x 4 samples, a detector; the unweighted mean of its six tasks"
+    return [
+        Component("geneval", summary, "dgpo_geneval.benchmark:GenEvalSuite", "dgpo_geneval.options:GenEvalSuiteOptions")
     ]

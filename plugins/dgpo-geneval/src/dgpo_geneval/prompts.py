@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import permutations
 from random import Random
@@ -25,6 +25,7 @@ from dgpo_geneval import suite
 from dgpo_geneval.classes import CLASSES
 from dgpo_geneval.metadata import COLORS, RELATIONS, TASKS, Task
 from dgpo_geneval.suite import COLORABLE, NUMBERS, Entry
+from dgpo_geneval.wording import reworded
 
 __all__ = ["GenEvalPrompts"]
 
@@ -121,6 +122,10 @@ class GenEvalPrompts(PromptSource):
             held = frozenset(map(content_of, suite.benchmark())) if benchmark else split_contents()
             found = self._train(held) if split == "train" else self._heldout(held)
         return [Prompt(entry.pop("prompt"), entry) for entry in map(dict, found)]
+
+    def reworded(self, prompts: Sequence[Prompt]) -> list[str | None]:
+        """Return other sentences about the same objects; None for a prompt without valid metadata."""
+        return [reworded(prompt) for prompt in prompts]
 
     def _train(self, held: AbstractSet[Content]) -> list[Entry]:
         weights = {task: self.options.tasks.get(task, 0.0) for task in TASKS}

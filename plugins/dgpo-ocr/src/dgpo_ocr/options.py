@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dgpo_schemas.base import Float, Int, Options
 from dgpo_schemas.places import PathText
 
-__all__ = ["OcrOptions", "OcrPromptsOptions"]
+__all__ = ["OcrOptions", "OcrPromptsOptions", "OcrSuiteOptions"]
 
 
 class OcrOptions(Options):
@@ -97,6 +97,21 @@ class OcrOptions(Options):
             if (self.detection_model is None) != (self.recognition_model is None):
                 raise ValueError("paddleocr requires both `detection_model` and `recognition_model`, or neither")
         return self
+
+
+class OcrSuiteOptions(Options):
+    """The prompt file, and how its texts are read and scored."""
+
+    file: PathText = Field(
+        description="dataset/ocr/test.txt of github.com/yifan123/flow_grpo, or another file of prompts with a quoted "
+        "text."
+    )
+    engine: Literal["rapidocr", "paddleocr"] = Field(
+        default="rapidocr", description="OCR engine; `paddleocr` is the published one."
+    )
+    rule: Literal["normalized", "flowgrpo"] = Field(
+        default="flowgrpo", description="How the recognized text is compared; `flowgrpo` is the published rule."
+    )
 
 
 class OcrPromptsOptions(Options):

@@ -21,7 +21,8 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_ocr.normal import fold, squeeze
 from dgpo_ocr.options import OcrPromptsOptions
-from dgpo_ocr.words import SIGNS, TEMPLATES, WORDS
+from dgpo_ocr.target import target_of
+from dgpo_ocr.words import SIGNS, TEMPLATES, WORDINGS, WORDS
 from dgpo_schemas.decoding import EncodingError, decode
 from dgpo_schemas.text import is_visible, lone_surrogate
 
@@ -93,10 +94,24 @@ class OcrPrompts(PromptSource):
         deck = _deck(self.entries[split], draws)
         return [self._prompt(draws, deck) for _ in range(count)]
 
+    def reworded(self, prompts: Sequence[Prompt]) -> list[str | None]:
+        """Return other sentences that ask for the same text; None for a prompt without a quoted text."""
+        return [_reworded(prompt) for prompt in prompts]
+
     def _prompt(self, draws: Random, deck: Iterator[str]) -> Prompt:
         text = " ".join(next(deck) for _ in range(draws.randint(1, self.options.words_per_text)))
         target = draws.choice((str.upper, string.capwords, str))(text)
         return Prompt(draws.choice(TEMPLATES).format(target), MappingProxyType({"target": target}))
+
+
+def _reworded(prompt: Prompt) -> str | None:
+    """Return one of `WORDINGS`, which the text of the prompt selects, with its target."""
+    try:
+        target = target_of(prompt)
+    except ValueError:
+        return None
+    choice = hashlib.sha256(prompt.text.encode()).digest()[0] % len(WORDINGS)
+    return None if '"' in target else WORDINGS[choice].format(target)
 
 
 def _deck(entries: Sequence[str], draws: Random) -> Iterator[str]:

@@ -5,7 +5,7 @@ Written for this project.
 
 from __future__ import annotations
 
-__all__ = ["SIGNS", "TEMPLATES", "WORDS"]
+__all__ = ["SIGNS", "TEMPLATES", "WORDINGS", "WORDS"]
 
 _WORDS = """
 able acid acorn actor agent album alley amber angel apple apron arrow aspen atlas attic aunt autumn award bacon badge
@@ -65,3 +65,11 @@ TEMPLATES = (
     'A railway station display that shows "{}"',
 )
 """Sentences with a place for the text."""
+
+WORDINGS = (
+    'The words "{}", large and easy to read, on a plain surface',
+    'An image in which the text "{}" can be read clearly',
+    'Lettering that spells "{}" on the front of a building',
+    'Someone holds up a piece of cardboard; on it is written "{}"',
+)
+"""Other sentences with a place for the text, which no prompt of `TEMPLATES` uses."""

@@ -18,8 +18,9 @@ def dgpo_commands() -> Sequence[Command]:
 
 @hookimpl
 def dgpo_reward_transports() -> Mapping[str, str]:
-    """Provide the transports `worker` and `service`."""
+    """Provide the transports `worker` and `service`, and `ranks` (`run.reward_ranks`)."""
     return {
         "worker": "dgpo_remote.worker.workers:connect",
         "service": "dgpo_remote.service.service:connect",
+        "ranks": "dgpo_remote.ranks:connect",
     }

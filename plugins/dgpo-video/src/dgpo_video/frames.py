@@ -6,6 +6,7 @@ Shape letters: B videos, F frames, K selected frames, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,14 @@ class Frames(RewardModel):
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Apply the checks of the image reward."""
         self.inner.check_prompts(prompts)
+
+    def keep_in(self, directory: Path) -> None:
+        """Let the image reward keep what it needs."""
+        self.inner.keep_in(directory)
+
+    def costs(self) -> Mapping[str, float]:
+        """Return the costs of the image reward."""
+        return self.inner.costs()
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Score videos [B, F, 3, H, W], float in [0, 1]; returns values float32 [B] on the CPU.

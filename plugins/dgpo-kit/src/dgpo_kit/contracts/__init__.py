@@ -29,6 +29,7 @@ from dgpo_kit.contracts._prompts import check_prompts, prompts_checks
 from dgpo_kit.contracts._reward import check_reward, reward_checks
 from dgpo_kit.contracts._sampler import check_sampler, sampler_checks
 from dgpo_kit.contracts._suite import component_checks, components_of
+from dgpo_kit.contracts._suites import check_suite, suite_checks
 from dgpo_kit.contracts._timesteps import check_timesteps, timesteps_checks
 from dgpo_kit.contracts._weighting import check_weighting, weighting_checks
 from dgpo_kit.given import Given, NeedsInput
@@ -49,6 +50,7 @@ __all__ = [
     "check_prompts",
     "check_reward",
     "check_sampler",
+    "check_suite",
     "check_timesteps",
     "check_weighting",
     "checks_of",
@@ -66,6 +68,7 @@ __all__ = [
     "reward_checks",
     "run_all",
     "sampler_checks",
+    "suite_checks",
     "that",
     "timesteps_checks",
     "weighting_checks",

@@ -23,6 +23,7 @@ from dgpo_kit.contracts._objective import objective_checks
 from dgpo_kit.contracts._prompts import prompts_checks
 from dgpo_kit.contracts._reward import reward_checks
 from dgpo_kit.contracts._sampler import sampler_checks
+from dgpo_kit.contracts._suites import suite_checks
 from dgpo_kit.contracts._timesteps import timesteps_checks
 from dgpo_kit.contracts._weighting import weighting_checks
 from dgpo_kit.given import Given, NeedsInput
@@ -150,5 +151,6 @@ _CHECKS: dict[str, Callable[[_Builder, Given], Iterator[Check]]] = {
     "timesteps": lambda build, given: timesteps_checks(build),
     "objective": _objective,
     "prompts": lambda build, given: prompts_checks(build),
+    "suite": lambda build, given: suite_checks(build),
 }
 """The checks of the engine's kinds. Plugins that define a kind provide its checks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +22,8 @@ __all__ = ["plan"]
 
 GIB = 2**30
 FRACTION = 0.4
+NETWORK = 50.0
+"""GB/s: one port of 400 Gbit/s."""
 
 
 def plan(
@@ -31,7 +34,15 @@ def plan(
     ] = None,
     preset: Preset = None,
     card: Annotated[str, typer.Option(help="GPU to plan for; `--card all` compares all known GPUs.")] = "h200",
-    processes: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=65536, help="Number of GPUs.")] = 1,
+    machines: Annotated[int, typer.Option(min=1, help="Number of machines that these GPUs are in.")] = 1,
+    nvlink: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="GB/s that a GPU sends within its machine; default: NVLink or PCIe of the GPU."),
+    ] = None,
+    network: Annotated[
+        float, typer.Option(min=0.01, help="GB/s that a machine sends to others, over all its ports.")
+    ] = NETWORK,
     price: Annotated[
         float | None, typer.Option(min=0, help="Price of one GPU in USD per hour; default: an approximate cloud price.")
     ] = None,
@@ -54,6 +65,8 @@ def plan(
     Examples:
 
         dgpo plan examples/sd35-geneval.yaml --card h100 --processes 8
+
+        dgpo plan examples/sd35-geneval.yaml --processes 64 --machines 8 --network 400
 
         dgpo plan examples/sd35-geneval.yaml --fit 24
 
@@ -83,14 +96,16 @@ def plan(
     from dgpo_lab.planning.embeddings import embeddings_of
     from dgpo_lab.planning.fit import all_prompts, at_largest_size, changed, fitting, nested
     from dgpo_lab.planning.plan import Model, make_plan, measure_model
+    from dgpo_lab.planning.traffic import check_machines
 
+    check_machines(processes, machines, config.run.shard)
     models: dict[str, Model] = {}
 
     def planned(candidate: RunConfig) -> Plan:
         kind = candidate.backbone.model_dump_json()
         if kind not in models:
             models[kind] = measure_model(candidate, registry, on_message)
-        return make_plan(candidate, models[kind], registry, processes, on_message)
+        return make_plan(candidate, models[kind], registry, processes, on_message, machines)
 
     def accepts(settings_by_key: dict[str, Any]) -> bool:
         """Return whether the run file accepts the settings; not every backbone has every option."""
@@ -121,12 +136,13 @@ def plan(
     if as_json:
         more: dict[str, Any] = {"size": list(config.rollout.height_width)}
         more |= {} if embeddings is None else {"embeddings": asdict(embeddings)}
-        typer.echo(json.dumps(more | _as_data(result, cards, fractions, price, changes), indent=1))
+        rows = {name: _row(result, name, one, fractions, price, (nvlink, network)) for name, one in cards.items()}
+        typer.echo(json.dumps(more | _as_data(result, rows, fractions, changes), indent=1))
         return
     if fit is not None:
         yaml = "# change these settings\n" + dump_yaml(nested(changes, {})).rstrip()
         typer.echo((yaml if changes else f"{file} fits {fit:g} GiB without changes") + "\n")
-    for line in _lines(config, result, cards, fractions, price, measured is not None):
+    for line in _lines(config, result, cards, fractions, price, measured is not None, (nvlink, network)):
         typer.echo(line)
     for line in () if embeddings is None else embeddings.lines():
         typer.echo(line)
@@ -162,44 +178,60 @@ def _fractions(path: Path, tflops: float) -> dict[str, float]:
         raise UserError(f"--measured: {path} is not an output of `dgpo bench --json`: {error}") from error
 
 
-def _row(plan: Plan, card: Card, fractions: dict[str, float], price: float | None) -> dict[str, Any]:
-    """Return whether the run fits a GPU, the seconds by phase, and the cost."""
+def _row(
+    plan: Plan, name: str, card: Card, fractions: dict[str, float], price: float | None,
+    links: tuple[float | None, float],
+) -> dict[str, Any]:  # fmt: skip
+    """Return whether the run fits a GPU, the seconds by phase, the communication and the cost.
+
+    links: GB/s within a machine, None for that of the GPU, and between machines.
+    """
+    from dgpo_lab.planning.traffic import data_of, iteration_seconds, traffic
+
     seconds = plan.seconds(card.tflops, fractions)
     hour = (card.price if price is None else price) * plan.processes
+    found = traffic(plan, name, seconds, *links)
+    each = iteration_seconds(found, seconds)
     return {
         "fits": plan.peak <= card.memory * GIB,
         "seconds": seconds,
-        "usd_per_1000_iterations": sum(seconds.values()) / 3.6 * hour,
-    }
+        "iteration_seconds": each,
+        "usd_per_1000_iterations": each / 3.6 * hour,
+    } | ({"communication": data_of(found, seconds)} if plan.exchanges else {})
 
 
 def _as_data(
-    plan: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None, changes: dict[str, Any]
+    plan: Plan, rows: dict[str, dict[str, Any]], fractions: dict[str, float], changes: dict[str, Any]
 ) -> dict[str, Any]:
     """Convert a plan to JSON data: bytes, FLOPs, seconds, USD."""
     return {
         "processes": plan.processes,
+        "machines": plan.machines,
         "shift": plan.shift,
+        "precision": plan.precision,
         "held_bytes": dict(plan.held),
         "peak_bytes": dict(plan.peaks),
         "operations": dict(plan.operations),
         "evaluation_operations_per_iteration": plan.evaluation,
         "fractions": fractions,
         "changes": changes,
-        "cards": {name: _row(plan, card, fractions, price) for name, card in cards.items()},
+        "cards": rows,
     }
 
 
 def _lines(
     config: RunConfig, plan: Plan, cards: dict[str, Card], fractions: dict[str, float], price: float | None,
-    measured: bool,
+    measured: bool, links: tuple[float | None, float],
 ) -> list[str]:  # fmt: skip
-    """Format a plan as text."""
+    """Format a plan as text. links: see `_row`."""
+    from dgpo_lab.planning.traffic import lines_of, traffic
+
     total = config.rollout.groups * config.rollout.group_size
     several = f", on {plan.processes} GPUs" if plan.processes > 1 else ""
     lines = [
         f"{config.run.name}: {total} samples per iteration{several}",
         f"shift of the noise schedule: {plan.shift}",
+        *textwrap.wrap(f"precision: {plan.precision}", 80, subsequent_indent="  "),
         "",
         "permanent memory per GPU, GiB",
     ]
@@ -212,12 +244,15 @@ def _lines(
         lines.append(f"  {'evaluation':<24} {plan.evaluation / 1e15:7.2f}   (averaged over iterations)")
     lines += ["", f"{'GPU':<9} {'fits':>5} {'rollout':>9} {'optimize':>9} {'iteration':>10} {'1000 iterations':>16}"]
     for name, card in cards.items():
-        row = _row(plan, card, fractions, price)
-        seconds, each = row["seconds"], sum(row["seconds"].values())
+        row = _row(plan, name, card, fractions, price, links)
+        seconds, each = row["seconds"], row["iteration_seconds"]
         lines.append(
             f"{name:<9} {'yes' if row['fits'] else 'no':>5} {seconds['rollout']:>8.1f}s {seconds['optimize']:>8.1f}s "
             f"{each:>9.1f}s {each / 3.6:>8.1f} h {row['usd_per_1000_iterations']:>7,.0f} $"
         )
+    if plan.exchanges and len(cards) == 1:
+        (name,) = cards
+        lines += lines_of(traffic(plan, name, seconds, *links), seconds)
     shares = " and ".join(f"{value:.0%} in {phase}" for phase, value in fractions.items())
     origin = "measured" if measured else "assumed (--fraction, --measured)"
     lines += [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,20 @@ import typer
 from dgpo_cli import options as shared
 
 if TYPE_CHECKING:
+    from dgpo_core.training.score_samples import Sample
     from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["score"]
+
+
+class Layout(StrEnum):
+    """Folders as benchmarks lay them out (`scoring.layouts`)."""
+
+    GENEVAL = "geneval"
+    DPG = "dpg"
+    NUMBERED = "numbered"
+    T2I_COMPBENCH = "t2i-compbench"
+
 
 TIMEOUT = 1800.0
 """Seconds that a process waits for the other ranks."""
@@ -47,6 +59,13 @@ def score(
         Path | None,
         typer.Option(
             help="A .txt, .jsonl or .json file with one entry per file, in order or with the file name under `file`."
+        ),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="Directories as a benchmark lays them out: geneval (recognized by itself), dpg (grids of two by two), "
+            "numbered (7.png or 7_0.png by the line of --prompts), t2i-compbench."
         ),
     ] = None,
     options: Annotated[
@@ -103,7 +122,10 @@ def score(
         label=label, options=options or (),
         worker_python=worker_python, urls=urls or (), token_variable=token_variable,
     )  # fmt: skip
-    job = Job(block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate)
+    how = None if layout is None else layout.value
+    job = Job(
+        block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate, how
+    )
     job.check()
     in_processes(context, processes)
     with left_to_launcher():
@@ -127,6 +149,7 @@ class Job:
     as_json: bool
     output: Path | None
     annotate: Path | None
+    layout: str | None = None
 
     def check(self) -> None:
         """Raise UserError for what does not go together, and for places that cannot be written, before the work."""
@@ -145,11 +168,27 @@ class Job:
             raise UserError(f"--self-test: scores the reward's own examples; remove {' and '.join(surplus)}")
         if not self.self_test and not self.files:
             raise UserError("FILE: missing; give the files to score, or --self-test")
+        if self.layout is not None and (self.prompt is not None or self.metadata is not None):
+            raise UserError(f"--layout {self.layout}: gives each file its prompt; remove --prompt and --metadata")
         if self.output is not None:
             check_file(self.output)
         reason = why_not_writable(self.annotate) if self.annotate is not None else None
         if reason is not None:
             raise UserError(f"--annotate {self.annotate}: cannot be written: {reason}")
+
+    def _samples(self, note: Callable[[str], None]) -> list[Sample]:
+        """Return the samples of the files, with their prompts."""
+        from dgpo_lab.scoring.job import of_files
+        from dgpo_lab.scoring.layouts import looks_like_geneval, of_layout
+
+        given = self.prompt is not None or self.metadata is not None or self.prompts is not None
+        layout = self.layout
+        if layout is None and not given and looks_like_geneval(self.files):
+            layout = "geneval"
+            note(f"{self.files[0]}: read as GenEval's layout, with the prompts in its metadata.jsonl")
+        if layout is not None:
+            return of_layout(layout, self.files, self.prompts, note)
+        return of_files(self.files, self.prompt, self.metadata, self.prompts, note) if self.files else []
 
     def run(self) -> bool:
         """Score and print the results. Returns whether every file was scored or the self-test passed.
@@ -164,7 +203,7 @@ class Job:
         from dgpo_core.system.device import choose_device
         from dgpo_core.training.reward_calls import Reward
         from dgpo_lab.scoring.cards import Cards
-        from dgpo_lab.scoring.job import check_kinds, of_examples, of_files, run
+        from dgpo_lab.scoring.job import check_kinds, of_examples, run
         from dgpo_lab.scoring.output import print_results, print_self_test
         from dgpo_lab.scoring.selftest import examples_of, failures
 
@@ -175,7 +214,7 @@ class Job:
             if processes.main:
                 typer.echo(f"note: {text}", err=True)
 
-        samples = of_files(self.files, self.prompt, self.metadata, self.prompts, note) if self.files else []
+        samples = self._samples(note)
         with printing_aside():  # keeps the output of rewards out of the results
             with ProcessState().around(f"reward {label}, when it was made,"):  # file names are relative to the cwd
                 model = place(self.block, registry, device=device)

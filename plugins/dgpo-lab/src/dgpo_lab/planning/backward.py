@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils.checkpoint import GraphExecGroup
 
 __all__ = ["walk"]
@@ -51,27 +52,48 @@ def _run(root: Any, buffers: Buffers) -> None:
     while ready:
         number, node = heapq.heappop(ready)
         gradients = buffers.pop(-number)
-        following = node.next_functions
-        inputs = node(*gradients)
+        following, inputs = _called(node, gradients)
         del gradients, node
-        inputs = list(inputs) if isinstance(inputs, Sequence) else [inputs]
         for i, (child, output) in enumerate(following):
             gradient, inputs[i] = inputs[i], None
             if child is None:
                 continue
             if gradient is not None:
                 gradient = _converted(gradient, child._input_metadata[output])
-            if child.name().endswith(LEAF):
+            _put(buffers, child, output, gradient)
+            key = _number(child)
+            waiting[key] -= 1
+            if not waiting[key] and key < 0:
+                (gradient,) = buffers.pop(key)
                 if gradient is not None:
                     _accumulate(child.variable, gradient)
-                continue
-            _put(buffers, child, output, gradient)
-            key = child._sequence_nr()
-            waiting[key] -= 1
-            if not waiting[key]:
+            elif not waiting[key]:
                 heapq.heappush(ready, (-key, child))
-            del child
+            del child, gradient
         del following
+
+
+def _called(node: Any, gradients: list[Tensor | None]) -> tuple[Any, list[Tensor | None]]:
+    """Run a node; return the nodes that follow, and the gradient for each."""
+    if not isinstance(node, BackwardCFunction):
+        inputs = node(*gradients)
+        return node.next_functions, list(inputs) if isinstance(inputs, Sequence) else [inputs]
+    # A function in Python returns a gradient for each of its arguments, tensors or not.
+    whole = [_zeros(node, i) if gradient is None else gradient for i, gradient in enumerate(gradients)]
+    found: Any = node.apply(*whole)  # type: ignore[no-untyped-call]
+    found = found if isinstance(found, tuple) else (found,)
+    needed = [gradient for gradient, needs in zip(found, node.needs_input_grad, strict=False) if needs]
+    return [edge for edge in node.next_functions if edge[0] is not None], needed
+
+
+def _zeros(node: Any, output: int) -> Tensor:
+    forward = node._input_metadata[output]
+    return torch.zeros(tuple(forward.shape), dtype=forward.dtype, device=forward.device)
+
+
+def _number(node: Any) -> int:
+    """Return a number that is the node's own: its place in the forward pass; of a leaf a negative one."""
+    return -id(node.variable) if node.name().endswith(LEAF) else int(node._sequence_nr())
 
 
 def _uses(root: Any) -> dict[int, int]:
@@ -80,10 +102,10 @@ def _uses(root: Any) -> dict[int, int]:
     stack = [root]
     while stack:
         for child, _ in stack.pop().next_functions:
-            if child is None or child.name().endswith(LEAF):
+            if child is None:
                 continue
-            key = child._sequence_nr()
-            if key not in uses:
+            key = _number(child)
+            if key not in uses and key >= 0:
                 stack.append(child)
             uses[key] = uses.get(key, 0) + 1
     return uses
@@ -91,7 +113,7 @@ def _uses(root: Any) -> dict[int, int]:
 
 def _put(buffers: Buffers, node: Any, output: int, gradient: Tensor | None) -> None:
     """Add the gradient of one of a node's outputs."""
-    slots = buffers.setdefault(node._sequence_nr(), [None] * len(node._input_metadata))
+    slots = buffers.setdefault(_number(node), [None] * len(node._input_metadata))
     before = slots[output]
     slots[output] = gradient if before is None else before if gradient is None else before + gradient
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from dgpo_core.data.prompts import load_sources
 from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import largest
+from dgpo_core.training.batch_sizes import drawn_at_once, trained_at_once
 from dgpo_core.types import Prompt
 from dgpo_lab.planning.plan import Plan
-from dgpo_lab.planning.waiting import drawn_at_once
+from dgpo_lab.planning.shapes import CUDA
 from dgpo_schemas.run import RunConfig
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
-    rollout_size = drawn_at_once(config)
-    training_size = config.optimizer.micro_batch or config.rollout.group_size
+    rollout_size, training_size = drawn_at_once(config, CUDA), trained_at_once(config, CUDA)
     for checkpointing in (False, True):
         if checkpointing and config.backbone.gradient_checkpointing:
             return

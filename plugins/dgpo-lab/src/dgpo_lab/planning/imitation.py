@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from dgpo_lab.planning.backward import walk
+from dgpo_lab.planning.shapes import Shape
 
 __all__ = ["CAPABILITY", "imitated"]
 
@@ -113,6 +114,7 @@ def imitated() -> Iterator[None]:
             stack.enter_context(patch.object(torch.cuda, name, value))
         stack.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", _returning(False)))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
+        stack.enter_context(patch.object(Tensor, "record_stream", _returning(None)))
         if not _there():
             stack.enter_context(patch.object(torch.cuda, "_lazy_init", _returning(None)))
             torch._C._ensureCUDADeviceGuardSet()
@@ -138,13 +140,13 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is functional.scaled_dot_product_attention and args[0].is_cuda:
+        if function is functional.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).is_cuda:
             return _attention(*args, **kwargs)
         if function is Tensor.backward and args[0].is_cuda:
             with self:  # checkpointed blocks are recomputed by their backward pass
                 return walk(*args, **kwargs)
-        if function is Tensor.record_stream:
-            return None
+        if function is Tensor.tolist and isinstance(args[0], Shape):  # torch refuses subclasses
+            return args[0].tolist()
         return function(*args, **kwargs)
 
 

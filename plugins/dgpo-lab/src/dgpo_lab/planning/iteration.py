@@ -23,6 +23,7 @@ from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.flow.paths import random_times
 from dgpo_core.flow.times import Times
 from dgpo_core.flow.velocity import guidance_at
+from dgpo_core.training.batch_sizes import drawn_at_once
 from dgpo_core.training.checks import check_sampling
 from dgpo_core.training.microbatches import Update
 from dgpo_core.training.optimizer import Optimizer, UpdateResult
@@ -30,7 +31,8 @@ from dgpo_core.training.policy import ConditioningCache, ModelName, Policy
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.types import Conditioning, Rollout, ScoredGroups
 from dgpo_lab.planning.meter import Counted, Lap, Meter
-from dgpo_lab.planning.waiting import Waiting, drawn_at_once
+from dgpo_lab.planning.shapes import CUDA
+from dgpo_lab.planning.waiting import Waiting
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -44,11 +46,12 @@ Laps = dict[Any, tuple[Lap, torch.Size, torch.dtype]]
 
 
 class Iteration:
-    """The cost of an iteration on one of `processes` ranks.
+    """The cost of an iteration on the one of `processes` ranks that has most samples.
 
     phases: what the rank's samples cost by phase: rollout, decode, optimize (the gradient at all timesteps) and update
     (AdamW and the averages); peaks: bytes by phase, above the permanently held memory (see `plan`), the update's as
-    those of optimize; samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample.
+    those of optimize; samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample; passes:
+    numbers of the network's passes by phase, `plain` or with `gradient`.
     """
 
     def __init__(
@@ -64,15 +67,18 @@ class Iteration:
     ) -> None:
         self.phases: dict[str, Counted] = {}
         self.peaks: dict[str, int] = {}
+        self.passes: dict[str, Counter[str]] = {}
+        self._passed: Counter[str] = Counter()
         self.meter = meter
         rollout, evaluation = config.rollout, config.evaluation
-        local = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)[0]
+        parts = split_samples(rollout.groups, rollout.group_size, config.optimizer.updates, processes)
+        local = max(parts, key=len)
         self.samples = len(local)
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
-        check_sampling(config, backbone, objective, sharded=config.run.shard and processes > 1)
-        prompts = [backbone.example(rollout.height_width)] * rollout.groups
+        check_sampling(config, backbone, objective, sharded=bool(config.run.shard) and processes > 1)
+        prompts = [backbone.example(rollout.height_width).sized(rollout.height_width, backbone.fps)] * rollout.groups
 
         def autocast() -> torch.autocast:
             policy.new_autocast()
@@ -89,24 +95,30 @@ class Iteration:
             created = RolloutSampler(
                 policy, sampler, cache, resolution=rollout.height_width, steps=steps or rollout.steps,
                 shift=rollout.shift, guidance=rollout.guidance if guidance is None else guidance,
-                micro_batch=drawn_at_once(config), autocast=autocast, merge_adapter=rollout.merge_adapter,
+                micro_batch=drawn_at_once(config, CUDA), autocast=autocast, merge_adapter=rollout.merge_adapter,
                 guidance_interval=interval or rollout.guidance_interval, training=training,
                 interval_key=f"{'evaluation' if interval else 'rollout'}.guidance_interval",
             )  # fmt: skip
             created.scales(rollout.height_width)
             return created
 
-        with meter, closing(_Policy(backbone, config.objective, meter, laps)) as policy:
+        # Outside of the meter, in which large tensors have no values: which members are trained on depends on them.
+        rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator())
+        scored = torch.ones_like(rewards, dtype=torch.bool)
+        with meter, closing(_Policy(backbone, config.objective, meter, laps, self._passed)) as policy:
             optimizer = _Optimizer(
                 self._phase, _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
-                processes=_First(0, processes),
-                progress=lambda done: on_message(f"optimize: {done}"), look=lambda tensor: tensor.tolist(),
+                processes=_One(parts.index(local), processes),
+                progress=lambda done: on_message(f"optimize: {done} samples"), look=lambda tensor: tensor.tolist(),
             )  # fmt: skip
             for parameter in policy.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.adamw.step()  # allocates the moments, which are held permanently
             optimizer.adamw.zero_grad()
             meter.hold()
+            cache.rows(prompts)  # apart from the phases: prompts are encoded once
+            if rollout.guidance != 1:
+                cache.unconditional_rows(prompts)
             rollouts: list[Rollout] = []
             waiting = Waiting(config, registry)
             drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
@@ -124,18 +136,16 @@ class Iteration:
                 waiting.add(media)
                 del media
             del waiting
-            rewards = torch.randn(
-                rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator()
-            )
             groups = ScoredGroups(
                 prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=local, rewards=rewards,
-                summed=rewards, scored=torch.ones_like(rewards, dtype=torch.bool), per_reward={},
+                summed=rewards, scored=scored, per_reward={},
                 diversity=rewards[:, 0], paths=tuple(r.path for r in rollouts if r.path is not None),
             )  # fmt: skip
             batch = compute_advantages(groups, config.advantages, registry.create("weighting", config.weighting))
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
             for sigma, count in _kinds(config, sigmas, guided=objective.needs_path):
                 optimizer.times = count
+                on_message("optimize: 0 samples")
                 optimizer.step(batch, sigma, Draws(0))
             batch_size = len(rollouts[0].samples)
             del rollouts, groups, batch
@@ -152,9 +162,12 @@ class Iteration:
     @contextmanager
     def _phase(self, name: str, times: int = 1) -> Iterator[None]:
         """Count what runs inside `times` times."""
-        held = self.meter.now
+        held, passed = self.meter.now, Counter(self._passed)
         with self.meter.lap() as lap:
             yield
+        passes = self.passes.setdefault(name, Counter())
+        for kind, count in (self._passed - passed).items():
+            passes[kind] += times * count
         for _ in range(times):
             self.phases.setdefault(name, Counted()).add(lap)
         phase = "optimize" if name == "update" else name
@@ -188,8 +201,12 @@ class _Policy(Policy):
     A backbone with several networks counts as one: the network of the first timestep at which a shape occurs.
     """
 
-    def __init__(self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps) -> None:
+    def __init__(
+        self, backbone: Backbone, objective: ObjectiveSection, meter: Meter, laps: Laps, passed: Counter[str]
+    ) -> None:
+        """passed: counts the passes by kind."""
         super().__init__(backbone, objective)
+        self._passed = passed
         self._meter, self._laps = meter, laps
         self._merged = self._filled = False
         self._step: int | None = None
@@ -206,6 +223,12 @@ class _Policy(Policy):
             p.register_post_accumulate_grad_hook(hold)  # type: ignore[no-untyped-call]
             for p in self.parameters.values()
         ]
+
+    @property
+    def fast_is_policy(self) -> bool:
+        """See Policy.fast_is_policy; late in a run, because a plan is of most of its iterations."""
+        fast = self.objective.ema_fast
+        return min(fast.max_decay, fast.ramp) == 0
 
     def close(self) -> None:
         """Remove the hooks from the backbone."""
@@ -235,6 +258,7 @@ class _Policy(Policy):
     ) -> Tensor:
         self._pending = None
         learning, adapted = torch.is_grad_enabled(), self._active in self._weights
+        self._passed["gradient" if learning else "plain"] += 1
         rows = tuple(tensor.shape for tensor in conditioning.tensors.values())
         filled = self._filled or not torch.is_autocast_enabled(self._meter.device.type)
         self._filled = True
@@ -293,8 +317,8 @@ class _Policy(Policy):
         return out, torch.empty(max(lap.left - out.nbytes, 0), dtype=torch.uint8, device=device)
 
 
-class _First(Processes):
-    """Rank 0 of several ranks with the same amount of work; reductions return the local tensors."""
+class _One(Processes):
+    """One of several ranks with the same amount of work; reductions return the local tensors."""
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)

@@ -31,6 +31,8 @@ WRITE_ONLY = frozenset({"fill_", "zero_", "normal_", "uniform_", "random_", "ber
 """In-place operators that do not read what they write."""
 GATHERS = frozenset({"index", "index_select", "embedding", "gather"})
 """Operators that read as many elements of their first input as they write."""
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}
+"""In-place matrix products, and those that torch has a formula for."""
 ATTENTION = "attention"
 RECOMPUTED = 2.5
 """Operations of attention's fused backward kernels over those of the forward kernel: five matrix products over two
@@ -89,7 +91,7 @@ def model_operations(function: Any, args: Any, kwargs: Any, out: Any) -> int:
     packet = function._overloadpacket
     if ATTENTION in packet.__name__:
         return _attention(packet.__name__, args) * (2 if "backward" in packet.__name__ else 1)
-    formula: Callable[..., int] | None = flop_registry.get(packet)
+    formula: Callable[..., int] | None = flop_registry.get(IN_PLACE.get(packet, packet))
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
 
 

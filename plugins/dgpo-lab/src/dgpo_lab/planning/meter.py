@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgpo_core.errors import UserError
-from dgpo_lab.planning.copies import Copy, copy_of
+from dgpo_lab.planning.copies import Copy, Pinned, copy_of
 from dgpo_lab.planning.imitation import imitated
 from dgpo_lab.planning.kernels import Kernel, kernels_of, model_operations
 from dgpo_lab.planning.shapes import ASKED_FOR_DEVICE, CPU, CUDA, META, Evaluator, Shape, is_large, tensors_of
@@ -27,6 +27,7 @@ __all__ = ["Counted", "Lap", "Meter", "Shape"]
 LOOKS = 10_000
 """Maximum number of values that may be read from Shapes in a lap; more means a loop that waits for a certain value."""
 READ = torch.ops.aten._local_scalar_dense.default
+PINNING = (torch.ops.aten._pin_memory.default, torch.ops.aten.is_pinned.default)
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._looks = 0  # since the last start or end of a lap
         self._sizes: dict[int, int] = {}  # of the allocated storages
+        self._pinned = Pinned()
         self._evaluator = Evaluator(self._foreign)
         self._imitated: list[AbstractContextManager[None]] = []
         made: dict[int, Tensor] = {}  # modules may share weights
@@ -173,18 +175,32 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _run(self, function: Any, args: Any, kwargs: Any, place: torch.device, given: Sequence[Tensor]) -> Any:
-        copied = copy_of(function, args, kwargs, given, place)
+        copied = copy_of(function, args, kwargs, given, place, self._pinned)
         if copied is not None:
             self.counted.copies[copied] += 1
+        if function in PINNING:
+            return self._pin(function, args[0])
+        pin = kwargs.get("pin_memory") and place.type == "cpu" and self.device.type == "cuda"
+        if pin:
+            kwargs = kwargs | {"pin_memory": False}
         if not (any(type(t) is Shape or t.is_meta for t in given) or place.type == "cuda" or is_large(args)):
             out = function(*args, **kwargs)
         elif function is READ:
             return self._look(args[0])
         else:
             out = self._evaluator.run(function, args, kwargs, place, given)
+        if pin:
+            self._pinned.add(out)
         if place == self.device and (copied is None or copied.within):
             self.counted.kernels.update(kernels_of(function, args, kwargs, out))
         return out
+
+    def _pin(self, function: Any, tensor: Tensor) -> Any:
+        if function is torch.ops.aten.is_pinned.default:
+            return tensor in self._pinned
+        pinned = tensor.clone()
+        self._pinned.add(pinned)
+        return pinned
 
     def _look(self, tensor: Tensor) -> Any:
         """Return the value of a scalar: its own if it is known, otherwise 1."""

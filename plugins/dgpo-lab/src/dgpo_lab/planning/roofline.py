@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dgpo_core.training.batch_sizes import drawn_at_once, trained_at_once
 from dgpo_lab.planning.iteration import Iteration
 from dgpo_lab.planning.kernels import Kernel
 from dgpo_lab.planning.plan import CONTEXT, measure_model, on_each
+from dgpo_lab.planning.shapes import CUDA
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
@@ -130,7 +132,7 @@ def measure_roofline(config: RunConfig, registry: Registry) -> Roofline:
     with _kernels_of(config):
         model = measure_model(one, registry)
         made = Iteration(one, model.backbone, registry, model.meter, model.laps)
-    drawn, learned = min(one.rollout.micro_batch or group, group), min(one.optimizer.micro_batch or group, group)
+    drawn, learned = min(drawn_at_once(one, CUDA), group), min(trained_at_once(one, CUDA), group)
     draws, learns = -(-group // drawn), -(-group // learned)
     laps = {key: lap for key, (lap, *_) in model.laps.items()}
     passes = [Pass("roll-out step", drawn, made.phases["rollout"], draws * one.rollout.steps),
@@ -144,7 +146,7 @@ def measure_roofline(config: RunConfig, registry: Registry) -> Roofline:
         Pass("training micro-batch, all passes", learned, made.phases["optimize"], learns * one.timesteps.count),
         Pass("update of the weights", group, made.phases["update"]),
     ]
-    held = sum(on_each(model, 1, False)[0].values()) + CONTEXT
+    held = sum(on_each(model, 1, 1)[0].values()) + CONTEXT
     return Roofline(passes, {phase: held + peak for phase, peak in made.peaks.items()})
 
 

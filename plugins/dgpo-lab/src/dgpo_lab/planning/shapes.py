@@ -21,8 +21,9 @@ __all__ = ["ASKED_FOR_DEVICE", "CPU", "CUDA", "META", "Evaluator", "Shape", "is_
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 ASKED_FOR_DEVICE = torch.ops.prim.device.default
 NONZERO = torch.ops.aten.nonzero.default
-LARGE = 1024
-"""Number of elements above which a tensor has no values."""
+REPEAT = torch.ops.aten.repeat_interleave.Tensor
+LARGE = 2**14
+"""Number of elements above which a tensor has no values. Masks of the tokens of an image have fewer."""
 Refuse = Callable[[Tensor], Exception]
 """The error for a meta tensor that is not a Shape."""
 
@@ -84,6 +85,9 @@ class Evaluator:
         if function is NONZERO:  # every element that is not known is 1
             count = args[0].numel() if known is None else len(known)
             return Shape(torch.empty(count, args[0].dim(), dtype=torch.long, device=META), place, known)
+        if function is REPEAT and kwargs.get("output_size") is None:
+            count = args[0].numel() if known is None else len(known)
+            return Shape(torch.empty(count, dtype=torch.long, device=META), place, known)
         out = self._shapes(function, args, kwargs, place)
         if not unknown or function._schema.is_mutable:
             _set_known(out, known, keep=function._schema.is_mutable)
@@ -130,7 +134,9 @@ class Evaluator:
             Shape._in_kernel = False
         if fresh:
             self._cache[key] = _described(out)
-        return from_meta(out)
+        result = from_meta(out)
+        put.clear()  # the recursive functions above refer to themselves, and would keep these tensors for a while
+        return result
 
 
 def is_large(args: Any) -> bool:
@@ -160,7 +166,7 @@ def _known_values(function: Any, args: Any, kwargs: Any) -> Any:
 
     A function that writes to one of its inputs writes to the input's known values.
     """
-    if torch.Tag.nondeterministic_seeded in function.tags:
+    if torch.Tag.nondeterministic_seeded in function.tags or "empty" in function._overloadpacket.__name__:
         return None
     try:
         args, kwargs = _values(args), {name: _values(v) for name, v in kwargs.items() if name != "pin_memory"}

@@ -9,19 +9,14 @@ from torch import Tensor
 
 from dgpo_core.contracts import AnyReward, GroupReward, RewardModel
 from dgpo_core.errors import UserError
-from dgpo_core.training.rollout import samples_at_once
+from dgpo_core.training.batch_sizes import drawn_at_once
+from dgpo_lab.planning.shapes import CUDA
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["Waiting", "drawn_at_once"]
-
-
-def drawn_at_once(config: RunConfig) -> int:
-    """Return the size of rollout micro-batches on a GPU."""
-    rollout = config.rollout
-    return rollout.micro_batch or samples_at_once(rollout.groups, rollout.group_size, torch.device("cuda"))
+__all__ = ["Waiting"]
 
 
 class Waiting:
@@ -35,13 +30,13 @@ class Waiting:
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self.most = 0
         """Largest number of samples."""
-        self._held = torch.empty(0, dtype=torch.uint8)
+        self._held: Tensor | None = None
         incomplete = 0
         for block in config.rewards:
             if block.worker is None and block.service is None:
                 kind = _implementation(block.use, registry)
                 compares = issubclass(kind, GroupReward)
-                each = config.rollout.group_size if compares else drawn_at_once(config)
+                each = config.rollout.group_size if compares else drawn_at_once(config, CUDA)
                 self.most = max(self.most, (config.scoring.in_flight + kind.concurrency) * each)
                 incomplete = max(incomplete, config.rollout.group_size if compares else 0)
         self.most += incomplete
@@ -49,15 +44,15 @@ class Waiting:
     @property
     def nbytes(self) -> int:
         """Bytes that are held now."""
-        return self._held.nbytes
+        return 0 if self._held is None else self._held.nbytes
 
     def add(self, media: Tensor) -> None:
         """Hold the memory of a decoded micro-batch [B, ...], in place of the oldest ones beyond the most."""
         each = media.nbytes // len(media)
-        size = min(self._held.numel() + media.nbytes, self.most * each)
-        if size > self._held.numel():
-            del self._held
-            self._held = torch.empty(size, dtype=torch.uint8)
+        size = min(self.nbytes + media.nbytes, self.most * each)
+        if size > self.nbytes:
+            self._held = None
+            self._held = torch.empty(size, dtype=torch.uint8, device=media.device)
 
 
 def _implementation(use: str, registry: Registry) -> type[AnyReward]:

@@ -270,6 +270,8 @@ def _section(value: Any, levels: int) -> dict[str, Any]:
     section: dict[str, Any] = {name: n for name, inner in value.items() if (n := _number(inner, None)) is not None}
     if isinstance(subscores := value.get("subscores"), Mapping):  # in the section of a reward
         section["subscores"] = _section(subscores, 1)
+    if isinstance(rewards := value.get("rewards"), Mapping):  # in the section of a source
+        section["rewards"] = _section(rewards, 2)
     return section
 
 

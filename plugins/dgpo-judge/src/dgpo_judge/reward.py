@@ -1,0 +1,179 @@
+"""The reward `judge`: one or several questions about each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.contracts import RewardModel
+from dgpo_core.errors import UserError
+from dgpo_core.types import Example, Prompt, Scores
+from dgpo_judge.answers import Answer
+from dgpo_judge.client import Failure
+from dgpo_judge.examples import drawn_examples
+from dgpo_judge.forms import (
+    Unscored,
+    Verdict,
+    expected_probability,
+    rating,
+    rubric,
+    rubric_schema,
+    usable,
+    vqascore,
+)
+from dgpo_judge.pictures import Picture, pictures_of
+from dgpo_judge.questions import Judge, Question
+from dgpo_judge.templating import read_template
+from dgpo_judge.tifa import questions_of
+
+if TYPE_CHECKING:
+    from dgpo_judge.options import JudgeOptions
+
+__all__ = ["JudgeReward"]
+
+CONCURRENCY = 2
+"""Micro-batches that are asked about at once, so that the servers never wait for the end of one."""
+
+
+class JudgeReward(RewardModel):
+    """A served vision-language model's answer about each sample (`forms`).
+
+    The range is that of the form: [0, 1], or the scale of a rating.
+    """
+
+    media = frozenset({"image", "video"})
+    concurrency = CONCURRENCY
+    options: JudgeOptions
+
+    def __init__(self, options: JudgeOptions, *, device: torch.device) -> None:
+        """Connect to the servers. Raises UserError if they do not serve the model, or the template is invalid."""
+        super().__init__(options, device=device)
+        self.range = (0.0, 1.0)  # type: ignore[misc]
+        if options.form == "rating":
+            low, high = options.scale.split("-")
+            self.range = (float(low), float(high))  # type: ignore[misc]
+        lines = options.form == "rubric" and options.answers == "lines"
+        template = read_template("rubric-lines" if lines else options.form, options.template)
+        self.judge = Judge(options, template, "judge")
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError for the first prompt whose questions soft-tifa lacks."""
+        if self.options.form == "soft-tifa":
+            for prompt in prompts:
+                questions_of(prompt)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the served model and the digest of the template."""
+        return self.judge.provenance()
+
+    def keep_in(self, directory: Path) -> None:
+        """Keep a journal of the answers, from which a resumed run repeats itself."""
+        self.judge.keep_in(directory)
+
+    def costs(self) -> Mapping[str, float]:
+        """Return requests, tokens and seconds (`costs.Costs`)."""
+        return self.judge.client.costs.take()
+
+    def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
+        """Score images [B, 3, H, W] or videos [B, F, 3, H, W], float in [0, 1]. Returns float32 [B] on the CPU.
+
+        A sample is missing, with a `reason`, unless each of its questions has a usable answer. Diagnostics: subscores,
+        and for soft-tifa a clause for each question. Raises RewardUnusable if the servers refuse everything from the
+        first batch on.
+        """
+        samples = [self._questions(sample, prompt) for sample, prompt in zip(media, prompts, strict=True)]
+        flat = [question for asked in samples if not isinstance(asked, Unscored) for question in asked]
+        answers = iter(self.judge.ask(flat))
+        values: list[float] = []
+        diagnostics: list[dict[str, Any]] = []
+        for asked, prompt in zip(samples, prompts, strict=True):
+            of_sample = [] if isinstance(asked, Unscored) else [next(answers) for _ in asked]
+            try:
+                if isinstance(asked, Unscored):
+                    raise asked
+                verdict, more = self._verdict(of_sample, prompt)
+            except Unscored as error:
+                values.append(math.nan)
+                diagnostics.append({"reason": str(error)})
+            else:
+                values.append(verdict.value)
+                diagnostics.append({"subscores": dict(verdict.subscores), **more})
+        found = torch.tensor(values, dtype=torch.float32)
+        return Scores(found, found.isnan(), tuple(diagnostics))
+
+    def examples(self) -> Sequence[Example]:
+        """Return plain pictures of the right and of the wrong color."""
+        return drawn_examples()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.judge.close()
+
+    # -- one sample ---------------------------------------------------------------------------------------------
+
+    def _questions(self, sample: Tensor, prompt: Prompt) -> list[Question] | Unscored:
+        """Return what is asked about a sample, or why nothing can be asked."""
+        options = self.options
+        try:
+            pictures = pictures_of(
+                sample, frames=options.frames, min_side=options.min_side, max_pixels=options.max_pixels
+            )
+            return list(self._asked(tuple(pictures), prompt, "video" if sample.dim() == 4 else "image"))
+        except (ValueError, UserError) as error:
+            return Unscored(str(error))
+
+    def _asked(self, pictures: tuple[Picture, ...], prompt: Prompt, medium: str) -> Sequence[Question]:
+        options, template = self.options, self.judge.template
+        values = {"prompt": prompt.text, "medium": medium}
+        if options.form == "soft-tifa":
+            texts = [template.filled({**values, "question": question}) for question, _ in questions_of(prompt)]
+            return [Question(pictures, text, logprobs=True) for text in texts]
+        if options.form == "rating":
+            low, high = options.scale.split("-")
+            text = template.filled({**values, "low": low, "high": high})
+            return [Question(pictures, text, 1 if options.after is None else options.max_tokens, logprobs=True)]
+        if options.form == "rubric":
+            text = template.filled({**values, "aspects": self._aspects()})
+            schema = ("rubric", rubric_schema(options.aspects)) if options.answers == "json" else None
+            return [Question(pictures, text, options.max_tokens, schema=schema)]
+        return [Question(pictures, template.filled(values), logprobs=True)]
+
+    def _aspects(self) -> str:
+        return "\n".join(
+            f"- {one.name} ({one.low:g} to {one.high:g})" + (f": {one.description}" if one.description else "")
+            for one in self.options.aspects
+        )
+
+    def _verdict(self, answers: Sequence[Answer | Failure], prompt: Prompt) -> tuple[Verdict, dict[str, Any]]:
+        """Return the verdict and further diagnostics. Raises Unscored."""
+        options = self.options
+        good = [usable(answer) for answer in answers]
+        if options.form == "soft-tifa":
+            return self._tifa(good, prompt)
+        if options.form == "rating":
+            return rating(good[0], scale=options.scale, after=options.after), {}
+        if options.form == "rubric":
+            return rubric(good[0], options.aspects, options.answers), {"answer": good[0].text}
+        return vqascore(good[0], raw=options.raw), {}
+
+    def _tifa(self, answers: Sequence[Answer], prompt: Prompt) -> tuple[Verdict, dict[str, Any]]:
+        """Return the mean over a prompt's questions: arithmetic (AM) or geometric (GM)."""
+        asked = questions_of(prompt)
+        found = [
+            expected_probability(answer, question, expected)
+            for answer, (question, expected) in zip(answers, asked, strict=True)
+        ]
+        means = {
+            "arithmetic": math.fsum(found) / len(found),
+            "geometric": math.exp(math.fsum(map(math.log, found)) / len(found)) if min(found) > 0 else 0.0,
+        }
+        clauses = [
+            {"text": f"{question} {expected}: probability {p:.3f}", "ok": p >= 0.5}
+            for p, (question, expected) in zip(found, asked, strict=True)
+        ]
+        return Verdict(min(1.0, means[self.options.mean]), means), {"clauses": clauses, "probabilities": found}

@@ -1,0 +1,1 @@
+"""The questions of the judges, one text file for each form."""

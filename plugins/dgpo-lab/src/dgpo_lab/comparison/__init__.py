@@ -1,0 +1,1 @@
+"""Comparison of runs: their last evaluations and their suites in one table."""

@@ -1,0 +1,155 @@
+"""Read what runs have been evaluated with: their last evaluation, and the records of suites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from dgpo_core.errors import UserError
+from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.system.reading import LARGEST_LOG, parse_json, read_file
+from dgpo_schemas.metrics import EvaluationRecord, PromptScores
+from dgpo_schemas.suites import SuiteRecord, SuiteScore
+
+__all__ = ["HELDOUT", "Entry", "Name", "Score", "distinct", "read_entry"]
+
+Name = tuple[str, str]
+"""The suite, or "held-out prompts", and the score."""
+HELDOUT = "held-out prompts"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of one run with its 95 % interval.
+
+    missing: number of samples without a score. identity: what two scores must share to be compared prompt by prompt.
+    resampled [B]: of a suite, on resampled prompts; per_prompt [P] with tasks: of an evaluation, nan where missing;
+    None if they are not known. notes: why it cannot be compared with published scores.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    missing: int
+    identity: Any = None
+    resampled: NDArray[np.float64] | None = None
+    per_prompt: NDArray[np.float64] | None = None
+    tasks: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The scores of a run by name, and what was evaluated."""
+
+    label: str
+    described: str
+    scores: dict[Name, Score]
+
+
+def read_entry(path: Path) -> Entry:
+    """Read a run directory, or a file that `dgpo evaluate --suite ... --output` wrote.
+
+    Raises UserError for other paths, and if nothing has been evaluated.
+    """
+    if path.is_dir():
+        scores = {**_evaluation(path), **_suites_of(path)}
+        if not scores:
+            raise UserError(f"{path}: has no evaluation and no suites; `dgpo evaluate {path} --suite NAME` makes one")
+        return Entry(path.name, str(path), scores)
+    records = _file(path)
+    scores = {name: score for record in records for name, score in _of_suite(record).items()}
+    return Entry(path.stem, records[0].target, scores)
+
+
+def distinct(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with labels that differ: the description in place of a label that is used twice."""
+    labels = [entry.label for entry in entries]
+    return [replace(one, label=one.described) if labels.count(one.label) > 1 else one for one in entries]
+
+
+def _file(path: Path) -> list[SuiteRecord]:
+    try:
+        data = parse_json(read_file(path, LARGEST_LOG))
+        data = data["suites"] if isinstance(data, dict) and "suites" in data else [data]
+        records = [SuiteRecord.model_validate(one) for one in data]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, ValidationError, TypeError, KeyError):
+        records = []
+    if not records:
+        raise UserError(f"{path}: neither a run directory nor a file of `dgpo evaluate --suite NAME --output FILE`")
+    return records
+
+
+def _suites_of(run: Path) -> dict[Name, Score]:
+    """Return the newest record of each suite of a run."""
+    newest: dict[str, SuiteRecord] = {}
+    for path in sorted((run / "suites").glob("*.json")):
+        for record in _file(path):
+            known = newest.get(record.suite)
+            if known is None or (record.iteration or 0) >= (known.iteration or 0):
+                newest[record.suite] = record
+    return {name: score for record in newest.values() for name, score in _of_suite(record).items()}
+
+
+def _of_suite(record: SuiteRecord) -> dict[Name, Score]:
+    identity = (record.suite, record.digest, record.samples_per_prompt)
+    missing = sum(judge.missing for judge in record.rewards.values())
+    return {
+        (record.suite, name): Score(
+            value=score.value,
+            low=score.low,
+            high=score.high,
+            missing=missing,
+            identity=identity,
+            resampled=_array(record.resampled.get(name)),
+            notes=record.not_comparable,
+        )
+        for name, score in record.scores.items()
+    }
+
+
+def _array(values: Sequence[float | None] | None) -> NDArray[np.float64] | None:
+    return None if values is None else np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def _evaluation(run: Path) -> dict[Name, Score]:
+    """Return the rewards of the last evaluation of a run."""
+    records = []
+    for line in RunDirectory(run).read("evaluations.jsonl"):
+        try:
+            records.append(EvaluationRecord.model_validate(line))
+        except ValidationError:
+            continue
+    last = max((record.iteration for record in records), default=None)
+    prompts = None if last is None else _prompts(run, last)
+    return {
+        (HELDOUT, record.reward): _of_record(record, prompts)
+        for record in records
+        if record.iteration == last and record.role != "statistic"
+    }
+
+
+def _of_record(record: EvaluationRecord, prompts: PromptScores | None) -> Score:
+    score = SuiteScore(value=record.value, low=record.low, high=record.high)
+    known = None if prompts is None else prompts.rewards.get(record.reward)
+    if prompts is None or known is None:
+        return Score(score.value, score.low, score.high, record.missing)
+    identity = (tuple(prompts.prompts), tuple(known.tasks))
+    return Score(
+        score.value, score.low, score.high, record.missing, identity, per_prompt=_array(known.values), tasks=known.tasks
+    )
+
+
+def _prompts(run: Path, iteration: int) -> PromptScores | None:
+    try:
+        return PromptScores.model_validate_json(read_file(run / "scores" / f"{iteration:06d}.json", LARGEST_LOG))
+    except (OSError, ValueError):
+        return None
