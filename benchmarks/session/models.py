@@ -122,7 +122,9 @@ def _measured(
 
 def _passes(session: Session, name: str, config: RunConfig, timers: Timers, counts: Mapping[str, Any]) -> list[Row]:
     """What each pass of the roofline takes, and its share of the sustained bf16 product."""
-    learns = -(-config.rollout.group_size // (config.optimizer.micro_batch or config.rollout.group_size))
+    micro_batch = config.optimizer.micro_batch
+    assert isinstance(micro_batch, int), "every case states it"
+    learns = -(-config.rollout.group_size // micro_batch)
     sampled, optimized = timers.seconds("sample"), timers.seconds("optimize")
     seconds = {
         "roll-out step": None if sampled is None else sampled / config.rollout.steps,
