@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @dataclass(frozen=True)
 class Case:
     """A model at a size. example: the run file whose adapter it trains; members: of the one group that is drawn, in one
-    micro-batch; micro_batch: of the optimizer; steps: of the solver."""
+    micro-batch; micro_batch: of the optimizer; steps: of the solver; iterations: the first of them warms up."""
 
     backbone: Mapping[str, Any]
     example: str
@@ -29,6 +29,7 @@ class Case:
     guidance: float = 4.5
     shift: float = 3.0
     steps: int = 2
+    iterations: int = 3
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -50,7 +51,7 @@ CASES = {
     ),
     "sd3.5-m 1024": Case(SD3, "sd35-geneval.yaml", 1024, members=8, micro_batch=2),
     "wan2.1 1.3b": Case(
-        WAN, "wan21-1.3b-ocr.yaml", (480, 832), members=2, micro_batch=1, guidance=5.0, steps=1,
+        WAN, "wan21-1.3b-ocr.yaml", (480, 832), members=2, micro_batch=1, guidance=5.0, steps=1, iterations=2
     ),
 }  # fmt: skip
 TINY = {"members": 4, "micro_batch": 2, "steps": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -16,6 +17,7 @@ from benchmarks.session.timers import Timers
 from benchmarks.session.training import Said, Watch, tiny_checkpoint
 from dgpo_core.errors import DgpoError
 from dgpo_core.training.trainer import Trainer
+from dgpo_diffusers import compiling
 from dgpo_schemas.run import RunConfig
 
 __all__ = ["compiled", "decoding", "savings", "sd35_512", "sd35_1024", "wan"]
@@ -49,6 +51,12 @@ def savings(session: Session) -> list[Row]:
 def compiled(session: Session) -> list[Row]:
     """Compiled blocks: seconds of the first iteration, graphs, and what a pass takes then; the gradient of a tiny
     model, compiled against eager."""
+    # A dry run traces graphs without generating code, which takes minutes on a CPU.
+    with patch.object(compiling, "BACKEND", "aot_eager" if session.tiny else compiling.BACKEND):
+        return _compiled(session)
+
+
+def _compiled(session: Session) -> list[Row]:
     from torch._dynamo.utils import counters
 
     low: dict[str, dict[str, Any]] = {"run": {"device": session.device.type}, "precision": {"autocast": "bf16"}}
@@ -105,8 +113,8 @@ def _measured(
     session: Session, name: str, more: Mapping[str, Mapping[str, Any]] | None = None, *, label: str | None = None,
     profile: bool = False,
 ) -> tuple[list[Row], Timers, Said]:  # fmt: skip
-    """Train a case for an iteration that warms up and two that count."""
-    config = _configuration(session, name, 3, more)
+    """Train a case."""
+    config = _configuration(session, name, CASES[name].iterations, more)
     timers, watch = Timers(session.device, profile=profile), Watch()
     trainer = Trainer(config, registry_with_components(), callbacks=[timers, watch])
     torch.manual_seed(0)  # the same random weights, whatever the settings

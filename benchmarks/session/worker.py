@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.session.steps import Session
+from dgpo_core.system.device import choose_device
 
 __all__ = ["serve"]
 
@@ -22,10 +23,11 @@ __all__ = ["serve"]
 def serve(settings: Mapping[str, Any], connection: Connection) -> None:
     """Do steps that come through the connection, and answer with their rows or their error, until None comes."""
     sys.stdout = sys.stderr  # the answers of the session are in its record
+    device = choose_device(settings["device"])  # before anything is allocated there
     while (asked := connection.recv()) is not None:
         step, found = asked
         session = Session(
-            device=torch.device(settings["device"]),
+            device=device,
             tiny=settings["tiny"],
             directory=Path(settings["directory"]),
             counts=settings["counts"],
