@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
+
+from benchmarks.session.installing import restarted_with_wheels
+
+if __name__ == "__main__":  # before anything is imported that a bare machine lacks
+    restarted_with_wheels(sys.argv[1:])
+
+import statistics
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -54,20 +60,15 @@ def _choices(iterations: int, turns: int) -> Any:
     return [measure(choice, iterations=iterations, turns=turns) for choice in CHOICES]
 
 
-def _gpu(iterations: int, turns: int) -> Any:
-    from benchmarks.gpu import run
-
-    return run(["--iterations", str(iterations)])
-
-
 PARTS: dict[str, Callable[[int, int], Any]] = {
     "floor": _floor, "overhead": _overhead, "overlap": _overlap, "processes": _processes, "scaling": _scaling,
-    "choices": _choices, "gpu": _gpu,
+    "choices": _choices,
 }  # fmt: skip
 
 
 COMMANDS = {
     "cluster": "benchmarks.cluster",
+    "gpu": "benchmarks.session.command",
     "peers": "benchmarks.peers.command",
     "roofline": "benchmarks.roofline",
 }
@@ -84,8 +85,8 @@ def run(
 ) -> None:
     """Measure speed and write docs/performance.md with its figures.
 
-    Without names every part for CPUs is measured, in about half an hour on two cores; others stay as recorded.
-    Numbers are ratios of one run wherever machines would differ. `gpu` needs a GPU.
+    Without names every part is measured, in about half an hour on two cores; others stay as recorded. Numbers are
+    ratios of one run wherever machines would differ.
 
     Examples:
 
@@ -93,19 +94,21 @@ def run(
 
         python -m benchmarks overhead scaling
 
-        python -m benchmarks gpu
+    Parts with options of their own:
 
-        python -m benchmarks roofline --help
+        python -m benchmarks gpu --help
 
         python -m benchmarks peers --help
 
-        python -m benchmarks cluster
+        python -m benchmarks roofline --help
+
+        python -m benchmarks cluster --help
     """
     from benchmarks.figures import draw
     from benchmarks.page import write_page, write_roofline
     from benchmarks.record import load, save
 
-    chosen = parts or [name for name in PARTS if name != "gpu"]
+    chosen = parts or list(PARTS)
     for name in chosen:
         if name in COMMANDS:
             raise UserError(f"{name} is measured alone: python -m benchmarks {name}")

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from benchmarks.floor import CARD
-from benchmarks.gpu import TARGETS
 from benchmarks.overhead import ENGINE, UPDATE
 from benchmarks.peers.comparison import LEVEL
 from benchmarks.peers.turns import SIDES
@@ -35,7 +34,6 @@ def write_page(record: dict[str, Any], directory: Path) -> Path:
         least=f"{min(bound, default=0):.0f}",
         most=f"{max(bound, default=0):,.0f}",
         gpu=measured.get("gpu"),
-        targets=TARGETS,
         overhead=sorted(((label, seconds / total) for label, seconds in spent.items()), key=lambda row: -row[1]),
         added=(spent[ENGINE] + spent[UPDATE]) / total if spent else 0.0,
         overlap=measured.get("overlap"),

@@ -29,6 +29,18 @@ class Free(RewardModel):
         return Scores(values, torch.zeros(len(values), dtype=torch.bool))
 
 
+class Waiting(Free):
+    """As `Free`, reading values on the host on the way, as detectors do for every mask."""
+
+    waits = 20
+
+    def score(self, media: Tensor, prompts: Any) -> Scores:
+        """Return the mean of the first 4 x 4 pixels, after `waits` others were read."""
+        for i in range(self.waits):
+            float(media[i % len(media), ..., i::8].mean())
+        return super().score(media, prompts)
+
+
 class Numbered(PromptSource):
     """64 different prompts."""
 
@@ -47,7 +59,10 @@ class _Plugin:
 
     @hookimpl
     def dgpo_rewards(self) -> list[Component]:
-        return [Component("free", "No work", "benchmarks.parts:Free")]
+        return [
+            Component("free", "No work", "benchmarks.parts:Free"),
+            Component("waiting", "No work, and 20 waits for the device", "benchmarks.parts:Waiting"),
+        ]
 
     @hookimpl
     def dgpo_prompt_sources(self) -> list[Component]:
