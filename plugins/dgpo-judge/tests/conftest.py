@@ -20,8 +20,6 @@ from dgpo_judge.group_rewards import ListReward, PairsReward
 from dgpo_judge.options import JudgeOptions, ListOptions, PairsOptions
 from dgpo_judge.reward import JudgeReward
 
-pytest_plugins = ["dgpo_kit"]
-
 Respond = Callable[[BaseHTTPRequestHandler, Mapping[str, Any]], None]
 
 
