@@ -50,7 +50,7 @@ def _choose(config: RunConfig, part: str, supported: frozenset[str], device: str
     if part not in supported:
         if setting == "fast":
             raise UserError(f"precision.{part}: the backbone {backbone.use} has no fast form of it; use auto or exact")
-        return Choice(False, f"the backbone {backbone.use} has no fast form")
+        return Choice(False, "no fast form")
     if setting == "fast":
         return Choice(True)
     conditions = {

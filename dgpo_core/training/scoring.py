@@ -91,18 +91,18 @@ class Scorer:
         prompts = tuple(prompts)
         broken = ~media.flatten(1).isfinite().all(1)
         scores = {}
-        handed: dict[tuple[tuple[int, ...], bool], Handover] = {}  # rewards that ask for the same rows share copies
+        handover: dict[tuple[tuple[int, ...], bool], Handover] = {}  # rewards that ask for the same rows share copies
         for reward in self.rewards:
             rows = tuple(i for i, prompt in enumerate(prompts) if reward.asks(prompt))
             if not reward.compares and rows:
                 key = rows, scores_on_host(reward.model, media)
-                if key not in handed:
+                if key not in handover:
                     part = (media, broken)
                     if len(rows) < len(prompts):
                         index = to_device(rows, media.device)
                         part = (media[index], broken[index])
-                    handed[key] = hand_over(*part, on_host=key[1])
-                call = partial(self._score, reward, handed[key], tuple(prompts[i] for i in rows))
+                    handover[key] = hand_over(*part, on_host=key[1])
+                call = partial(self._score, reward, handover[key], tuple(prompts[i] for i in rows))
                 scores[reward.label] = self._executors[id(reward.model)].submit(call)
         # Computed on the media's device without synchronizing; moved to the CPU in `collect`.
         self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
@@ -124,8 +124,8 @@ class Scorer:
         for group in groups:
             for reward in self.rewards:
                 if reward.compares and reward.asks(group.prompt):
-                    handed = hand_over(group.media, on_host=scores_on_host(reward.model, group.media))
-                    call = partial(self._score_group, reward, handed, group.prompt, group.keys)
+                    handover = hand_over(group.media, on_host=scores_on_host(reward.model, group.media))
+                    call = partial(self._score_group, reward, handover, group.prompt, group.keys)
                     future = self._executors[id(reward.model)].submit(call)
                     self._compared[reward.label].append((group.number, future))
                     if self.process_state.disturbs(reward.name):
@@ -219,9 +219,9 @@ class Scorer:
             executor.close()
         self.process_state.close()
 
-    def _score(self, reward: Reward, handed: Handover, prompts: tuple[Prompt, ...]) -> tuple[Scores, float]:
+    def _score(self, reward: Reward, handover: Handover, prompts: tuple[Prompt, ...]) -> tuple[Scores, float]:
         started = time.perf_counter()
-        with handed.taken() as (media, broken):
+        with handover.taken() as (media, broken):
             scores = checked_score(reward, media, prompts, self.failures, self.process_state)
             broken = broken.cpu()
         if bool(broken.any()):
@@ -233,10 +233,10 @@ class Scorer:
         return scores, time.perf_counter() - started
 
     def _score_group(
-        self, reward: Reward, handed: Handover, prompt: Prompt, keys: tuple[SampleKey, ...]
+        self, reward: Reward, handover: Handover, prompt: Prompt, keys: tuple[SampleKey, ...]
     ) -> tuple[Scores, float]:
         started = time.perf_counter()
-        with handed.taken() as (media,):
+        with handover.taken() as (media,):
             scores = checked_group(reward, media, prompt, keys, self.failures, self.process_state)
         return scores, time.perf_counter() - started
 

@@ -1,4 +1,4 @@
-"""Media on a CUDA device are handed to rewards with events, on streams of their own, or as copies in host memory.
+"""Media on a CUDA device are passed to rewards with events, on streams of their own, or as copies in host memory.
 
 There is no device here: torch's streams and events are replaced by objects that record what is asked of them, and the
 device's tensors by tensors that say that they are on it.
@@ -226,6 +226,6 @@ def test_nothing_changes_on_the_cpu() -> None:
     scored(Scorer([Reward("a", 1.0, model)]), given)
     assert model.seen == [(Tensor, "reward", "the rollouts' stream")]
     assert not Events.log
-    handed = handover.hand_over(given, on_host=True)
-    with handed.taken() as (taken,):
+    passed = handover.hand_over(given, on_host=True)
+    with passed.taken() as (taken,):
         assert taken is given

@@ -201,6 +201,7 @@ def test_the_text_does_not_depend_on_the_order_of_plugins() -> None:
 def test_one_file_per_model() -> None:
     assert set(schema_texts({"reward": {"shiny": Reward}})) == {
         "run.schema.json", "prompt.schema.json", "manifest.schema.json", "clock.schema.json", "metrics.schema.json",
+        "suite.schema.json",
         "timings.schema.json",
         "evaluations.schema.json", "scores.schema.json", "outcome.schema.json", "ablation.schema.json",
         "serve.schema.json", "service.schema.json", "plugins/reward.shiny.schema.json",

@@ -255,7 +255,7 @@ def some_plan() -> Plan:
         Exchange("gradients", "all_reduce", 150_000_000, 1), Exchange("whether to stop", "meeting", 8, 4),
         Exchange("weights in rollout", "all_gather", 10**8, 240, phase="rollout"),
     ]  # fmt: skip
-    return Plan(64, {}, {"optimize": 1.0}, {"rollout": 1e18, "optimize": 1e18}, 0.0, "", 8, exchanges, 0.9)
+    return Plan(64, {}, {"optimize": 1.0}, {"rollout": 1e18, "optimize": 1e18}, 0.0, "", "", 8, exchanges, 0.9)
 
 
 def test_lines_and_data_agree_with_the_sums() -> None:

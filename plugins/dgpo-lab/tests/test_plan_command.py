@@ -168,7 +168,7 @@ def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--card", "h20"], "--card: unknown GPU 'h20'; did you mean h200? (known: all, h200,"),
+        (["--card", "h20"], "--card: unknown GPU 'h20'; did you mean h200? (known: all, b200,"),
         (["--measured", "none.json"], "--measured: none.json is not an output of `dgpo bench --json`"),
         (["--card", "all", "--measured", "none.json"], "--measured: a measurement is of one GPU"),
     ],
