@@ -108,7 +108,7 @@ def _are_float32_matrices(x: Tensor, down: nn.Linear, up: nn.Linear, base: nn.Li
         and x.is_contiguous()  # otherwise the products are batched ones
         and x.dim() > 1
         and all(map(_is_linear, (base, down, up)))
-        and not torch.is_autocast_enabled(x.device.type)
+        and (x.is_meta or not torch.is_autocast_enabled(x.device.type))  # a meta tensor has no autocast
     )
 
 

@@ -53,7 +53,7 @@ def test_fast_is_fast_on_every_device() -> None:
 
 
 def test_a_backbone_without_a_fast_form() -> None:
-    none = "exact (the backbone toy has no fast form)"
+    none = "exact (no fast form)"
     assert said(config(), supported=frozenset()) == f"adapter {none}, norms {none}"
     assert said(config(), supported=frozenset({"norms"})) == f"adapter {none}, norms fast"
     for part, run in (("adapter", config(adapter="fast")), ("norms", config(norms="fast"))):
