@@ -47,6 +47,7 @@ def run_of(checkpoint: Path) -> Callable[..., RunConfig]:
         chosen = {"text_length": 16, **(options or {})}
         backbone = {"use": "flux", "checkpoint": str(checkpoint), "dtype": "bfloat16", "options": chosen}
         data["backbone"] = {**backbone, "lora": {"rank": 2, "alpha": 2}}
+        data["run"] |= {"device": "auto"}  # bitsandbytes is not for the CPU
         return RunConfig.model_validate(data)
 
     return make

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -224,7 +225,7 @@ def forward(real: SD3Backbone) -> int:
 
 
 def operations_of_layers(module: nn.Module, run: Any) -> int:
-    """Return two FLOPs per multiplication of each linear layer and convolution, from the shapes in hooks."""
+    """Return two FLOPs per multiplication of each linear layer, adapter and convolution, from the shapes in hooks."""
     total = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -234,8 +235,11 @@ def operations_of_layers(module: nn.Module, run: Any) -> int:
         elif isinstance(layer, nn.Conv2d):
             window = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels // layer.groups
             total += 2 * output.numel() * window
+        elif isinstance(layer, LoraLayer) and not layer.disable_adapters:
+            total += 2 * (inputs[0].numel() + output.numel()) * layer.r["default"]
 
-    handles = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    counted = [m for name, m in module.named_modules() if "lora_" not in name]
+    handles = [m.register_forward_hook(count) for m in counted if isinstance(m, nn.Linear | nn.Conv2d | LoraLayer)]
     try:
         run()
     finally:
