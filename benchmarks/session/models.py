@@ -16,6 +16,7 @@ from benchmarks.session.steps import Row, Session
 from benchmarks.session.timers import Timers
 from benchmarks.session.training import Said, Watch, tiny_checkpoint
 from dgpo_core.errors import DgpoError
+from dgpo_core.training.memory import free
 from dgpo_core.training.trainer import Trainer
 from dgpo_diffusers import compiling
 from dgpo_schemas.run import RunConfig
@@ -113,7 +114,8 @@ def _measured(
     session: Session, name: str, more: Mapping[str, Mapping[str, Any]] | None = None, *, label: str | None = None,
     profile: bool = False,
 ) -> tuple[list[Row], Timers, Said]:  # fmt: skip
-    """Train a case."""
+    """Train a case, on a GPU that holds nothing else."""
+    free()
     config = _configuration(session, name, CASES[name].iterations, more)
     timers, watch = Timers(session.device, profile=profile), Watch()
     trainer = Trainer(config, registry_with_components(), callbacks=[timers, watch])

@@ -13,6 +13,7 @@ from benchmarks.parts import registry_with_components
 from benchmarks.session.cases import SD3, Case, configuration
 from benchmarks.session.steps import Session
 from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.memory import free
 from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
@@ -78,7 +79,8 @@ def tiny_run(session: Session, name: str, more: Mapping[str, Mapping[str, Any]],
 
 
 def trained(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Said:
-    """Train a run from its start; returns what it said."""
+    """Train a run from its start, on a GPU that holds nothing else; returns what it said."""
+    free()
     watch = Watch()
     Trainer(config, registry_with_components(), callbacks=[watch, *callbacks]).train()
     return watch.said
