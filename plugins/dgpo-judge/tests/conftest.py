@@ -19,6 +19,9 @@ from dgpo_judge.demo_server import Server, answer_to, send
 from dgpo_judge.group_rewards import ListReward, PairsReward
 from dgpo_judge.options import JudgeOptions, ListOptions, PairsOptions
 from dgpo_judge.reward import JudgeReward
+from dgpo_kit.fixtures import toy_run
+
+__all__ = ["toy_run"]
 
 Respond = Callable[[BaseHTTPRequestHandler, Mapping[str, Any]], None]
 
