@@ -77,7 +77,7 @@ def test_what_has_to_do_with_adapters_is_asked_of_those_that_have_one(train: str
         except unittest.SkipTest:
             skipped.add(check.name)
     without = {"adapter", "merged", "save-adapter", "formats"}
-    unused = {"dtype", "gradient-checkpointing", "package"}  # keys that the toy does not use
+    unused = {"dtype", "fast", "gradient-checkpointing", "package"}  # keys that the toy does not use, forms it lacks
     assert skipped == unused | ({"save-weights"} if train == "lora" else without)
 
 
