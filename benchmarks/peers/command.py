@@ -60,9 +60,10 @@ def lines(found: Comparison) -> list[str]:
     for key, seconds in found.seconds.items():
         passes = ", ".join(f"{count} {kind}" for kind, count in found.passes[key].items())
         text.append(f"  {SIDES[key].name:<20}{seconds:>8.2f} s   passes: {passes}")
-    for key, ratios in found.ratios.items():
-        shown = ", ".join(f"{part} {r.median:.3f} [{r.low:.3f}, {r.high:.3f}]" for part, r in ratios.items())
-        text.append(f"  ours / {SIDES[key].name}: {shown}")
+    for own, peers in found.ratios.items():
+        for key, ratios in peers.items():
+            shown = ", ".join(f"{part} {r.median:.3f} [{r.low:.3f}, {r.high:.3f}]" for part, r in ratios.items())
+            text.append(f"  {SIDES[own].name} / {SIDES[key].name}: {shown}")
     return text
 
 

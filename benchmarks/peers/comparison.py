@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import binom
 
-from benchmarks.peers.turns import OURS, SIDES, take_turns
+from benchmarks.peers.turns import MERGED, OURS, SIDES, take_turns
 from benchmarks.peers.work import Work
 from dgpo_core.errors import UserError
 
@@ -32,7 +32,8 @@ class Ratio:
 @dataclass(frozen=True)
 class Comparison:
     """Of one work. seconds, rollout: medians of each side's iterations; passes, rows: of each side's last iteration,
-    by kind; inputs: of each side's network; ratios: of each peer, by phase ("iteration", "rollout", "optimize")."""
+    by kind; inputs: of each side's network; ratios: of each side of ours to each peer, by phase ("iteration",
+    "rollout", "optimize")."""
 
     work: Work
     turns: int
@@ -41,7 +42,7 @@ class Comparison:
     passes: dict[str, dict[str, int]]
     rows: dict[str, dict[str, int]]
     inputs: dict[str, list[str]]
-    ratios: dict[str, dict[str, Ratio]]
+    ratios: dict[str, dict[str, dict[str, Ratio]]]
 
 
 def median_interval(values: Sequence[float], level: float = LEVEL) -> Ratio:
@@ -58,7 +59,7 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> Ratio:
 
 def compare(work: Work, paths: Mapping[str, Path], turns: int) -> Comparison:
     """Take turns with the peers of `paths`. Raises UserError if one does not run, or gets other inputs than ours."""
-    found = take_turns(work, {OURS: None, **paths}, turns * work.repeats)
+    found = take_turns(work, {OURS: None, MERGED: None, **paths}, turns * work.repeats)
     inputs = {key: [*found[key][-1]["inputs"], found[key][-1]["weights"]] for key in found}
     for key in paths:
         if inputs[key] != inputs[OURS]:
@@ -74,7 +75,7 @@ def compare(work: Work, paths: Mapping[str, Path], turns: int) -> Comparison:
         passes={key: dict(rows[-1]["passes"]) for key, rows in found.items()},
         rows={key: dict(rows[-1]["rows"]) for key, rows in found.items()},
         inputs=inputs,
-        ratios={key: _ratios(found[OURS], found[key]) for key in paths},
+        ratios={own: {key: _ratios(found[own], found[key]) for key in paths} for own in (OURS, MERGED)},
     )
 
 

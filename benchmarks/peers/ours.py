@@ -18,7 +18,7 @@ from dgpo_schemas.run import RunConfig
 __all__ = ["configuration", "drive"]
 
 
-def configuration(work: Work, checkpoint: Path, output: Path) -> RunConfig:
+def configuration(work: Work, checkpoint: Path, output: Path, *, merge_adapter: bool = False) -> RunConfig:
     """The published recipe at the work's size, in float32, with groups that fit whole into a micro-batch."""
     return RunConfig.model_validate(
         {
@@ -33,7 +33,7 @@ def configuration(work: Work, checkpoint: Path, output: Path) -> RunConfig:
             "rollout": {
                 "sampler": "flow-dpmpp", "steps": work.steps, "shift": work.shift, "guidance": work.guidance,
                 "group_size": work.group_size, "groups": work.groups, "micro_batch": work.group_size,
-                "resolution": work.pixels,
+                "resolution": work.pixels, "merge_adapter": merge_adapter,
             },
             "rewards": [{"use": "free"}],
             "objective": {"beta": 100, "kl": 0.02, "clip": 1e-2},
@@ -57,9 +57,19 @@ class _Turns(Callback):
             self._pace.optimizing()
 
 
-def drive(path: Path | None, work: Work, checkpoint: Path, directory: Path, pace: Pace, device: torch.device) -> None:
+def drive(
+    path: Path | None,
+    work: Work,
+    checkpoint: Path,
+    directory: Path,
+    pace: Pace,
+    device: torch.device,
+    *,
+    merge_adapter: bool = False,
+) -> None:
     """Train until Enough."""
-    trainer = Trainer(configuration(work, checkpoint, directory), registry_with_components(), callbacks=[_Turns(pace)])
+    config = configuration(work, checkpoint, directory, merge_adapter=merge_adapter)
+    trainer = Trainer(config, registry_with_components(), callbacks=[_Turns(pace)])
     backbone: Any = trainer.build().backbone
     pace.watch(backbone.network)
     try:

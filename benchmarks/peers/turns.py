@@ -16,7 +16,7 @@ from benchmarks.peers.child import run_side
 from benchmarks.peers.work import Work, make_checkpoint
 from dgpo_core.errors import UserError
 
-__all__ = ["OURS", "SIDES", "Side", "take_turns"]
+__all__ = ["MERGED", "OURS", "SIDES", "Side", "take_turns"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,14 @@ class Side:
     note: str = ""
 
 
-OURS = "dgpo"
+OURS, MERGED = "dgpo", "dgpo-merged"
 SIDES = {
-    OURS: Side("dgpo", "benchmarks.peers.ours"),
+    OURS: Side("dgpo", "benchmarks.peers.ours", "dgpo: `Trainer` with the published recipe at this size."),
+    MERGED: Side(
+        "dgpo, merged",
+        "benchmarks.peers.ours_merged",
+        "dgpo, merged: with `rollout.merge_adapter`, which in float32 changes samples by roundings alone.",
+    ),
     "authors": Side(
         "the authors' script",
         "benchmarks.peers.authors",

@@ -18,7 +18,7 @@ from benchmarks import record
 from benchmarks.__main__ import main
 from benchmarks.page import write_page
 from benchmarks.parts import Numbered
-from benchmarks.peers import comparison, ours, turns
+from benchmarks.peers import comparison, ours, ours_merged, turns
 from benchmarks.peers.command import lines
 from benchmarks.peers.comparison import Comparison, Ratio, compare, median_interval
 from benchmarks.peers.pace import Enough, Pace
@@ -26,6 +26,7 @@ from benchmarks.peers.stand_ins import Nothing, stand_in
 from benchmarks.peers.turns import OURS, Side, take_turns
 from benchmarks.peers.work import WORKS, Work, make_checkpoint
 from dgpo_core.errors import UserError
+from dgpo_schemas.run import RunConfig
 from tests.benchmarks.peer_sides import Network, drive
 
 SMALL = Work("small", layers=2, width=16, pixels=32, groups=2, group_size=2, text_tokens=4, steps=3, times=2)
@@ -71,11 +72,12 @@ def test_a_pace_counts_passes_by_kind_and_measures_between_turns(monkeypatch: py
     ]  # fmt: skip
 
 
-def test_our_side_makes_the_passes_of_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [ours, ours_merged])
+def test_our_sides_make_the_passes_of_the_work(side: Any, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(SMALL, tmp_path / "checkpoint")
     line = Line(2)
     with pytest.raises(Enough):
-        ours.drive(None, SMALL, checkpoint, tmp_path, Pace(line), torch.device("cpu"))  # type: ignore[arg-type]
+        side.drive(None, SMALL, checkpoint, tmp_path, Pace(line), torch.device("cpu"))  # type: ignore[arg-type]
     for told in line.told[1:]:
         assert told["passes"]["rollout"] == SMALL.groups * SMALL.steps
         assert told["rows"]["rollout"] == 2 * SMALL.groups * SMALL.steps * SMALL.group_size  # 2: with guidance
@@ -83,6 +85,20 @@ def test_our_side_makes_the_passes_of_the_work(tmp_path: Path) -> None:
         assert told["passes"]["fixed"] <= 2 * SMALL.groups * SMALL.times  # of the reference and of the old policy
         assert told["inputs"] == [f"float32 4x8x8, {SMALL.clip_tokens + SMALL.text_tokens} text tokens"]
         assert 0 < told["rollout"] < told["seconds"]
+
+
+def test_one_of_our_sides_merges_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def stop(config: RunConfig, *_: Any, **__: Any) -> None:
+        made.append(config.rollout.merge_adapter)
+        raise Enough
+
+    monkeypatch.setattr(ours, "Trainer", stop)
+    for side in (ours, ours_merged):
+        with pytest.raises(Enough):
+            side.drive(None, SMALL, tmp_path, tmp_path, Pace(Line(0)), torch.device("cpu"))  # type: ignore[arg-type]
+    assert made == [False, True]
 
 
 def test_all_sides_draw_the_same_prompts() -> None:
@@ -194,13 +210,15 @@ def test_the_page_has_what_was_compared(tmp_path: Path) -> None:
         work=WORKS["overhead-bound"], turns=21, seconds={OURS: 2.0, "authors": 2.5},
         rollout={OURS: 1.0, "authors": 1.2},
         passes={key: {"rollout": 40, "fixed": 32, "gradient": 16} for key in (OURS, "authors")},
-        rows={}, inputs={}, ratios={"authors": dict.fromkeys(("iteration", "rollout", "optimize"), ratio)},
+        rows={}, inputs={},
+        ratios={OURS: {"authors": dict.fromkeys(("iteration", "rollout", "optimize"), ratio)}},
     )  # fmt: skip
-    assert "ours / the authors' script: iteration 0.800 [0.700, 0.900]" in "\n".join(lines(found))
+    assert "dgpo / the authors' script: iteration 0.800 [0.700, 0.900]" in "\n".join(lines(found))
     path = tmp_path / "performance" / "record.json"
     kept = record.save(path, "peers", {"revisions": {"authors": "0123456789"}, "works": {"overhead-bound": found}})
     text = write_page(kept, tmp_path).read_text(encoding="utf-8")
-    assert "| overhead-bound, 21 turns | dgpo | 2.00 | 40, 32, 16 | | | |" in text
-    assert "|  | the authors' script | 2.50 | 40, 32, 16 | 0.80 [0.70, 0.90] |" in text
+    assert "| overhead-bound, 21 turns | dgpo | 2.00 | 40, 32, 16 |" in text
+    assert "|  | the authors' script | 2.50 | 40, 32, 16 |" in text
+    assert "| overhead-bound | dgpo / the authors' script | 0.80 [0.70, 0.90] |" in text
     assert "Revision 0123456789." in text
     assert "Not recorded yet: `python -m benchmarks peers" in write_page({}, tmp_path).read_text(encoding="utf-8")
