@@ -15,11 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from dgpo_core.config.pipeline import load_run_config
+from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.planning.cards import CARDS
 from dgpo_lab.planning.fit import at_largest_size, changed
 from dgpo_lab.planning.plan import Plan, make_plan, measure_model
 from dgpo_lab.planning.traffic import iteration_seconds, traffic
+from dgpo_schemas.problems import nearest
 
 __all__ = ["RUNS", "Row", "run", "written"]
 
@@ -66,9 +68,11 @@ class Row:
 
 def run(
     card: Annotated[str, typer.Option(help="GPU to plan for.")] = "h200",
-    network: Annotated[float, typer.Option(help="GB/s that a machine sends to others.")] = 400.0,
+    network: Annotated[float, typer.Option(help="GB/s that a machine sends to others.", min=1e-3)] = 400.0,
 ) -> None:
     """Plan published runs on clusters, and write the table of docs/scaling.md."""
+    if card not in CARDS:
+        raise UserError(f"--card: unknown GPU {card!r}{nearest(card, CARDS)} (known: {', '.join(CARDS)})")
     rows = [row for name in RUNS for row in planned(name, card, network)]
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), rows, card, network), encoding="utf-8")
     typer.echo(str(PAGE))

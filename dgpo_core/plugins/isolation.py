@@ -26,7 +26,7 @@ from dgpo_schemas.text import error_text
 __all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_exit", "printing_aside", "reported"]
 
 log = logging.getLogger(__name__)
-SLOW = 20.0
+SLOW = 60.0
 """Seconds after which a running import is logged with its plugin, so that a hanging import can be attributed."""
 SIGNALS = tuple(
     getattr(signal, name)
