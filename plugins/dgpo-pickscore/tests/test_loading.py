@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_pickscore import loading
-from dgpo_pickscore.loading import load_head
+from dgpo_pickscore.head import load_head
 from dgpo_pickscore.rewards import AestheticReward, PickScoreReward
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head
 

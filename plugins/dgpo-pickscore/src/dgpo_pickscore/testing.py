@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from dgpo_pickscore.head import WIDTHS
 from dgpo_pickscore.libraries import quiet
-from dgpo_pickscore.loading import WIDTHS
 
 __all__ = ["make_tiny_clip", "make_tiny_head", "make_tiny_open_clip"]
 
