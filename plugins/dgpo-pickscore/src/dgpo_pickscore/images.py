@@ -16,8 +16,10 @@ import PIL
 import torch
 from torch import Tensor
 
-__all__ = ["Preprocessing", "frames_of", "unreadable"]
+__all__ = ["OPENAI_MEAN", "OPENAI_STD", "Preprocessing", "frames_of", "unreadable"]
 
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Normalization of OpenAI's CLIP, which most other models use too."""
 SLACK = 1e-3
 """Tolerance of values outside [0, 1] for rounding errors, less than half a level of 8-bit images."""
 RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}

@@ -46,7 +46,7 @@ UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, Safetensor
 FORMS = "a directory or a Hub repository (owner/name)"
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
-             "vocab.json", "merges.txt")  # fmt: skip
+             "vocab.json", "vocab.txt", "merges.txt", "spiece.model")  # fmt: skip
 """Files to download: many repositories contain the same weights in several formats of gigabytes each."""
 BENIGN = {"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
 """Counters 0, 1, 2, ... that older versions of transformers saved with the weights."""
@@ -131,16 +131,22 @@ def load_model(directory: Path, where: str, model_type: str, architecture: Any) 
     return model
 
 
-def load_tokenizer(directory: Path, where: str) -> Any:
-    """Load CLIP's tokenizer. Raises UserError without a vocabulary, for which transformers builds an empty one."""
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"{where}: {directory} has no vocabulary: tokenizer.json or vocab.json")
-    for name in ("tokenizer.json", "vocab.json"):
+def load_tokenizer(
+    directory: Path, where: str, kind: Any = CLIPTokenizer, files: Sequence[str] = ("tokenizer.json", "vocab.json")
+) -> Any:
+    """Load a tokenizer, CLIP's by default. Raises UserError without a vocabulary, for which transformers builds an
+    empty one.
+
+    kind: its class in transformers; files: names of vocabularies, of which it needs one.
+    """
+    if not any((directory / name).is_file() for name in files):
+        raise UserError(f"{where}: {directory} has no vocabulary: {' or '.join(files)}")
+    for name in files:
         if (directory / name).exists():
             check_file(directory / name, where)
     try:
         with quiet():
-            return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+            return kind.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(f"{where}: the tokenizer of {directory} cannot be loaded: {reason(error)}") from error
 
