@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,9 @@ def test_a_box_has_one_class() -> None:
     found = best_classes(scores, torch.rand(2, 4))
     assert found.label.tolist() == [1, 0]
     assert found.score.tolist() == pytest.approx([0.7, 0.4])
+    sure = best_classes(torch.tensor([[40.0, 50.0], [-1.0, -2.0]]), torch.rand(2, 4), logits=True)
+    assert sure.label.tolist() == [1, 0]
+    assert sure.score.tolist() == pytest.approx([1.0, 1 / (1 + math.e)])
 
 
 def test_the_middle_of_a_box() -> None:

@@ -25,6 +25,7 @@ from dgpo_geneval.detectors.options import YoloxOptions
 from dgpo_geneval.detectors.yolox import YoloxDetector
 from dgpo_geneval.options import GenEvalOptions
 from dgpo_geneval.reward import GenEvalOfficialReward, GenEvalReward
+from dgpo_geneval.thresholds import Labeled, choose, exact_share
 from dgpo_kit.contracts import check_reward
 
 CPU = torch.device("cpu")
@@ -174,6 +175,27 @@ def test_what_a_picture_shows_is_scored(scene: str, kind: type[GenEvalReward], d
 def test_what_a_photograph_does_not_show_is_not_seen(name: str, detector: YoloxDetector) -> None:
     (found,) = detector.detect(pixels(photograph(name)))
     assert not {"person", "cat", "motorcycle", "cup", "tie", "dog"} & {one.label for one in found}
+
+
+SINGLE = {
+    ASTRONAUT: {"person": 1, "cat": 0},
+    CAMERA: {"person": 1, "motorcycle": 0},
+    HOPPER: {"person": 1, "tie": 1},
+    CAT: {"cat": 1, "dog": 0, "person": 0},
+    LEFT: {"motorcycle": 1, "person": 0, "cat": 0},
+    RIGHT: {"motorcycle": 1, "person": 0, "cat": 0},
+    COFFEE: {"cup": 1, "person": 0},
+}
+
+
+def test_the_threshold_of_counting_comes_from_the_single_photographs(test_data: Path) -> None:
+    low = YoloxOptions(file=str(test_data / "yolox_nano.onnx"), score=0.05)
+    seen = YoloxDetector(low, device=CPU)
+    labeled = [Labeled(objects, seen.detect(pixels(photograph(name)))[0]) for name, objects in SINGLE.items()]
+    found = choose(labeled, 0.05, 16, exact_share)
+    assert found.threshold == pytest.approx(YoloxOptions(file="x").counting, abs=0.02)
+    assert found.highest - found.lowest > 0.2
+    assert found.agreement == 16 / 17, "all but the motorcycle that is seen twice"
 
 
 def test_a_reward_with_it(detector: YoloxDetector) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Component, Kind
+from dgpo_core.hookspecs import Command, Component, Kind
 
-__all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards", "dgpo_suites"]
+__all__ = ["dgpo_commands", "dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards", "dgpo_suites"]
 
 dgpo_contract = 3
 
@@ -26,6 +26,14 @@ def dgpo_kinds() -> Sequence[Kind]:
             template="dgpo_geneval:templates/detector",
         )
     ]
+
+
+@hookimpl
+def dgpo_commands() -> Sequence[Command]:
+    """Provide `dgpo detector-thresholds`."""
+    summary = "Choose a detector's thresholds from labeled pictures."
+    target = "dgpo_geneval.commands.detector_thresholds:detector_thresholds"
+    return [Command("detector-thresholds", summary, target, 140)]
 
 
 @hookimpl

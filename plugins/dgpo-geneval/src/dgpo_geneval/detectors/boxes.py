@@ -45,12 +45,15 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], -1)
 
 
-def best_classes(scores: Tensor, boxes: Tensor) -> Boxes:
+def best_classes(scores: Tensor, boxes: Tensor, *, logits: bool = False) -> Boxes:
     """Keep the best class of each box, so that an object is not seen again under its second-best name.
 
-    scores: [N, C] of one image; boxes: [N, 4] in pixels. Of equal classes, the first one is kept.
+    scores: [N, C] of one image, or the logits of a sigmoid, among which classes are compared before it saturates;
+    boxes: [N, 4] in pixels. Of equal classes, the first one is kept.
     """
     score, label = scores.float().max(-1)
+    if logits:
+        score = score.sigmoid()
     return Boxes(boxes.float().cpu().numpy(), score.cpu().numpy(), label.cpu().numpy())
 
 

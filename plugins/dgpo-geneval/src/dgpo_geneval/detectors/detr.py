@@ -18,24 +18,21 @@ from dgpo_geneval.detectors.transformers_boxes import TransformersDetector, to_p
 if TYPE_CHECKING:
     from dgpo_geneval.detectors.options import DetrOptions
 
-__all__ = ["DetrDetector", "class_scores"]
+__all__ = ["DetrDetector", "has_softmax"]
 
 GAP = re.compile(r"n/a|none|background|__background__|label_\d+|")
 """Names of indices that are no class: COCO's 80 classes have numbers up to 90."""
 
 
-def class_scores(logits: Tensor, classes: int) -> Tensor:
-    """Return the scores [Q, C] of the logits of one image, in float32.
+def has_softmax(logits: int, classes: int) -> bool:
+    """Return whether the logits of a query are those of a softmax, else each is that of a sigmoid.
 
-    DETR, YOLOS and Table Transformer have one logit more than classes, for "no object": a softmax. All others have one
-    logit per class: a sigmoid. Raises ValueError for another number.
+    DETR, YOLOS and Table Transformer have one logit more than classes, for "no object". All others have one per class.
+    Raises ValueError for another number.
     """
-    logits = logits.float()
-    if logits.shape[-1] == classes + 1:
-        return logits.softmax(-1)[..., :-1]
-    if logits.shape[-1] == classes:
-        return logits.sigmoid()
-    raise ValueError(f"the network has {logits.shape[-1]} logits per query, its configuration {classes} classes")
+    if logits not in (classes, classes + 1):
+        raise ValueError(f"the network has {logits} logits per query, its configuration {classes} classes")
+    return logits > classes
 
 
 class DetrDetector(TransformersDetector):
@@ -55,9 +52,12 @@ class DetrDetector(TransformersDetector):
     def find(self, image: Tensor) -> Boxes:
         """Return one box per query, with its best class."""
         output = self.network(**self.pixels(image))
-        scores = class_scores(output.logits[0], len(self.names))
-        boxes = corners(output.pred_boxes[0])
-        return best_classes(scores, to_pixels(boxes, image.shape[-2], image.shape[-1]))
+        scores = output.logits[0].float()
+        softmax = has_softmax(scores.shape[-1], len(self.names))
+        if softmax:
+            scores = scores.softmax(-1)[..., :-1]
+        boxes = to_pixels(corners(output.pred_boxes[0]), image.shape[-2], image.shape[-1])
+        return best_classes(scores, boxes, logits=not softmax)
 
 
 def _architectures() -> tuple[str, ...]:

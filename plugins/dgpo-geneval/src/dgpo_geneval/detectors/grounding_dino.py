@@ -18,7 +18,7 @@ from dgpo_geneval.detectors.transformers_boxes import TransformersDetector, to_p
 if TYPE_CHECKING:
     from dgpo_geneval.detectors.options import GroundingDinoOptions
 
-__all__ = ["GroundingDinoDetector", "prompt_of", "span_scores", "token_spans"]
+__all__ = ["GroundingDinoDetector", "prompt_of", "span_logits", "token_spans"]
 
 ARCHITECTURES = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")
 Span = tuple[int, int]
@@ -41,9 +41,9 @@ def token_spans(offsets: list[Span], spans: tuple[Span, ...]) -> tuple[tuple[int
     )
 
 
-def span_scores(logits: Tensor, tokens: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Return the scores [Q, C] of logits [Q, T]: the maximum of the sigmoid over the tokens of a class."""
-    return torch.stack([logits[:, list(span)].float().amax(-1) for span in tokens], -1).sigmoid()
+def span_logits(logits: Tensor, tokens: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return the logits [Q, C] of classes from those of tokens [Q, T]: the maximum over the tokens of a class."""
+    return torch.stack([logits[:, list(span)].amax(-1) for span in tokens], -1)
 
 
 class GroundingDinoDetector(TransformersDetector):
@@ -82,5 +82,5 @@ class GroundingDinoDetector(TransformersDetector):
         """Return one box per query, with its best class."""
         output = self.network(**self.pixels(image), **self.text)
         boxes = corners(output.pred_boxes[0])
-        scores = span_scores(output.logits[0], self.tokens)
-        return best_classes(scores, to_pixels(boxes, image.shape[-2], image.shape[-1]))
+        scores = span_logits(output.logits[0], self.tokens)
+        return best_classes(scores, to_pixels(boxes, image.shape[-2], image.shape[-1]), logits=True)

@@ -63,4 +63,4 @@ class OwlDetector(TransformersDetector):
         logits, _ = self.network.class_predictor(flat, self.queries)
         boxes = corners(self.network.box_predictor(flat, features)[0])
         longer = max(image.shape[-2:])
-        return best_classes(logits[0].float().sigmoid(), to_pixels(boxes, longer, longer))
+        return best_classes(logits[0], to_pixels(boxes, longer, longer), logits=True)
