@@ -83,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_yolox(folder / "tiny.onnx")
     noise = np.random.default_rng(0).integers(0, 255, (3, 4, 3), np.uint8)
     Image.fromarray(noise).resize((64, 64)).save(folder / "a.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "deep.png")
     (folder / "pictures.jsonl").write_text('{"file": "a.png", "objects": {"cat": 1, "dog": 0}}\n\n')
     return folder
 
@@ -115,6 +116,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ('{"file": "a.png", "objects": {"cat": -1}}', "pictures.jsonl:2: objects.cat: .*greater than or equal to 0"),
         ('{"file": "a.png", "object": {"cat": 1}}', "pictures.jsonl:2: objects: Field required"),
         ('{"file": "b.png", "objects": {"cat": 1}}', "pictures.jsonl:2: file: .*b.png cannot be read"),
+        ('{"file": "../deep.png", "objects": {"cat": 1}}', "deep.png cannot be read: its pixels have mode I;16"),
         ('{"file": "a.png", "objects": {"cta": 1}}', "pictures.jsonl:2: .*'cta'; did you mean cat"),
     ],
 )

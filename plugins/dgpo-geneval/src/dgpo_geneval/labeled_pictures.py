@@ -62,6 +62,8 @@ def read_picture(entry: Entry) -> Tensor:
 
     try:
         with Image.open(entry.path) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"its pixels have mode {image.mode}; save it with 8 bits per channel")
             pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float32) / 255
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{entry.where}: file: {entry.path} cannot be read: {error}") from error

@@ -71,7 +71,7 @@ def dgpo_detectors() -> Sequence[Component]:
     detr = "Any object detector of transformers with COCO's classes (RT-DETR, D-FINE, DETR, ...): boxes, no masks"
     dino = "Grounding DINO from transformers, told in words what to look for: open vocabulary, boxes, no masks"
     owl = "OWLv2 from transformers, told in words what to look for: open vocabulary, boxes, no masks"
-    yolox = "YOLOX from your ONNX file through onnxruntime, on the CPU: boxes, no masks; for tests and guards"
+    yolox = "YOLOX from your ONNX file through onnxruntime, on the CPU: boxes, no masks; small and fast"
     return [
         Component(
             "mask2former",
