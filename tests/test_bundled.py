@@ -19,6 +19,12 @@ from dgpo_core.plugins.discovery import entry_points
 from dgpo_core.plugins.installable import installable
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
+from dgpo_geneval.detectors.testing import (
+    make_tiny_grounding_dino,
+    make_tiny_owl,
+    make_tiny_rt_detr,
+    make_tiny_yolox,
+)
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_judge.demo_server import Server
 from dgpo_kit import Given, NeedsInput
@@ -42,6 +48,22 @@ def frames(directory: Path) -> Given:
 
 def mask2former(directory: Path) -> Given:
     return Given({"checkpoint": str(make_tiny_mask2former(directory / "mask2former")), "side": 64})
+
+
+def detr(directory: Path) -> Given:
+    return Given({"checkpoint": str(make_tiny_rt_detr(directory / "detr")), "score": 0.05})
+
+
+def grounding_dino(directory: Path) -> Given:
+    return Given({"checkpoint": str(make_tiny_grounding_dino(directory / "grounding-dino"))})
+
+
+def owl(directory: Path) -> Given:
+    return Given({"checkpoint": str(make_tiny_owl(directory / "owl"))})
+
+
+def yolox(directory: Path) -> Given:
+    return Given({"file": str(make_tiny_yolox(directory / "yolox.onnx")), "score": 0.2})
 
 
 def pickscore(directory: Path) -> Given:
@@ -119,6 +141,10 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("prompts", "miniature"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("prompts", "geneval"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("detector", "mask2former"): mask2former,
+    ("detector", "detr"): detr,
+    ("detector", "grounding-dino"): grounding_dino,
+    ("detector", "owlv2"): owl,
+    ("detector", "yolox"): yolox,
     **{("suite", name): partial(suite_file, name) for name in SUITE_FILES},
 }
 """Of components that want options or a checkpoint, or are quicker with them."""
