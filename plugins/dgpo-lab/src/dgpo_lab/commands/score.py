@@ -85,6 +85,12 @@ def score(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Score the reward's own good and bad examples instead of files.")
     ] = False,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Score the examples so often, and compare how much a value varies with how far examples differ."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size, for files of the same resolution.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     worker_python: Annotated[
@@ -124,8 +130,9 @@ def score(
     )  # fmt: skip
     how = None if layout is None else layout.value
     job = Job(
-        block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate, how
-    )
+        block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate, how,
+        repeat,
+    )  # fmt: skip
     job.check()
     in_processes(context, processes)
     with left_to_launcher():
@@ -150,6 +157,7 @@ class Job:
     output: Path | None
     annotate: Path | None
     layout: str | None = None
+    repeat: int | None = None
 
     def check(self) -> None:
         """Raise UserError for what does not go together, and for places that cannot be written, before the work."""
@@ -166,6 +174,8 @@ class Job:
         surplus = [name for name, value in given.items() if value]
         if self.self_test and surplus:
             raise UserError(f"--self-test: scores the reward's own examples; remove {' and '.join(surplus)}")
+        if self.repeat is not None and not self.self_test:
+            raise UserError(f"--repeat {self.repeat}: requires --self-test")
         if not self.self_test and not self.files:
             raise UserError("FILE: missing; give the files to score, or --self-test")
         if self.layout is not None and (self.prompt is not None or self.metadata is not None):
@@ -221,18 +231,21 @@ class Job:
             try:
                 check_kinds(model, self.block, samples, registry)
                 examples = examples_of(model, label) if self.self_test else []
-                results = run(
-                    Reward(label, 1.0, model), samples or of_examples(examples),
-                    batch=self.batch, device=device, processes=processes,
-                    cards=Cards(self.annotate, label) if self.annotate else None,
-                )  # fmt: skip
+                rounds = [
+                    run(
+                        Reward(label, 1.0, model), samples or of_examples(examples),
+                        batch=self.batch, device=device, processes=processes,
+                        cards=Cards(self.annotate, label) if self.annotate and n == 0 else None,
+                    )
+                    for n in range(self.repeat or 1)
+                ]  # fmt: skip
             finally:
                 model.close()
         processes.leave()
         if not processes.main:
             return True
         if not self.self_test:
-            return print_results(results, as_json=self.as_json, output=self.output)
-        found = failures(examples, results)
-        print_self_test(label, examples, results, found, as_json=self.as_json, output=self.output)
+            return print_results(rounds[0], as_json=self.as_json, output=self.output)
+        found = failures(examples, rounds)
+        print_self_test(label, examples, rounds, found, as_json=self.as_json, output=self.output)
         return not found
