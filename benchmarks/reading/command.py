@@ -14,6 +14,7 @@ import typer
 
 from benchmarks.page import DOCS
 from benchmarks.reading.comparing import Reading, Row, engines, packages_of, rows
+from benchmarks.reading.pictures import EXPECTED
 
 __all__ = ["page", "run"]
 
@@ -52,12 +53,12 @@ def _head() -> Iterator[str]:
 
 def _counts(found: Sequence[Row]) -> Iterator[str]:
     labels = list(found[0].readings)
-    yield "| | " + " | ".join(f"`{label}` ({MODELS[label]})" for label in labels) + " |"
-    yield "|---" * (len(labels) + 1) + "|"
+    yield "| | " + " | ".join(f"`{label}` ({MODELS[label]})" for label in labels) + " | expected |"
+    yield "|---" * (len(labels) + 2) + "|"
     for kind, name in KINDS.items():
         of_kind = [row for row in found if row.group == kind]
         cells = [f"{sum(row.right(label) for row in of_kind)} of {len(of_kind)}" for label in labels]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+        yield f"| {name} | " + " | ".join(cells) + f" | {EXPECTED[kind]} |"
 
 
 def _differences(found: Sequence[Row]) -> Iterator[str]:

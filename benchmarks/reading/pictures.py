@@ -14,7 +14,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["PHOTOGRAPHS", "SIGNS", "Photograph", "Sign"]
+__all__ = ["EXPECTED", "PHOTOGRAPHS", "SIGNS", "Photograph", "Sign"]
+
+EXPECTED = {"sign": 18, "photograph": 6, "blank": 3, "empty": 5}
+"""How many texts of each group an engine was expected to read, fixed with the labels."""
 
 Color = tuple[int, int, int]
 WHITE, BLACK, GRAY, SILVER = (255, 255, 255), (0, 0, 0), (105, 105, 105), (190, 190, 190)
