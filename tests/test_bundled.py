@@ -31,7 +31,14 @@ from dgpo_kit import Given, NeedsInput
 from dgpo_kit.contracts import check_light, check_reward, component_checks
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render
-from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip
+from dgpo_pickscore.testing import (
+    make_tiny_clip,
+    make_tiny_head,
+    make_tiny_hps,
+    make_tiny_imagereward,
+    make_tiny_open_clip,
+    make_tiny_siglip,
+)
 from dgpo_schemas.base import UseBlock
 from tests.families.proof import Proof, proofs
 
@@ -74,6 +81,21 @@ def pickscore(directory: Path) -> Given:
 def clipscore(directory: Path) -> Given:
     pytest.importorskip("open_clip")
     return Given({"model": f"local-dir:{make_tiny_open_clip(directory / 'open_clip')}"})
+
+
+def hpsv2(directory: Path) -> Given:
+    pytest.importorskip("open_clip")
+    tiny = make_tiny_hps(directory / "hps")
+    return Given({"model": str(tiny), "architecture": str(tiny / "architecture.json")})
+
+
+def imagereward(directory: Path) -> Given:
+    tiny = str(make_tiny_imagereward(directory / "imagereward"))
+    return Given({"model": tiny, "tokenizer": tiny})
+
+
+def siglipscore(directory: Path) -> Given:
+    return Given({"model": str(make_tiny_siglip(directory / "siglip"))})
 
 
 def aesthetic(directory: Path) -> Given:
@@ -137,6 +159,9 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("reward", "pairwise"): pairwise,
     ("reward", "pickscore"): pickscore,
     ("reward", "clipscore"): clipscore,
+    ("reward", "hpsv2"): hpsv2,
+    ("reward", "imagereward"): imagereward,
+    ("reward", "siglipscore"): siglipscore,
     ("reward", "aesthetic"): aesthetic,
     ("prompts", "miniature"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("prompts", "geneval"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
@@ -149,7 +174,9 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
 }
 """Of components that want options or a checkpoint, or are quicker with them."""
 
-RANDOM_WEIGHTS = {("reward", "pickscore"), ("reward", "clipscore"), ("reward", "aesthetic")}
+RANDOM_WEIGHTS = {
+    ("reward", name) for name in ("pickscore", "clipscore", "hpsv2", "imagereward", "siglipscore", "aesthetic")
+}
 """Their tiny checkpoints do not know good from bad."""
 
 SLOW = RANDOM_WEIGHTS | {("reward", name) for name in ("ocr", "judge", "judge-pairs", "judge-list")}
