@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from dgpo_geneval.classes import CLASSES
+from dgpo_geneval.colors import cut_out
 from dgpo_geneval.detectors.boxes import BoxDetector, Boxes, best_classes, corners, inner_mask, suppress
 from dgpo_geneval.detectors.options import BoxOptions, GroundingDinoOptions, OwlOptions
 
@@ -134,6 +135,10 @@ def test_colors_may_see_the_middle_alone() -> None:
     assert one.mask[15:25, 15:25].all()
     assert one.mask.sum() == 100
     assert one.box == (10, 10, 30, 30)
+    shown = cut_out(torch.ones(3, 40, 60), one, torch.zeros(3, 1, 1), crop=True)
+    assert shown.shape == (3, 20, 20)
+    assert shown[:, 5:15, 5:15].all()
+    assert shown.sum() == 3 * 100
 
 
 @pytest.mark.parametrize("where", ["box", "score"])
