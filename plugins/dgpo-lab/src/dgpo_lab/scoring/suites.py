@@ -79,10 +79,10 @@ def of_suite(
         by_text.setdefault(prompt.text, []).append(i)
     found: list[list[Sample]] = [[] for _ in opened.prompts]
     for sample in read_layout(layout, paths, opened.prompts, note):
-        i = where.get(id(sample.prompt))
-        if i is None:  # the layout has prompts of its own
-            i = _same_text(sample, by_text, opened)
-        found[i].append(dataclasses.replace(sample, prompt=opened.prompts[i]))
+        number = where.get(id(sample.prompt))
+        if number is None:  # the layout has prompts of its own
+            number = _same_text(sample, by_text, opened)
+        found[number].append(dataclasses.replace(sample, prompt=opened.prompts[number]))
     empty = [prompt for prompt, samples in zip(opened.prompts, found, strict=True) if not samples]
     if empty:
         note(f"{len(empty)} of {len(found)} prompts have no files, such as {_short(empty[0])}; they count as missing")
