@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
 from dgpo_core.system.determinism import make_deterministic
 from dgpo_core.system.device import choose_device
+from dgpo_core.system.portable import peak_memory
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -63,10 +63,7 @@ class Runtime:
         """Return the peak memory in bytes: allocated GPU memory since the last reset, or on the CPU the peak RSS."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but in bytes on macOS
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory()
 
     def forget_peak_memory(self) -> None:
         """Reset the GPU's peak memory counter; the peak RSS of a process cannot be reset."""

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from dgpo_core.system.portable import HANGUP
+
 if TYPE_CHECKING:
     from dgpo_schemas.sections.whole import StopSection
 
@@ -102,5 +104,5 @@ class StopRequest:
 
 def stops_a_run() -> list[signal.Signals]:
     """Return the signals that request a stop: SIGINT, SIGTERM, and SIGHUP unless the process ignores it."""
-    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    hangup = [] if HANGUP is None or signal.getsignal(HANGUP) is signal.SIG_IGN else [HANGUP]
     return [signal.SIGINT, signal.SIGTERM, *hangup]
