@@ -28,12 +28,11 @@ from transformers import (
 
 from dgpo_geneval.checkpoints import quiet
 from dgpo_geneval.classes import CLASSES
-from dgpo_geneval.detectors.tiny_onnx import write_tiny_yolox
+from dgpo_geneval.detectors.tiny_onnx import make_tiny_yolox
 from dgpo_geneval.testing import COCO
 
 __all__ = ["make_tiny_detr", "make_tiny_grounding_dino", "make_tiny_owl", "make_tiny_rt_detr", "make_tiny_yolox"]
 
-make_tiny_yolox = write_tiny_yolox
 SIDE = 64
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dgpo_geneval.classes import CLASSES
 from dgpo_geneval.detectors.yolox import STRIDES
 
-__all__ = ["write_tiny_yolox"]
+__all__ = ["make_tiny_yolox"]
 
 FLOAT, INT64 = 1, 7
 """TensorProto.DataType"""
@@ -58,7 +58,7 @@ def _node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes
     return content
 
 
-def write_tiny_yolox(path: str | Path, *, side: int = 64, classes: int = len(CLASSES), seed: int = 0) -> Path:
+def make_tiny_yolox(path: str | Path, *, side: int = 64, classes: int = len(CLASSES), seed: int = 0) -> Path:
     """Write a random network with one convolution per stride, and return the path.
 
     Input `images` [1, 3, side, side], output [1, N, 5 + classes] whose last 1 + classes columns are sigmoids. The same
