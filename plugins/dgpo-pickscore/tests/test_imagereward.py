@@ -22,7 +22,7 @@ from dgpo_pickscore import loading
 from dgpo_pickscore.blip import published_name
 from dgpo_pickscore.imagereward import ImageRewardReward
 from dgpo_pickscore.options import ImageRewardOptions
-from dgpo_pickscore.testing import make_tiny_imagereward
+from dgpo_pickscore.testing import CHARACTERS, make_tiny_imagereward
 
 from .by_hand import attention, block, fused, gelu, linear, norm, patches, separate
 
@@ -121,6 +121,13 @@ def test_prompt_and_image_both_matter(tiny: Path, images: Tensor) -> None:
     same_text = reward.score(images[:2], [texts[0]] * 2).values
     assert (same_image[0] - same_image[1]).abs() > 0.1
     assert (same_text[0] - same_text[1]).abs() > 0.1
+
+
+def test_tokens_by_hand(tiny: Path) -> None:
+    """[CLS], lower-case letters, those within words behind ##, [SEP]; nothing of BLIP's two tokens."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, *(f"##{c}" for c in CHARACTERS)]
+    expected = [vocabulary.index(name) for name in ("[CLS]", "a", "f", "##o", "##x", "[SEP]")]
+    assert build(tiny)._tokenizer("A Fox")["input_ids"] == expected
 
 
 def test_only_35_tokens_are_read(tiny: Path, images: Tensor) -> None:
