@@ -22,7 +22,7 @@ from dgpo_pickscore import loading
 from dgpo_pickscore.blip import published_name
 from dgpo_pickscore.imagereward import ImageRewardReward
 from dgpo_pickscore.options import ImageRewardOptions
-from dgpo_pickscore.testing import make_tiny_imagereward
+from dgpo_pickscore.testing import CHARACTERS, make_tiny_imagereward
 
 from .by_hand import attention, block, fused, gelu, linear, norm, patches, separate
 
@@ -123,6 +123,13 @@ def test_prompt_and_image_both_matter(tiny: Path, images: Tensor) -> None:
     assert (same_text[0] - same_text[1]).abs() > 0.1
 
 
+def test_tokens_by_hand(tiny: Path) -> None:
+    """[CLS], lower-case letters, those within words behind ##, [SEP]; nothing of BLIP's two tokens."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, *(f"##{c}" for c in CHARACTERS)]
+    expected = [vocabulary.index(name) for name in ("[CLS]", "a", "f", "##o", "##x", "[SEP]")]
+    assert build(tiny)._tokenizer("A Fox")["input_ids"] == expected
+
+
 def test_only_35_tokens_are_read(tiny: Path, images: Tensor) -> None:
     pairs = [("x" * 33, "x" * 33 + "y", True), ("x" * 32 + "y", "x" * 32 + "z", False)]
     for first, second, same in pairs:
@@ -131,14 +138,10 @@ def test_only_35_tokens_are_read(tiny: Path, images: Tensor) -> None:
         assert [d["truncated"] for d in scores.diagnostics] == [False, same]
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": 2}, {"batch": 1}], ids=str)
-def test_contract(
-    tiny: Path, contract: Contract, images: Tensor, prompts: list[Prompt], options: dict[str, Any]
-) -> None:
+def test_contract(tiny: Path, contract: Contract, images: Tensor, prompts: list[Prompt]) -> None:
     images[3, 0, 0, 0] = torch.nan
-    contract(build(tiny, **options), images, prompts)
-    videos = torch.stack([images, images.flip(0), images.roll(2, 0)], 1)
-    contract(build(tiny, every=2, **options), videos, prompts)
+    contract(build(tiny, batch=2), images, prompts)
+    contract(build(tiny, every=2), torch.stack([images, images.flip(0), images.roll(2, 0)], 1)[:3], prompts[:3])
 
 
 def test_videos_are_scored_frame_by_frame(tiny: Path, images: Tensor, prompts: list[Prompt]) -> None:
@@ -163,7 +166,7 @@ def test_the_range_is_that_of_the_weights(tiny: Path) -> None:
             x = linear(w, f"mlp.layers.{layer}", x)
         return (x.squeeze(-1) - 0.16717362830052426) / 1.0333394966054072
 
-    random = value(torch.randn(100_000, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    random = value(torch.randn(2_000, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
     assert low <= random.min() < random.max() <= high
     z = torch.zeros(1, 16, dtype=torch.float64, requires_grad=True)
     gain = w[f"{name}.weight"].double()

@@ -36,7 +36,7 @@ class ClipOptions(Options):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Data type of the network. Embeddings are always normalized and compared in float32.",
+        description="Data type of the network. What follows it (norms, cosines, heads) is always in float32.",
     )
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, SiglipModel
+from transformers import PreTrainedTokenizerFast, SiglipModel, SiglipTokenizer
 
 from dgpo_core.errors import UserError
 from dgpo_pickscore import loading
@@ -87,7 +88,7 @@ class SiglipReward(CosineReward):
         side = model.config.vision_config.image_size
         if preprocessing.crop != (side, side):
             raise UserError(f"{where}: {options.model} resizes to {preprocessing.crop}, but requires {(side, side)}")
-        tokenizer = loading.load_tokenizer(directory, where, AutoTokenizer, VOCABULARIES)
+        tokenizer = _tokenizer(directory, where)
         encoder = SiglipEncoder(model, tokenizer, preprocessing, device=device, dtype=getattr(torch, options.dtype))
         origin = {"model": options.model, "revision": loading.commit(directory, options.revision)}
         super().__init__(options, device=device, origin=origin, encoder=encoder)
@@ -96,3 +97,13 @@ class SiglipReward(CosineReward):
         assert isinstance(self.encoder, SiglipEncoder)
         logit = self.encoder.logit_scale * cosine + self.encoder.logit_bias
         return {**super()._scales(cosine), "probability": (1 + math.tanh(logit / 2)) / 2}
+
+
+def _tokenizer(directory: Path, where: str) -> Any:
+    """Load the tokenizer. SigLIP's own class removes punctuation, which its tokenizer.json may not do; a tokenizer.json
+    of SigLIP 2 is used as it is. Raises UserError if it does not mark the end of a text."""
+    kind = SiglipTokenizer if (directory / "spiece.model").is_file() else PreTrainedTokenizerFast
+    tokenizer = loading.load_tokenizer(directory, where, kind, VOCABULARIES)
+    if tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise UserError(f"{where}: the tokenizer of {directory} does not end texts with its end token")
+    return tokenizer
