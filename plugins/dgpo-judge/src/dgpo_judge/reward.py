@@ -65,9 +65,11 @@ class JudgeReward(RewardModel):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise UserError for the first prompt whose questions soft-tifa lacks, or whose target reading lacks."""
-        needed = {"soft-tifa": questions_of, "reading": target_of}.get(self.options.form)
-        for prompt in prompts if needed else ():
-            needed(prompt)
+        for prompt in prompts:
+            if self.options.form == "soft-tifa":
+                questions_of(prompt)
+            elif self.options.form == "reading":
+                target_of(prompt)
 
     def provenance(self) -> Mapping[str, Any]:
         """Return the served model and the digest of the template."""
