@@ -31,7 +31,7 @@ State = Mapping[str, Any]
 DEVICES = ("cpu", "cuda")
 KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 THREADS = "torch's threads"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 def process_snapshot() -> dict[str, Any]:

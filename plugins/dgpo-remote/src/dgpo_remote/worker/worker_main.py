@@ -32,7 +32,9 @@ WATCH = 1.0
 
 def main(arguments: list[str]) -> int:
     """Handle requests until the run closes the socket. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles the terminal's Ctrl-C and stops this process
+    for name in ("SIGINT", "SIGUSR1"):  # of a terminal or a cluster to all processes; the run stops this one
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     spin_briefly()
     descriptor, parent = int(arguments[0]), int(arguments[1])
     os.set_inheritable(descriptor, False)
