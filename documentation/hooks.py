@@ -7,7 +7,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 from dgpo_core.plugins.registry import get_registry
-from documentation.links import rewritten, slug
+from documentation.links import ROOT, rewritten, slug
 from documentation.pages import copied, generated, lists_apart, sources
 
 __all__ = ["on_config", "on_files", "on_page_markdown"]
@@ -23,6 +23,7 @@ def on_files(files: Any, config: Any) -> Any:
     """Add generated pages, and pages and files of the repository outside docs/."""
     for place, text in (copied() | generated(get_registry())).items():
         files.append(File.generated(config, place, content=text))
+    files.append(File.generated(config, "assets/site.css", abs_src_path=str(ROOT / "documentation" / "site.css")))
     return files
 
 

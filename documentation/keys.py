@@ -109,10 +109,19 @@ def _kind(field: Schema, definitions: Schema) -> str:
     named = str(field.get("type", "any"))
     kind = TYPES.get(named, named)
     items = f" of {_kind(field['items'], definitions)}" if field.get("items") else ""
-    limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
+    limits = [f"{sign} {_number(field[name])}" for name, sign in LIMITS.items() if name in field]
     sizes = [text.format(field[name]) for name, text in SIZES.items() if name in field]
     pattern = [f"matching `{field['pattern']}`"] if "pattern" in field else []
     return ", ".join([kind + items, *limits, *sizes, *pattern])
+
+
+def _number(value: float) -> str:
+    """Write small integers in full, others with an exponent."""
+    return (
+        f"{int(value)}"
+        if value == int(value) and abs(value) < 1e6
+        else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
+    )
 
 
 def _json(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dgpo_core.plugins.registry import Registry
 from documentation.components import component_pages
 from documentation.links import ROOT, address, rewritten, shown_file
+from documentation.recipes import recipes_page
 from documentation.reference import api_pages, commands_page, run_file_page
 
 __all__ = ["copied", "generated", "lists_apart", "sources"]
@@ -21,8 +22,9 @@ def sources() -> dict[str, str]:
 
 
 def generated(registry: Registry) -> dict[str, str]:
-    """Return {address: Markdown} of the reference: run file, command line, components, Python API."""
+    """Return {address: Markdown} of recipes and the reference: run file, command line, components, Python API."""
     return {
+        "recipes.md": recipes_page(registry),
         "reference/run-file.md": run_file_page(),
         "reference/command-line.md": commands_page(registry),
         **component_pages(registry),

@@ -104,6 +104,16 @@ def test_every_public_class_is_there(reference: dict[str, str]) -> None:
                 assert f"{one.__module__}.{one.__qualname__}" in directives, f"{name}.{public}"
 
 
+def test_every_preset_is_there(reference: dict[str, str]) -> None:
+    page = reference["recipes.md"]
+    files = [*ROOT.glob("plugins/*/src/**/presets/*.yaml")]
+    assert len(files) > 30
+    for file in files:
+        settings = re.sub(r"^#.*\n", "", file.read_text(), flags=re.MULTILINE).strip()
+        assert f"```yaml\n{settings}\n```" in page, file
+    assert len(re.findall(r"^### ", page, re.MULTILINE)) == len(files)
+
+
 def in_navigation(entries: list[Any]) -> Iterator[str]:
     for entry in entries:
         for value in entry.values() if isinstance(entry, dict) else [entry]:
