@@ -21,9 +21,9 @@ A recipe is an example run file, which has the settings of the experiment, and a
 dgpo train examples/sd35-geneval.yaml --preset 24gb
 ```
 
-Presets were sized with `dgpo plan`, without a GPU, and each is tested to fit. Unless a preset says otherwise, it does not change
-the result. `dgpo plan RUN.yaml --fit 24` looks for settings of other sizes, `dgpo plan RUN.yaml --card all` compares seconds and
-prices. [Model families](model-families.md) says what each family supports.
+Presets were sized with `dgpo plan`, without a GPU, and each is tested to fit. Unless a preset says otherwise, it does
+not change the result. `dgpo plan RUN.yaml --fit 24` looks for settings of other sizes, `dgpo plan RUN.yaml --card all`
+compares seconds and prices. [Model families](model-families.md) says what each family supports.
 """
 
 
