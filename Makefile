@@ -17,13 +17,12 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 # One marker for the installed state: it is renewed when a project file or the constraints change.
-$(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS)
+$(VENV)/.installed: pyproject.toml constraints.txt requirements.txt $(PLUGINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "dgpo needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[lora,tensorboard,video]' \
-		$(foreach plugin,$(PLUGINS),--editable ./$(patsubst %/,%,$(dir $(plugin))))
+	$(BIN)/python -m pip install --quiet --group dev --requirement requirements.txt
 	touch $@
 
 quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes and write a report

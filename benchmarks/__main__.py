@@ -69,6 +69,7 @@ PARTS: dict[str, Callable[[int, int], Any]] = {
 COMMANDS = {
     "cluster": "benchmarks.cluster",
     "gpu": "benchmarks.session.command",
+    "ocr-engines": "benchmarks.reading.command",
     "peers": "benchmarks.peers.command",
     "roofline": "benchmarks.roofline",
 }
@@ -97,6 +98,8 @@ def run(
     Parts with options of their own:
 
         python -m benchmarks gpu --help
+
+        python -m benchmarks ocr-engines --help
 
         python -m benchmarks peers --help
 

@@ -59,7 +59,7 @@ def _is_old_option(error: Exception) -> bool:
 
 app = typer.Typer(
     name="dgpo", cls=Program, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["--help", "-h"]},
 )  # fmt: skip
 
 

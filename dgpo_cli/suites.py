@@ -27,7 +27,7 @@ from dgpo_schemas.suites import JudgeRecord, SuiteRecord
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["SUITES", "SuiteJob", "opened_suites", "print_suite", "suite_lines"]
+__all__ = ["SUITES", "SuiteJob", "opened_suites", "print_suite", "show_suites", "suite_lines"]
 
 SUITES = "suites"
 """Directory of a run with the records of its suites: ITERATION-MODEL-SUITE.json."""
@@ -91,7 +91,7 @@ class SuiteJob:
         if target.processes.main:
             if target.run is not None:
                 _keep(target.run, results)
-            _show(target.label, results, as_json=self.as_json, output=self.output)
+            show_suites(target.label, results, as_json=self.as_json, output=self.output)
 
 
 def _keep(run: Path, results: Sequence[SuiteResult]) -> None:
@@ -107,7 +107,8 @@ def _keep(run: Path, results: Sequence[SuiteResult]) -> None:
         write_text(directory / name, record.model_dump_json(indent=1) + "\n")
 
 
-def _show(label: str, results: Sequence[SuiteResult], *, as_json: bool, output: Path | None) -> None:
+def show_suites(label: str, results: Sequence[SuiteResult], *, as_json: bool, output: Path | None) -> None:
+    """Print the tables or records of suites, and write them with the scores of every sample."""
     records = [result.record.model_dump(mode="json") for result in results]
     if output is not None:
         samples = {result.record.suite: list(result.samples) for result in results}

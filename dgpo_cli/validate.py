@@ -93,7 +93,10 @@ def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Sourc
     sampler, sizes = rollout.sampler.use, named(different([*_flat(train), *_flat(heldout)], rollout.height_width))
     shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
     yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"
-    yield "rewards: " + ", ".join(f"{reward.weight:g} x {reward.label}" for reward in config.rewards)
+    yield "rewards: " + ", ".join(
+        f"{reward.weight:g} x {f'{reward.transform} of ' if reward.transform else ''}{reward.label}"
+        for reward in config.rewards
+    )
     updates, count = config.optimizer.updates, config.timesteps.count
     yield (
         f"objective: {config.objective.use}, {count} {'timestep' if count == 1 else 'timesteps'} per sample, "

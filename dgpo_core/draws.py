@@ -38,13 +38,16 @@ class Draws:
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
         return torch.Generator(device).manual_seed(seed)
 
-    def normal(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """Draw standard normal float32 numbers. Reproducible on one type of device, but not across types."""
+    def normal(self, shape: int | tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Draw standard normal float32 numbers. Reproducible on one type of device, but not across types.
+
+        shape: sizes, or the only one.
+        """
         return fill_normal(torch.empty(shape, device=device), self.generator(device))
 
-    def uniform(self, count: int) -> Tensor:
-        """Draw uniform numbers in [0, 1): float64 [count] on the CPU."""
-        return torch.rand(count, generator=self.generator(), dtype=torch.float64)
+    def uniform(self, shape: int | tuple[int, ...]) -> Tensor:
+        """Draw uniform float64 numbers in [0, 1) on the CPU. shape: sizes, or the only one."""
+        return torch.rand(shape, generator=self.generator(), dtype=torch.float64)
 
     def permutation(self, count: int) -> Tensor:
         """Draw a random permutation of range(count): int64 [count] on the CPU."""

@@ -301,7 +301,7 @@ class ScoredGroups:
     holds the indices of the n samples in the flat, group-major order. All other fields cover the samples of all ranks.
     rewards: float64 [g, G], the combined reward from which advantages are computed.
     summed: float64 [g, G], the weighted sum of the rewards, for display (nan where not scored). Equal to `rewards`
-    unless each reward is normalized first.
+    unless rewards are normalized or transformed first.
     scored: bool [g, G].
     per_reward: label to float64 [g, G] (nan where missing).
     subscores: label to name to float64 [g * G], the components of each reward (nan where missing).

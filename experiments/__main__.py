@@ -16,7 +16,7 @@ QUICK_PAGES = "pages"
 
 
 def run(
-    names: Annotated[list[str], typer.Argument(help="e1 to e8, seconds, or `all`.", metavar="EXPERIMENT...")],
+    names: Annotated[list[str], typer.Argument(help="e1 to e9, seconds, or `all`.", metavar="EXPERIMENT...")],
     quick: Annotated[
         bool,
         typer.Option("--quick", help="A reduced set that takes a quarter of an hour, to check that everything runs."),

@@ -17,13 +17,15 @@ HERE = Path(__file__).parent
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """An experiment. against: x axes of the curves; sheet: solver steps of the samples on the contact sheet (None: the
-    images of the evaluation); search: an ablation that selects the learning rates first."""
+    images of the evaluation); search: an ablation that selects the learning rates first; margin: how small a difference
+    counts as none."""
 
     key: str
     title: str
     against: tuple[Literal["samples", "seconds"], ...] = ("samples",)
     sheet: int | None = None
     search: str | None = None
+    margin: float | None = None
 
     @property
     def file(self) -> Path:
@@ -42,5 +44,6 @@ EXPERIMENTS = {
         Experiment("e6", "Adaptive against fixed t_min"),
         Experiment("e7", "The group size"),
         Experiment("e8", "Video"),
+        Experiment("e9", "Comparisons against values", margin=0.05),
     )
 }

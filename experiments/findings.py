@@ -93,6 +93,20 @@ class Findings:
             return f"`{name}` and `{other}` cannot be told apart: {difference} ({p})."
         return f"`{name}` scores {'more' if sign > 0 else 'less'} than `{other}`: {difference} ({p})."
 
+    def equivalence(self, name: str, margin: float) -> str:
+        """Return whether the 90 % interval of the paired difference to the baseline lies within ±margin: two one-sided
+        t tests at 5 % (Schuirmann 1987)."""
+        baselines = {trace.seed: trace.score for trace in self.baseline.finished}
+        found = t_interval(
+            [t.score - baselines[t.seed] for t in self.variant(name).finished if t.seed in baselines], level=0.9
+        )
+        within = found.low is not None and found.high is not None and -margin < found.low and found.high < margin
+        verdict = "are equivalent" if within else "are not shown to be equivalent"
+        return (
+            f"`{name}` and `{self.results.baseline}` {verdict}: the difference is {words.signed(found)} (90 % "
+            f"interval), and the margin is ±{margin:g}."
+        )
+
     def difference(self, name: str, against: str) -> Difference | None:
         """Return the difference of two variants, seed by seed; None without common seeds."""
         if against == self.results.baseline:

@@ -58,6 +58,8 @@ class Stub(RewardModel):
             trouble = prompt.text.partition(" ")[0]
             values[i] = {"nan": float("nan"), "inf": float("inf"), "far": 7.0}.get(trouble, values[i])
             missing[i] = trouble == "blind"
+            if trouble == "flickers":
+                values[i] -= 0.1 * (len(Stub.asked) % 2)
             diagnostics.append({
                 "reason": "it is too dark" if missing[i] else None,
                 "marks": [{"text": "left half", "box": [0, 0, media.shape[-1] / 2, media.shape[-2]], "ok": True}],
@@ -82,6 +84,7 @@ class Stub(RewardModel):
             "nan": [example("fire", 0.9, True, prompt="nan"), example("sea", 0.1, False)],
             "far": [example("fire", 0.9, True, prompt="far"), example("sea", 0.1, False)],
             "raise": [example("fire", 0.9, True, prompt="raise"), example("sea", 0.1, False, 9)],
+            "flickers": [example("fire", 0.9, True, prompt="flickers"), example("sea", 0.1, False)],
             "one-sided": [example("fire", 0.9, True), example("rose", 0.7, True)],
             "none": [],
         }

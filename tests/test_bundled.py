@@ -19,13 +19,26 @@ from dgpo_core.plugins.discovery import entry_points
 from dgpo_core.plugins.installable import installable
 from dgpo_core.plugins.registry import Registry, get_registry
 from dgpo_core.types import Prompt
+from dgpo_geneval.detectors.testing import (
+    make_tiny_grounding_dino,
+    make_tiny_owl,
+    make_tiny_rt_detr,
+    make_tiny_yolox,
+)
 from dgpo_geneval.testing import make_tiny_mask2former
 from dgpo_judge.demo_server import Server
 from dgpo_kit import Given, NeedsInput
 from dgpo_kit.contracts import check_light, check_reward, component_checks
 from dgpo_miniature.captions import TASKS, all_captions, metadata, scene_content, text
 from dgpo_miniature.world import random_scenes, render
-from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head, make_tiny_open_clip
+from dgpo_pickscore.testing import (
+    make_tiny_clip,
+    make_tiny_head,
+    make_tiny_hps,
+    make_tiny_imagereward,
+    make_tiny_open_clip,
+    make_tiny_siglip,
+)
 from dgpo_schemas.base import UseBlock
 from tests.families.proof import Proof, proofs
 
@@ -44,6 +57,22 @@ def mask2former(directory: Path) -> Given:
     return Given({"checkpoint": str(make_tiny_mask2former(directory / "mask2former")), "side": 64})
 
 
+def detr(directory: Path) -> Given:
+    return Given({"checkpoint": str(make_tiny_rt_detr(directory / "detr")), "score": 0.05})
+
+
+def grounding_dino(directory: Path) -> Given:
+    return Given({"checkpoint": str(make_tiny_grounding_dino(directory / "grounding-dino"))})
+
+
+def owl(directory: Path) -> Given:
+    return Given({"checkpoint": str(make_tiny_owl(directory / "owl"))})
+
+
+def yolox(directory: Path) -> Given:
+    return Given({"file": str(make_tiny_yolox(directory / "yolox.onnx")), "score": 0.2})
+
+
 def pickscore(directory: Path) -> Given:
     clip = str(make_tiny_clip(directory / "clip"))
     return Given({"model": clip, "processor": clip})
@@ -52,6 +81,21 @@ def pickscore(directory: Path) -> Given:
 def clipscore(directory: Path) -> Given:
     pytest.importorskip("open_clip")
     return Given({"model": f"local-dir:{make_tiny_open_clip(directory / 'open_clip')}"})
+
+
+def hpsv2(directory: Path) -> Given:
+    pytest.importorskip("open_clip")
+    tiny = make_tiny_hps(directory / "hps")
+    return Given({"model": str(tiny), "architecture": str(tiny / "architecture.json")})
+
+
+def imagereward(directory: Path) -> Given:
+    tiny = str(make_tiny_imagereward(directory / "imagereward"))
+    return Given({"model": tiny, "tokenizer": tiny})
+
+
+def siglipscore(directory: Path) -> Given:
+    return Given({"model": str(make_tiny_siglip(directory / "siglip"))})
 
 
 def aesthetic(directory: Path) -> Given:
@@ -115,15 +159,24 @@ GIVEN: dict[Key, Callable[[Path], Given]] = {
     ("reward", "pairwise"): pairwise,
     ("reward", "pickscore"): pickscore,
     ("reward", "clipscore"): clipscore,
+    ("reward", "hpsv2"): hpsv2,
+    ("reward", "imagereward"): imagereward,
+    ("reward", "siglipscore"): siglipscore,
     ("reward", "aesthetic"): aesthetic,
     ("prompts", "miniature"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("prompts", "geneval"): lambda directory: Given({"train_count": 60, "heldout_count": 60}),
     ("detector", "mask2former"): mask2former,
+    ("detector", "detr"): detr,
+    ("detector", "grounding-dino"): grounding_dino,
+    ("detector", "owlv2"): owl,
+    ("detector", "yolox"): yolox,
     **{("suite", name): partial(suite_file, name) for name in SUITE_FILES},
 }
 """Of components that want options or a checkpoint, or are quicker with them."""
 
-RANDOM_WEIGHTS = {("reward", "pickscore"), ("reward", "clipscore"), ("reward", "aesthetic")}
+RANDOM_WEIGHTS = {
+    ("reward", name) for name in ("pickscore", "clipscore", "hpsv2", "imagereward", "siglipscore", "aesthetic")
+}
 """Their tiny checkpoints do not know good from bad."""
 
 SLOW = RANDOM_WEIGHTS | {("reward", name) for name in ("ocr", "judge", "judge-pairs", "judge-list")}

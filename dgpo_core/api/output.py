@@ -13,7 +13,7 @@ from dgpo_schemas.text import lone_surrogate
 
 __all__ = ["check_directory", "check_file"]
 
-PARTS = ("checkpoints", "images", "rewards", "scores")
+PARTS = ("checkpoints", "images", "rewards", "scores", "trackers")
 """Subdirectories of a run directory."""
 
 

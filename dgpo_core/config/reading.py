@@ -26,6 +26,9 @@ def read(path: str | Path, kind: str, overrides: Sequence[str] = ()) -> Document
     Raises ConfigError like `load_yaml`, for a file of another kind, and for names of an earlier version of dgpo in the
     file or the overrides (`refuse`). Raises UserError for the config.yaml of a run of an earlier version.
     """
+    if kind == "run" and (Path(path) / "config.yaml").is_file():
+        again = f"`dgpo train {Path(path) / 'config.yaml'} --resume` continues it"
+        raise ConfigError([Problem(str(path), "", f"is the directory of a run, not a run file; {again}")])
     document = load_yaml(path)
     found = kind_of(document) or kind
     if found != kind and not _is(kind, document.data):

@@ -86,11 +86,15 @@ def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -
 
 
 def check_suite(suite: Suite, where: str) -> tuple[list[Prompt], list[RewardBlock]]:
-    """Return the prompts and the rewards of a suite. Raises UserError as `made`, and if it has none of either."""
+    """Return the prompts and the rewards of a suite. Raises UserError as `made`, if it has none of either, or if it
+    transforms rewards."""
     prompts = _checked(suite.prompts, where)
     blocks = list(suite.rewards())
     if not prompts or not blocks:
         raise UserError(f"{where} has no {'rewards' if prompts else 'prompts'}")
+    for block in blocks:
+        if block.transform is not None:
+            raise UserError(f"{where}: reward {block.label}: a suite aggregates scores by itself; remove `transform`")
     return prompts, blocks
 
 

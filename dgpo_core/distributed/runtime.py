@@ -1,33 +1,28 @@
-"""Device, precision, process group and experiment trackers of a process of a run."""
+"""Device, precision and process group of a process of a run."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
 from dgpo_core.system.determinism import make_deterministic
 from dgpo_core.system.device import choose_device
+from dgpo_core.system.portable import peak_memory
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["Runtime"]
 
-log = logging.getLogger(__name__)
-
 
 class Runtime:
-    """Device, precision, process group and experiment trackers of one process.
+    """Device, precision and process group of one process.
 
     directory: the run directory of a training run, which always joins the process group. join: whether to join the
     processes that a launcher has started (True) or to ignore them (False); None raises UserError if there are any.
@@ -54,20 +49,6 @@ class Runtime:
         torch.backends.cudnn.allow_tf32 = config.precision.tf32
         low = config.precision.autocast == "bf16" or config.backbone.dtype == "bfloat16"
         _choose_attention(config.precision.attention, self.device, torch.bfloat16 if low else torch.float32)
-        self._directory = directory
-        self._trackers = list(config.logging.trackers) if directory is not None and self.processes.main else []
-        self._accelerator: Accelerator | None = None
-        for tracker in self._trackers:
-            _require(tracker)
-
-    def start_trackers(self) -> None:
-        """Initialize the trackers. They write from here on, so call this after all other checks."""
-        if self._trackers:
-            with self._trackers_may_fail():
-                self._accelerator = Accelerator(
-                    cpu=self.device.type == "cpu", log_with=self._trackers, project_dir=str(self._directory)
-                )
-                self._accelerator.init_trackers(self.config.logging.project)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the autocast context for the configured precision."""
@@ -78,35 +59,11 @@ class Runtime:
             cache_enabled=not self.sharded,  # the cache would keep casts of weights resharded after their block
         )
 
-    def track(self, values: Mapping[str, Any], step: int) -> None:
-        """Log scalar values to the trackers."""
-        if self._accelerator is not None:
-            with self._trackers_may_fail():
-                self._accelerator.log(dict(values), step=step)
-
-    @contextmanager
-    def _trackers_may_fail(self) -> Iterator[None]:
-        """Disable the trackers, with one warning, if one raises (server unreachable, disk full).
-
-        The run's own logs have the same values.
-        """
-        try:
-            yield
-        except Exception as error:
-            self._accelerator = None
-            log.warning(
-                "logging.trackers: %s failed and is disabled, the run continues: %s: %s",
-                ", ".join(self._trackers), type(error).__name__, error,
-            )  # fmt: skip
-
     def peak_memory(self) -> int:
         """Return the peak memory in bytes: allocated GPU memory since the last reset, or on the CPU the peak RSS."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but in bytes on macOS
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory()
 
     def forget_peak_memory(self) -> None:
         """Reset the GPU's peak memory counter; the peak RSS of a process cannot be reset."""
@@ -119,13 +76,8 @@ class Runtime:
             torch.cuda.synchronize(self.device)
 
     def close(self) -> None:
-        """Finish the trackers and leave the process group."""
-        try:
-            if self._accelerator is not None:
-                with self._trackers_may_fail():
-                    self._accelerator.end_training()
-        finally:
-            self.processes.leave()
+        """Leave the process group."""
+        self.processes.leave()
 
 
 KERNELS = {
@@ -166,10 +118,3 @@ def _try_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
             f"precision.attention: {name} does not work on this {device.type} with "
             f"{str(dtype).removeprefix('torch.')}; use auto"
         ) from error
-
-
-def _require(tracker: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(tracker) is None:
-        raise UserError(f"logging.trackers: {tracker} is not installed: pip install {tracker}")

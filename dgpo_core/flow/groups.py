@@ -27,6 +27,7 @@ __all__ = [
     "compute_advantages",
     "informative",
     "mean_pairwise_distance",
+    "ranks",
     "signed_weights",
 ]
 
@@ -35,7 +36,11 @@ LARGEST = 1e100
 
 
 def aggregate(
-    values: Tensor, weights: Sequence[float], how: Literal["weighted-sum", "group-normalized"], epsilon: float
+    values: Tensor,
+    weights: Sequence[float],
+    how: Literal["weighted-sum", "group-normalized"],
+    epsilon: float,
+    transforms: Sequence[Literal["rank"] | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Combine several rewards into (rewards [g, G], scored [g, G]); rewards are 0 where not scored.
 
@@ -44,12 +49,29 @@ def aggregate(
     how: `weighted-sum` sums weight * value. `group-normalized` first normalizes each reward to (value - mean) / (std +
     epsilon) over the scored members of each group, so that rewards of different scales contribute equally (GDPO, arXiv
     2601.05242); a reward that is equal for all members contributes 0.
+    transforms: of each reward, applied first: `rank` replaces its values by their `ranks`. Empty for none.
     """
     scored = (values.abs() <= LARGEST).all(0)  # nan is not
+    if any(transforms):
+        pairs = zip(values, transforms, strict=True)
+        values = torch.stack([ranks(reward, scored) if transform else reward for reward, transform in pairs])
     if how == "group-normalized":
         values = torch.stack([_normalized(reward, scored, epsilon) for reward in values])
     total = torch.stack([weight * reward for weight, reward in zip(weights, values, strict=True)]).sum(0)
     return total.masked_fill(~scored, 0.0), scored
+
+
+def ranks(reward: Tensor, scored: Tensor) -> Tensor:
+    """Replace the values [g, G] of one reward by ranks in [0, 1): (r - 1) / n, 0 where not scored.
+
+    n is the number of scored members of the group, and r the rank of a member among them, 1 for the lowest value;
+    members of equal value share the mean of their ranks (0.0 equals -0.0). All values are multiples of 1 / (2n), so
+    equal ones are identical, in any order of the members.
+    """
+    below, equal = reward[:, None, :] < reward[:, :, None], reward[:, None, :] == reward[:, :, None]
+    others = scored[:, None, :]
+    before = (below & others).sum(2) + ((equal & others).sum(2) - 1).to(reward.dtype) / 2
+    return (before / scored.sum(1, keepdim=True).clamp(min=1)).masked_fill(~scored, 0.0)
 
 
 def _normalized(reward: Tensor, scored: Tensor, epsilon: float) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from dgpo_core.plugins import isolation
+from dgpo_core.system.portable import EARLY, HANGUP
 
 __all__ = ["ProcessState", "changes", "process_snapshot", "put_back", "thread_snapshot"]
 
@@ -31,7 +32,7 @@ State = Mapping[str, Any]
 DEVICES = ("cpu", "cuda")
 KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 THREADS = "torch's threads"
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = tuple(one for one in (signal.SIGINT, signal.SIGTERM, HANGUP, EARLY) if one is not None)
 
 
 def process_snapshot() -> dict[str, Any]:

@@ -47,6 +47,7 @@ __all__ = [
     "read_record",
     "recorded_base",
     "summary",
+    "versions",
     "write_record",
 ]
 
@@ -118,6 +119,15 @@ def read_record(path: Path) -> dict[str, Any]:
     return data
 
 
+def versions(registry: Registry) -> dict[str, str]:
+    """Return the versions of dgpo, its plugins and the libraries that results depend on."""
+    return _libraries() | registry.distributions()
+
+
+def _libraries() -> dict[str, str]:
+    return {name: version for name in LIBRARIES if (version := _version(name))}
+
+
 def write_record(
     path: Path,
     config: RunConfig,
@@ -135,12 +145,11 @@ def write_record(
     last, because changes are detected by comparison with it: if the process is killed in between, the next one detects
     and writes them again.
     """
-    versions = {name: _version(name) for name in LIBRARIES}
     record = {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version for name, version in versions.items() if version},
+        "versions": _libraries(),
         "plugins": registry.distributions(),
         "git": _git_state(),
         "prompts": dict(prompts),

@@ -24,6 +24,7 @@ from typing import Any
 from dgpo_core.errors import UserError
 from dgpo_core.system.caches import cache_directory
 from dgpo_core.system.files import remove_directory
+from dgpo_core.system.portable import BINARY, CLOEXEC, NOFOLLOW
 from dgpo_core.system.reading import read_file, read_json, why
 
 __all__ = ["EmbeddingFiles", "EncoderDirectory", "default_directory", "encoder_directories"]
@@ -187,7 +188,7 @@ class EmbeddingFiles:
 
 
 def _open_new(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | CLOEXEC | BINARY, 0o666)
 
 
 def _occupied(size: int) -> int:

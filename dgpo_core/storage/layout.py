@@ -14,7 +14,7 @@ from dgpo_core.system.reading import kind_of, why
 __all__ = ["OUTCOME", "check_kinds"]
 
 OUTCOME = "outcome.json"
-DIRECTORIES = ("checkpoints", "images", "rewards", "scores")
+DIRECTORIES = ("checkpoints", "images", "rewards", "scores", "trackers")
 FILES = (CONFIG, RECORD, *LOGS, OUTCOME)
 
 

@@ -8,12 +8,12 @@ another machine, nor two processes that start at the same moment.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import stat
 from pathlib import Path
 
+from dgpo_core.system.portable import CLOEXEC, NOFOLLOW, NONBLOCK, lock, read_at, write_at
 from dgpo_core.system.reading import kind_of
 
 __all__ = ["NAME", "HeldError", "Lock", "in_use"]
@@ -44,7 +44,7 @@ class Lock:
         try:
             reported = None
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
             except BlockingIOError as error:
                 raise HeldError(_holder(handle)[0]) from error
             except OSError as error:
@@ -52,7 +52,7 @@ class Lock:
                     raise
                 reported = _without_locks(directory, handle)
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} {_machine()}\n".encode(), 0)
+            write_at(handle, f"{os.getpid()} {_machine()}\n".encode(), 0)
         except BaseException:
             os.close(handle)
             raise
@@ -76,7 +76,7 @@ def in_use(directory: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock(handle, shared=True)
     except BlockingIOError:
         return True
     except OSError:
@@ -112,7 +112,7 @@ def _is_alive(number: str, machine: str) -> bool:
 
 def _holder(handle: int) -> tuple[str, str]:
     """Return (process id, host name) of the last holder; older versions wrote no host name, which is then empty."""
-    words = os.pread(handle, 200, 0).decode(errors="replace").split()
+    words = read_at(handle, 200, 0).decode(errors="replace").split()
     if not words or not words[0].isdecimal() or not words[0].isascii() or int(words[0]) < 1:
         return "unknown", ""
     return words[0], words[1] if len(words) > 1 else ""
@@ -124,7 +124,7 @@ def _machine() -> str:
 
 def _opened(path: Path, flags: int) -> int:
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, flags | NOFOLLOW | NONBLOCK | CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
             raise OSError(errno.ELOOP, f"{path} is a symbolic link; remove it") from error

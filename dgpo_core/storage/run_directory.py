@@ -176,7 +176,7 @@ class RunDirectory(RunStore):
         aside = self.path / f"{ASIDE}-{number}"
         try:
             aside.mkdir()
-            for name in (*LOGS, "images", "scores", RECORD, CONFIG, OUTCOME):
+            for name in (*LOGS, "images", "scores", "trackers", RECORD, CONFIG, OUTCOME):
                 if (self.path / name).exists():
                     (self.path / name).rename(aside / name)
             fsync_directory(self.path)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.system.portable import BINARY, CLOEXEC, NOCTTY, NOFOLLOW, NONBLOCK, is_read_only, set_mode
 from dgpo_core.system.reading import LARGEST_LOG, kind_of, open_file, read_file, split_lines, why
 from dgpo_schemas.manifest import FileEntry
 from dgpo_schemas.text import lone_surrogate
@@ -58,7 +59,7 @@ def why_not_writable(path: Path) -> str | None:
             return f"{found} is {kind_of(found.stat().st_mode)}"
         if os.access(found, os.W_OK | os.X_OK):
             return None
-        read_only = os.statvfs(found).f_flag & os.ST_RDONLY
+        read_only = is_read_only(found)
     except (OSError, RuntimeError) as error:
         return why(error)
     return f"{found} is on a read-only file system" if read_only else f"no permission to write in {found}"
@@ -67,7 +68,7 @@ def why_not_writable(path: Path) -> str | None:
 def fsync_directory(path: Path) -> None:
     """Flush renames and new names in a directory to disk, if its file system supports it. Raises OSError."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | CLOEXEC)
         try:
             os.fsync(handle)
         finally:
@@ -82,7 +83,7 @@ def _fsync_file(path: Path, granted: int) -> None:
         mode = stat.S_IMODE(os.fstat(handle.fileno()).st_mode)
         if mode | granted != mode:
             with contextlib.suppress(OSError):  # a file system without permissions
-                os.fchmod(handle.fileno(), mode | granted)
+                set_mode(handle.fileno(), mode | granted)
         os.fsync(handle.fileno())
 
 
@@ -270,7 +271,7 @@ def is_stream(path: Path) -> bool:
 
 def _write_into(path: Path, content: bytes) -> None:
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | NONBLOCK | CLOEXEC | NOCTTY | BINARY)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise OSError(errno.ENXIO, "is a FIFO without a reader") from error
@@ -287,7 +288,7 @@ def _write_aside(path: Path, content: bytes, mode: int | None) -> None:
         with os.fdopen(handle, "wb") as file:
             if mode is not None and stat.S_ISREG(mode):
                 with contextlib.suppress(OSError):  # a file system without permissions
-                    os.fchmod(handle, stat.S_IMODE(mode))
+                    set_mode(handle, stat.S_IMODE(mode))
             file.write(content)
             file.flush()
             os.fsync(handle)
@@ -305,7 +306,7 @@ def _open_new(aside: Path) -> int:
     for _ in range(3):
         clear(aside)
         with contextlib.suppress(FileExistsError):
-            return os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            return os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | CLOEXEC | BINARY, 0o666)
     raise OSError(errno.EBUSY, "another process is writing it")
 
 
@@ -329,12 +330,12 @@ def open_to_append(path: Path) -> int:
 
     Raises OSError.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | CLOEXEC | NONBLOCK | BINARY
     if path.is_symlink():
         if not path.exists():
             raise OSError(errno.ENOENT, "is a broken symbolic link")
     else:
-        flags |= os.O_CREAT | os.O_NOFOLLOW
+        flags |= os.O_CREAT | NOFOLLOW
     mode = _mode_of(path)
     if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a directory raises by itself
         raise OSError(errno.EINVAL, f"is {kind_of(mode)}, not a file")

@@ -12,6 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from dgpo_core.system.portable import BINARY, CLOEXEC, NONBLOCK
 from dgpo_schemas.text import clean
 
 __all__ = [
@@ -58,7 +59,7 @@ def open_file(path: Path, most: int = LARGEST) -> BufferedReader:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise _not_a_file(mode)
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | NONBLOCK | CLOEXEC | BINARY)
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):  # replaced since the check above

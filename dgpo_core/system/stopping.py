@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from dgpo_core.system.portable import EARLY, HANGUP
+
 if TYPE_CHECKING:
     from dgpo_schemas.sections.whole import StopSection
 
@@ -111,5 +113,5 @@ class StopRequest:
 def stops_a_run() -> list[signal.Signals]:
     """Return the signals that request a stop: SIGINT, SIGTERM, SIGHUP unless the process ignores it, and SIGUSR1, which
     clusters send some time before they end a job (`#SBATCH --signal`). Not every platform has the last two."""
-    more = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-    return [signal.SIGINT, signal.SIGTERM, *(one for one in more if signal.getsignal(one) is not signal.SIG_IGN)]
+    more = [one for one in (HANGUP, EARLY) if one is not None and signal.getsignal(one) is not signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *more]

@@ -9,7 +9,6 @@ A child calls `end_with_parent`. Starting a child requires POSIX; importing this
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from dgpo_core.system.portable import CONTINUE, SUSPEND, kill_group, new_group, read_at, suspend
 from dgpo_core.system.stopping import stops_a_run
 
 __all__ = ["LAUNCHER_VARIABLES", "Child", "culprit", "end_with_parent", "fate", "forwarding_signals", "wait_for_all"]
@@ -63,7 +63,7 @@ class Child:
         called with each line on a thread, which must not raise; or None for the streams of this process.
         kept: number of last lines to keep of output that goes to a function.
         """
-        self._process = subprocess.Popen(
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
             list(command),
             env=None if environment is None else dict(environment),
             cwd=directory,
@@ -71,7 +71,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if callable(output) else output,
             stderr=None if output is None else subprocess.STDOUT,
-            process_group=0,
+            **new_group(),
         )
         self._file = None if callable(output) else output
         self._reader = _Reader(self._process.stdout, output, kept) if callable(output) else None
@@ -112,8 +112,7 @@ class Child:
         with self._ending:
             if not self._killed:
                 self._killed = True
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.pid, signal.SIGKILL)
+                kill_group(self.pid)
                 self._process.wait()
                 if self._reader is not None:
                     self._reader.close()
@@ -126,7 +125,7 @@ class Child:
         elif self._file is not None:
             size = os.fstat(self._file.fileno()).st_size
             start = max(0, size - LONGEST_LINE)
-            lines = os.pread(self._file.fileno(), size - start, start).decode(errors="replace").splitlines()
+            lines = read_at(self._file.fileno(), size - start, start).decode(errors="replace").splitlines()
         else:
             lines = []
         return [line for line in lines if line.strip()][-count:]
@@ -190,10 +189,11 @@ def forwarding_signals(children: Sequence[Child]) -> Iterator[None]:
     def to_all(number: int, frame: FrameType | None) -> None:
         for child in children:
             child.signal(number)
-        if number == signal.SIGTSTP:
-            os.kill(os.getpid(), signal.SIGSTOP)
+        if number == SUSPEND:
+            suspend()
 
-    previous = {n: signal.signal(n, to_all) for n in [*stops_a_run(), signal.SIGTSTP, signal.SIGCONT]}
+    job_control = [number for number in (SUSPEND, CONTINUE) if number is not None]
+    previous = {n: signal.signal(n, to_all) for n in [*stops_a_run(), *job_control]}
     try:
         yield
     finally:

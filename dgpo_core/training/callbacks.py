@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # displays of a run import this module without torch
     from dgpo_core.training.evaluation import Evaluation
+    from dgpo_core.types import ScoredGroups, TrainingBatch
     from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
 __all__ = ["Callback", "Callbacks", "Phases"]
@@ -43,6 +44,9 @@ class Callback:
 
         The samples of a rollout have been submitted to the rewards by then.
         """
+
+    def on_advantages(self, iteration: int, groups: ScoredGroups, batch: TrainingBatch) -> None:
+        """Called with the scored groups of an iteration (from 1) and their advantages, before the optimizer step."""
 
     def on_metrics(self, metrics: MetricsRecord) -> None:
         """Called after the optimizer step, before the evaluation and the checkpoint that may be due."""

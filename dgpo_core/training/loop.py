@@ -92,6 +92,7 @@ class Loop:
         self.saver.prune()
         with self.phases.timed("compute_advantages"):
             batch = compute_advantages(groups, self.config.advantages, self.run.weighting)
+        self.run.callbacks.on_advantages(self.state.iteration + 1, groups, batch)
         record = self._optimize(groups, batch)
         seconds = time.perf_counter() - started
         self.run.callbacks.on_metrics(record)  # before the next collective, so that it is logged even if a rank is lost

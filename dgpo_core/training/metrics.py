@@ -69,7 +69,7 @@ def metrics_record(
     return MetricsRecord(
         iteration=state.iteration,
         updates=state.updates,
-        reward=_statistics(groups.summed),  # not the normalized rewards, whose mean is always 0
+        reward=_statistics(groups.summed),  # not normalized rewards or ranks, whose mean says nothing
         rewards={
             label: _statistics(
                 values[groups.asked[label]] if label in groups.asked else values, groups.subscores.get(label)

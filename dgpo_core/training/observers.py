@@ -1,4 +1,4 @@
-"""The callbacks of every run: log files, experiment trackers and plugin observers."""
+"""The callbacks of every run: log files and plugin observers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 from dgpo_core.hookspecs import RunInfo
 from dgpo_core.media.images import write_images
 from dgpo_core.training.callbacks import Callback
-from dgpo_core.training.metrics import evaluation_values, flat
 
 if TYPE_CHECKING:
-    from dgpo_core.distributed.runtime import Runtime
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.storage.run_directory import RunDirectory
     from dgpo_core.training.evaluation import Evaluation
     from dgpo_core.training.state import RunState
     from dgpo_schemas.metrics import MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
-__all__ = ["Logs", "PluginObservers", "Trackers"]
+__all__ = ["Logs", "PluginObservers"]
 
 
 class Logs(Callback):
@@ -51,25 +49,6 @@ class Logs(Callback):
     def on_end(self, outcome: OutcomeRecord) -> None:
         """Write outcome.json."""
         self.directory.conclude(outcome)
-
-
-class Trackers(Callback):
-    """Logs to the experiment trackers of the run file."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-
-    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
-        """Start the trackers."""
-        self.runtime.start_trackers()
-
-    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
-        """Log metrics and timings."""
-        self.runtime.track(flat(metrics) | flat(timing), metrics.iteration)
-
-    def on_evaluation(self, evaluation: Evaluation, scores: PromptScores) -> None:
-        """Log the scores, also per task."""
-        self.runtime.track(evaluation_values(evaluation.records), scores.iteration)
 
 
 class PluginObservers(Callback):

@@ -96,7 +96,7 @@ def _rewards(
             asked = {name: weight for name, weight in weights.items() if weight is not None}
             reward = Reward(
                 block.label, block.weight, model, monitor, frozenset(asked) if sources else None,
-                {name: weight for name, weight in asked.items() if weight != block.weight},
+                {name: weight for name, weight in asked.items() if weight != block.weight}, block.transform,
             )  # fmt: skip
             check_prompts(model, [prompt for prompt in prompts if reward.asks(prompt)])
         rewards.append(reward)
@@ -126,7 +126,7 @@ def _placed(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
 
 def _model(engine: Engine, block: RewardBlock, key: str) -> AnyReward:
     """Create a reward model, or reuse one with the same reward, options and transport."""
-    identity = block.model_copy(update={"name": None, "weight": 1.0})  # name and weight do not affect the model
+    identity = block.model_copy(update={"name": None, "weight": 1.0, "transform": None})  # not part of the model
     for known, model in engine.reward_models:
         if known == identity:
             return model

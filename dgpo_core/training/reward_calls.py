@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ class Reward:
     """Names of the prompt sources whose samples it scores; None: all sources."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """The weight in each prompt source where it is not `weight`."""
+    transform: Literal["rank"] | None = None
+    """Applied to its values within each group before rewards are combined."""
     halved: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
     """Set once the warning about scoring in halves was logged."""
 

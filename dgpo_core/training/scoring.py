@@ -264,7 +264,8 @@ class Scorer:
             counted = [reward for reward in asked if reward.weight_in(name)]
             values = torch.stack([each[reward.label][rows] for reward in counted])
             weights = [reward.weight_in(name) for reward in counted]
-            total[rows], scored[rows] = aggregate(values, weights, own.get(name) or section.aggregation, epsilon)
+            how, transforms = own.get(name) or section.aggregation, [reward.transform for reward in counted]
+            total[rows], scored[rows] = aggregate(values, weights, how, epsilon, transforms)
             summed[rows], _ = aggregate(values, weights, "weighted-sum", epsilon)
         return ScoredGroups(
             prompts=tuple(prompts),

@@ -18,11 +18,12 @@ from dgpo_core.storage.store import RunStore
 from dgpo_core.system.stopping import StopRequest
 from dgpo_core.training.callbacks import Callback, Callbacks, Phases
 from dgpo_core.training.loop import Loop
-from dgpo_core.training.observers import Logs, PluginObservers, Trackers
+from dgpo_core.training.observers import Logs, PluginObservers
 from dgpo_core.training.reward_keeping import keep_in
 from dgpo_core.training.run import TrainingRun, build_run
 from dgpo_core.training.starting import Start, start_new
 from dgpo_core.training.state import RunState
+from dgpo_core.training.tracked import Trackers
 from dgpo_schemas.manifest import CheckpointManifest
 from dgpo_schemas.metrics import OutcomeRecord
 
@@ -69,7 +70,8 @@ class Trainer:
         if self.processes.main:
             self.store = directory = RunDirectory(run_path(config), keep=config.checkpoints.keep)
             observers = PluginObservers(registry, RunInfo(run_path(config), config))
-            self.callbacks = Callbacks([Logs(directory, self.state), Trackers(self.runtime), *callbacks, observers])
+            trackers = Trackers(config, registry, directory.path / "images")
+            self.callbacks = Callbacks([Logs(directory, self.state), trackers, *callbacks, observers])
         self.closing = ExitStack()
         self.closing.callback(self.store.release)
         self.closing.callback(self.runtime.close)

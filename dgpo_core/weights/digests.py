@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dgpo_core.system.headers import read_header
+from dgpo_core.system.portable import read_at
 from dgpo_schemas.origin import BaseFile
 
 __all__ = ["WEIGHTS", "file_digest", "is_sampled"]
@@ -39,7 +40,7 @@ def file_digest(path: Path) -> BaseFile:
             return BaseFile(bytes=size, digest=f"sha256:{hashlib.file_digest(handle, 'sha256').hexdigest()}")
         sha = hashlib.sha256(size.to_bytes(8, "little"))
         for start, length in regions:
-            sha.update(os.pread(handle.fileno(), length, start))
+            sha.update(read_at(handle.fileno(), length, start))
         return BaseFile(bytes=size, digest=f"{SAMPLED}{sha.hexdigest()}")
 
 

@@ -48,7 +48,8 @@ def verdict(row: Row) -> str:
     if difference is None:
         return f"`{row.variant.name}` has no seed in common with the baseline."
     found = difference.over_seeds
-    signed = f"{words.signed(found)} (p = {words.p_value(difference.test.p)})"
+    p, corrected = (words.p_value(value) for value in (difference.test.p, difference.corrected))
+    signed = f"{words.signed(found)} (p = {p}, {corrected} after Holm's correction)"
     if found.low is None or found.high is None or found.low <= 0 <= found.high:
         return f"`{row.variant.name}` and the baseline cannot be told apart: {signed}."
     return f"`{row.variant.name}` scores {'more' if found.low > 0 else 'less'} than the baseline: {signed}."

@@ -157,6 +157,12 @@ def rewards(blocks: list[RewardBlock], evaluation: EvaluationSection, prompts: P
             yield f"evaluation.monitors.tolerances.{label}", f"unknown monitor {label!r}; the monitors are {known}"
         elif label in OF_STEPS and evaluation.many_step is None:
             yield f"evaluation.monitors.tolerances.{label}", "is measured only if evaluation.many_step is set"
+    for key, others in (("evaluation.rewards", evaluation.rewards or []),
+                        ("evaluation.monitors.rewards", evaluation.monitors.rewards)):  # fmt: skip
+        for i, block in enumerate(others):
+            if block.transform is not None:
+                message = "has no effect here: an evaluation reports each reward by itself; remove this key"
+                yield f"{key}.{i}.transform", message
     if all(block.weight == 0 for block in blocks):
         yield "rewards", "all weights are 0, so there is nothing to learn; set at least one weight, such as 1"
     if prompts.heldout is None:

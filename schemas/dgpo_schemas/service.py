@@ -233,6 +233,11 @@ class RewardDescription(Answer):
     group_by: str | None = Field(default=None, description="Metadata key that splits the evaluation table into tasks.")
     concurrency: Int = Field(default=1, ge=1, description="Number of batches that can be scored at the same time.")
     limits: ServiceLimits | None = Field(default=None, description="Limits of a request, if it is a service.")
+    provenance: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the reward reports of itself besides its options, such as `model`, `revision` and the digest "
+        "of its `template`.",
+    )
 
 
 ErrorKind = Literal[

@@ -70,6 +70,13 @@ def test_every_command_teaches_by_example(dgpo: Run, command: str) -> None:
     assert COMMANDS[command].target == "" or f"\n      dgpo {command}" in done.out
 
 
+@pytest.mark.parametrize("command", ["", "train", "plugins", "plugins show"])
+def test_help_has_a_short_name(dgpo: Run, command: str) -> None:
+    long, short = (dgpo(*command.split(), option) for option in ("--help", "-h"))
+    assert (short.code, short.out) == (0, long.out)
+    assert "--help, -h" in short.out or "-h, --help" in short.out
+
+
 def test_version(dgpo: Run) -> None:
     assert dgpo("--version").out == f"dgpo {dgpo_core.__version__}\n"
 
@@ -160,3 +167,15 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str
 def test_it_can_be_run_as_a_module(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "dgpo_cli", "--version"], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"dgpo {dgpo_core.__version__}\n")
+
+
+def test_the_directory_of_a_run_in_place_of_its_file(dgpo: Run, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    for command in ("train", "validate"):
+        done = dgpo(command, str(run))
+        assert done.code == 2
+        assert done.err == (
+            f"{run}: is the directory of a run, not a run file; `dgpo train {run}/config.yaml --resume` continues it\n"
+        )

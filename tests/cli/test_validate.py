@@ -37,6 +37,12 @@ def test_a_sound_file_is_summarized(dgpo: Run, file: Path) -> None:
     assert "every 2 iterations; held-out prompts: from the source toy" in done.out
 
 
+def test_ranks_are_summarized(dgpo: Run, file: Path) -> None:
+    assert "  rewards: 1 x brightness\n" in dgpo("validate", file).out
+    done = dgpo("validate", file, "--set", "rewards.0.transform=rank")
+    assert "  rewards: 1 x rank of brightness\n" in done.out
+
+
 def test_sizes_of_prompts_are_summarized(dgpo: Run, known: Registry, file: Path) -> None:
     known.register(sizes_plugin, distribution="toy-sizes")
     done = dgpo("validate", file, "--set", "prompts.train.use=toy-sizes")

@@ -60,6 +60,7 @@ def test_a_run_is_reported_in_the_order_of_its_deeds(make_config: Make, registry
             *phases["rollout"],
             *phases["wait_for_scores"],
             *phases["compute_advantages"],
+            ("on_advantages",),
             *phases["optimize"],
             ("on_metrics",),
         ],

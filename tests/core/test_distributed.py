@@ -1,8 +1,7 @@
-"""The device, the arithmetic and the trackers of a process."""
+"""The device and the arithmetic of a process."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgpo_core.distributed.runtime import KERNELS, Runtime
@@ -113,60 +111,6 @@ def test_peak_memory_is_at_least_what_is_in_use_and_never_falls(make_config: Mak
     assert runtime.peak_memory() >= 0.9 * (in_use + block.numel() * 4)
     del block
     assert runtime.peak_memory() >= before
-
-
-def test_a_tracker_gets_the_numbers_of_each_step(make_config: Make, tmp_path: Path) -> None:
-    runtime = Runtime(make_config(logging={"trackers": ["tensorboard"], "project": "mine"}), tmp_path)
-    assert list(tmp_path.iterdir()) == [], "nothing is written before the trackers are started"
-    runtime.start_trackers()
-    for step in range(1, 4):
-        runtime.track({"reward.mean": step / 2, "iteration": step}, step)
-    runtime.close()
-    events = EventAccumulator(str(tmp_path / "mine")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("reward.mean")] == [(1, 0.5), (2, 1.0), (3, 1.5)]
-    assert [e.value for e in events.Scalars("iteration")] == [1, 2, 3]
-
-
-def test_without_a_directory_there_are_no_trackers(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluating and sampling need none, so they need not be installed either."""
-    monkeypatch.setattr(importlib.util, "find_spec", _nothing)
-    runtime = Runtime(make_config(logging={"trackers": ["wandb", "tensorboard"]}))
-    runtime.start_trackers()
-    runtime.track({"x": 1.0}, 1)
-    runtime.close()
-
-
-@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_tracker_that_is_not_installed(
-    make_config: Make, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", _nothing)
-    with pytest.raises(UserError, match=rf"logging\.trackers: {name} is not installed: pip install {name}"):
-        Runtime(make_config(logging={"trackers": [name]}), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def _nothing(name: str, *_: Any) -> None:
-    return None
-
-
-@pytest.mark.parametrize("where", ["init_trackers", "log", "end_training"])
-def test_a_tracker_that_raises_is_reported_of_once(
-    where: str, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(*arguments: Any, **keywords: Any) -> None:
-        raise ConnectionError("the server is gone")
-
-    monkeypatch.setattr(f"accelerate.Accelerator.{where}", broken)
-    runtime = Runtime(make_config(logging={"trackers": ["tensorboard"]}), tmp_path)
-    runtime.start_trackers()
-    for step in (1, 2):
-        runtime.track({"x": 1.0}, step)
-    runtime.close()
-    reported = [record.getMessage() for record in caplog.records if record.name == "dgpo_core.distributed.runtime"]
-    assert reported == [
-        "logging.trackers: tensorboard failed and is disabled, the run continues: ConnectionError: the server is gone"
-    ]
 
 
 KERNEL_OF = {"flash": "_scaled_dot_product_flash_attention_for_cpu", "math": "_safe_softmax"}

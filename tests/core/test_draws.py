@@ -104,3 +104,10 @@ def test_noise_on_the_cpu_is_drawn_at_once() -> None:
         given = torch.randn(shape, generator=Draws(1).at("x").generator())
         assert torch.equal(Draws(1).at("x").normal(shape), given)
         assert torch.equal(normal_rows([Draws(1).at("x")], shape, "cpu")[0], given)
+
+
+def test_a_single_size_is_a_shape() -> None:
+    draws = Draws(3).at("x")
+    assert torch.equal(draws.normal(6), draws.normal((6,)))
+    assert torch.equal(draws.uniform(6), draws.uniform((6,)))
+    assert torch.equal(draws.uniform((2, 3)).flatten(), draws.uniform(6))

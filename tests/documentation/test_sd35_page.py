@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 
 import pytest
 
+from dgpo_cli.main import main
 from documentation.links import ROOT
-from tests.conftest import Outcome
 
 PAGE = " ".join((ROOT / "docs" / "sd35-on-eight-gpus.md").read_text().split())
 RUN = "examples/sd35-geneval.yaml"
 
 
 @pytest.mark.slow
-def test_the_plan_is_that_of_the_page(dgpo: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    plan = json.loads(dgpo("plan", RUN, "--card", "all", "--processes", "8", "--json").out)
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", RUN, "--card", "all", "--processes", "8", "--json"])
+    assert caught.value.code == 0
+    plan = json.loads(capsys.readouterr().out)
     shown = re.findall(r"\| ([\w-]+) \| ([\d.]+) s \| ([\d.]+) h \| (\d+) \|", PAGE)
     assert {card for card, *_ in shown} == {card for card, found in plan["cards"].items() if found["fits"]}
     for card, seconds, hours, price in shown:

@@ -239,6 +239,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
         "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
     },
+    "ranks of rewards": {
+        "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
+        "rewards": [{"use": "brightness", "transform": "rank"}, {"use": "win-rate", "transform": "rank"}],
+    },
     "rewards on one process": {
         "run": {"reward_ranks": 1},
         "rollout": {"group_size": 5, "groups": 3, "micro_batch": 2},
@@ -280,6 +284,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 QUICK = (
     "groups of five",
     "rewards that compare",
+    "ranks of rewards",
     "rewards on one process",
     "two updates",
     "missing scores",

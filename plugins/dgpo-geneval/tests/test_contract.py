@@ -115,7 +115,9 @@ def registry() -> Registry:
 
 
 def test_others_bring_detectors(registry: Registry) -> None:
-    assert list(registry.components("detector")) == ["mask2former", "mute", "spots", "wild"]
+    assert list(registry.components("detector")) == [
+        *("detr", "grounding-dino", "mask2former", "mute", "owlv2", "spots", "wild", "yolox")
+    ]
     assert isinstance(registry.create("detector", "spots", device=CPU), Spots)
     run_all(component_checks(registry, "detector", "spots"))
 

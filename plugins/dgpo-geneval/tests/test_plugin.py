@@ -32,7 +32,11 @@ def test_one_reward_per_variant() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("detector", "mask2former"), ("prompts", "geneval"), *(("reward", name) for name in VARIANTS)],
+    [
+        *(("detector", component.name) for component in plugin.dgpo_detectors()),
+        ("prompts", "geneval"),
+        *(("reward", name) for name in VARIANTS),
+    ],
 )
 def test_declarations(kind: str, name: str) -> None:
     registry = Registry(discover=False)
@@ -45,14 +49,18 @@ def test_the_plugin_is_light() -> None:
 
 
 def test_the_detector_says_whose_weights_it_has() -> None:
-    (component,) = plugin.dgpo_detectors()
-    assert "Facebook" in component.summary
-    assert "not the benchmark's" in component.summary
+    summaries = {component.name: component.summary for component in plugin.dgpo_detectors()}
+    assert "Facebook" in summaries["mask2former"]
+    assert "not the benchmark's" in summaries["mask2former"]
+    boxes = ["detr", "grounding-dino", "owlv2", "yolox"]
+    assert sorted(summaries) == sorted([*boxes, "mask2former"])
+    assert all("no masks" in summaries[name] for name in boxes)
 
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, dgpo_geneval.plugin, dgpo_geneval.detector, dgpo_geneval.evaluator, dgpo_geneval.diagnosis;"
+        "import dgpo_geneval.detectors.options;"
         "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,6 +24,9 @@ class Listed(RewardModel):
 
     range = (-1e9, 1e9)
 
+    def provenance(self) -> dict[str, str]:
+        return {"model": "listed"}
+
     def score(self, media: torch.Tensor, prompts: object) -> Scores:
         values = media[:, 0, 0, 0]
         return Scores(values, values.isnan())
@@ -62,6 +65,12 @@ def test_group_rewards_are_refused() -> None:
     inner = {"use": "pairwise", "options": {"reward": {"use": "ocr"}}}
     with pytest.raises(UserError, match="pairwise: the reward pairwise compares the samples of a prompt already"):
         PairwiseReward(PairwiseOptions(reward=inner), device=CPU)
+
+
+def test_it_reports_what_its_reward_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(get_registry()), "create", lambda *a, **k: Listed(None, device=CPU))
+    reward = PairwiseReward(PairwiseOptions(reward=UseBlock(use="listed")), device=CPU)
+    assert reward.provenance() == {"model": "listed"}
 
 
 def test_it_scores_what_its_reward_scores() -> None:

@@ -47,7 +47,7 @@ def test_declarations(name: str) -> None:
         ({"aspects": [{"name": "a"}]}, "`aspects` has no effect with `form: vqascore`: it belongs to `form: rubric`"),
         ({"form": "rating", "raw": True}, "`raw` has no effect with `form: rating`"),
         ({"scale": "0-10"}, "'1-5' or '0-9'"),
-        ({"form": "vqa"}, "'vqascore', 'soft-tifa', 'rating' or 'rubric'"),
+        ({"form": "vqa"}, "'vqascore', 'soft-tifa', 'rating', 'rubric' or 'reading'"),
     ],
 )
 def test_invalid_options_are_reported(options: dict[str, Any], complaint: str) -> None:

@@ -75,6 +75,6 @@ def test_the_page_lists_every_placeholder() -> None:
     from dgpo_judge.templating import NAMES
 
     rows = dict(re.findall(r"^\| `([\w-]+)` \| .* \| ([^|]*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    for form in ("vqascore", "soft-tifa", "rating", "rubric"):
+    for form in ("vqascore", "soft-tifa", "rating", "rubric", "reading"):
         must, may = NAMES[form]
         assert set(re.findall(r"\{(\w+)\}", rows[form])) == must | may

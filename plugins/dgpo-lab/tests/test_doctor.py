@@ -309,6 +309,14 @@ def test_no_larger_weight_for_a_constant_reward(examine: Callable[[Written], Dia
         assert any("increase the weight" in line for line in advice) is reported
 
 
+def test_a_reward_of_which_ranks_count_dominates_no_other(examine: Callable[[Written], Diagnosis]) -> None:
+    """Its large values do not; ranks of a group of 16 have a std of 0.288, whatever the values are."""
+    for transform, std in ((None, 5.0), ("rank", 5.0), ("rank", 1e-6), (None, 1e-6)):
+        second_reward = {**TWO_REWARDS[1], "transform": transform}
+        run = Written(config={"rewards": [TWO_REWARDS[0], second_reward]}, metrics=second(std))
+        assert ("one-reward-dominates" in found(examine(run))) is (transform is None)
+
+
 def test_full_fine_tuning_does_not_get_the_learning_rate_for_lora(tmp_path: Path, known: Registry) -> None:
     flat = {"reward.mean": lambda i: 0.4 + 0.03 * wave(i)}
     run = Written(config={"optimizer": {"learning_rate": 1e-5}}, metrics=flat).write(tmp_path / "full")

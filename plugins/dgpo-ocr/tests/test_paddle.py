@@ -130,6 +130,15 @@ def test_english_without_classifiers() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("version", "given"), [("3.2.2", None), ("3.3.0", False), ("3.3.1", False), ("3.4.0", None), ("3.30.0", None)]
+)
+def test_onednn_is_not_used_where_it_fails(monkeypatch: pytest.MonkeyPatch, version: str, given: bool | None) -> None:
+    monkeypatch.setattr(sys.modules["paddle"], "__version__", version, raising=False)
+    reward().close()
+    assert made[0].arguments.get("enable_mkldnn") is given
+
+
 def model(directory: Path, name: str) -> str:
     """A model directory as PaddleOCR writes it, without the weights."""
     directory.mkdir()

@@ -14,8 +14,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import dgpo_pickscore.images as pictures_module
 from dgpo_core.media.images import to_image
 from dgpo_pickscore.examples import photograph
+from dgpo_pickscore.images import OPENAI_MEAN as MEAN
+from dgpo_pickscore.images import OPENAI_STD as STD
 from dgpo_pickscore.images import Preprocessing, frames_of, unreadable
-from dgpo_pickscore.testing import MEAN, STD
 
 CONFIG: dict[str, Any] = {"size": 224, "crop_size": 224, "image_mean": MEAN, "image_std": STD, "resample": 3}
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_pickscore import loading
-from dgpo_pickscore.loading import load_head
+from dgpo_pickscore.head import load_head
 from dgpo_pickscore.rewards import AestheticReward, PickScoreReward
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head
 
@@ -317,8 +317,9 @@ def test_what_is_asked_of_the_hub(
     aesthetic(model="a/model", revision="v1", head="c/head", head_file=head.name, head_revision="v3")
     assert asked == [("c/head", "v3"), ("a/model", "v1"), ("a/model", "v1")]
     asked.clear()
-    aesthetic(model="a/model", revision="v1", processor="b/processor")
+    reward = aesthetic(model="a/model", revision="v1", processor="b/processor")
     assert asked == [("a/model", "v1"), ("b/processor", None)]
+    assert reward.provenance() == {"model": "a/model", "revision": "v1", "head": str(head)}
 
 
 def test_a_head_that_is_not_there(aesthetic: Aesthetic, tmp_path: Path) -> None:

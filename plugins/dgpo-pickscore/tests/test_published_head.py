@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dgpo_pickscore.loading import load_head
+from dgpo_pickscore.head import load_head
 
 
 def test_the_published_head_loads_and_computes_what_its_file_says(test_data: Path) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -60,6 +61,9 @@ class Conv(RewardModel):
             self.network = nn.Sequential(
                 nn.Conv2d(3, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, stride=2), nn.Tanh(), nn.Flatten(2)
             ).to(device)
+
+    def provenance(self) -> dict[str, Any]:
+        return {"model": f"conv-{self.options.seed}", "layers": (3, 16)}
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         for prompt in prompts:

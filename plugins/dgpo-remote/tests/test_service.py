@@ -77,6 +77,7 @@ def test_it_has_the_attributes_of_its_reward(serve: Serve, make: Make, here: Rew
     reward = make("conv", service=service(serve("conv"), serve("conv"), concurrency=3))
     assert (reward.range, reward.media, reward.group_by) == (here.range, here.media, here.group_by)
     assert reward.concurrency == 6
+    assert reward.provenance() == {"model": "conv-0", "layers": [3, 16]}
     reward.check_prompts([Prompt("good")])
     with pytest.raises(UserError, match=r"^the prompt 'bad' is a bad one$"):
         reward.check_prompts([Prompt("bad")])

@@ -115,6 +115,18 @@ def test_options_that_differ(script: Callable[..., Scripted], make: Make) -> Non
     )
 
 
+def test_servers_with_different_models_are_not_mixed(script: Callable[..., Scripted], make: Make) -> None:
+    """A description without provenance is that of an earlier version."""
+    models = ({"model": "a"}, {"model": "b"}, {})
+    one, other, without = (script(reward=[as_json(DESCRIPTION | {"provenance": model})]) for model in models)
+    same = script(reward=[as_json(DESCRIPTION | {"provenance": {"model": "a"}})])
+    assert make("conv", service=service(one, same)).provenance() == {"model": "a"}
+    found = refused(make, service=service(one, other))
+    assert found.endswith(f"{other.url} serves conv with {{'model': 'b'}}, the other servers with {{'model': 'a'}}")
+    assert make("conv", service=service(without)).provenance() == {}
+    assert make("conv", service=service(script())).provenance() == {}
+
+
 def test_tokens(serve: Serve, make: Make, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve("conv", token="right")
     monkeypatch.delenv("REWARD_TOKEN", raising=False)

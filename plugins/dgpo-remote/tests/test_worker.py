@@ -65,6 +65,7 @@ def test_it_has_the_attributes_of_its_reward(moody: RewardModel, here: RewardMod
     assert moody.media == {"image", "video"}
     assert moody.group_by == "tag"
     assert moody.concurrency == 1
+    assert moody.provenance() == {"model": "conv-0", "layers": [3, 16]}
     moody.check_prompts([Prompt("good")])
     with pytest.raises(UserError, match=r"^the prompt 'bad' is a bad one$"):
         moody.check_prompts([Prompt("good"), Prompt("bad")])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dgpo_core.errors import UserError
 from dgpo_schemas.suites import SuiteRecord
-from dgpo_suites.longtext import units
+from dgpo_suites.longtext import LongTextSuite, units
+from dgpo_suites.options import LongTextOptions
 
 Judged = Callable[..., SuiteRecord]
 ROWS = [
@@ -72,3 +73,15 @@ def test_words_count_as_often_as_they_occur() -> None:
 def test_lines_of_another_format_are_refused(opened: Any, write_lines: Any, row: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened("longtext", file=write_lines([row]))
+
+
+def test_a_judge_reads_with_the_form_for_it() -> None:
+    reader = {"use": "judge", "options": {"urls": ["http://gpu:8000"], "model": "Qwen/Qwen2.5-VL-7B-Instruct"}}
+    suite = LongTextSuite(LongTextOptions.model_validate({"file": "text_prompts.jsonl", "reader": reader}))
+    (block,) = suite.rewards()
+    assert (block.use, block.options["form"]) == ("judge", "reading")
+    told = "the judge is asked in other words than in the published script"
+    judge = {"use": "judge", "model": "/models/Qwen2.5-VL-7B-Instruct", "options": block.options}
+    assert suite.not_comparable({"reader": judge}) == [told]
+    other = suite.not_comparable({"reader": {**judge, "model": "Qwen3-VL-8B"}})
+    assert other == ["the judge is Qwen3-VL-8B, the published one is Qwen/Qwen2.5-VL-7B-Instruct", told]

@@ -73,6 +73,11 @@ class RewardBlock(UseBlock):
     """One reward, its weight, and where it runs: in the training process, in a `worker`, or in a `service`."""
 
     weight: Float = Field(default=1.0, ge=-1e9, le=1e9, description="Weight of this reward in the weighted sum.")
+    transform: Literal["rank"] | None = Field(
+        default=None,
+        description="Replace the values within each group before rewards are combined. `rank`: (rank - 1) / n among "
+        "the n fully scored members, ranked from 1 with average ranks for ties. Metrics report the raw values.",
+    )
     name: str | None = Field(
         default=None,
         pattern=NAME,

@@ -130,7 +130,12 @@ class LoggingSection(StrictModel):
     """Outputs besides metrics.jsonl, which is always written."""
 
     console: bool = Field(default=True, description="Show progress on the terminal.")
-    trackers: list[Literal["tensorboard", "wandb"]] = Field(
-        default_factory=list, description="Experiment trackers to log to (through accelerate)."
+    trackers: list[Literal["mlflow", "tensorboard", "wandb"]] = Field(
+        default_factory=list,
+        description="Experiment trackers to show the run to: configuration, numbers, distributions, samples, scores of "
+        "tasks. Their files are in `trackers`, below the run directory. One that fails is disabled and reported.",
     )
-    project: str = Field(default="dgpo", min_length=1, description="Project name for trackers that support it.")
+    project: str = Field(
+        default="dgpo", min_length=1, description="Project (wandb) or experiment (mlflow) that shows the run."
+    )
+    tags: list[str] = Field(default_factory=list, description="Tags of the run in trackers.")

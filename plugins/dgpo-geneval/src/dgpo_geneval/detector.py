@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class Detector(ABC):
         not depend on the other images, bit for bit: if the arithmetic depends on the batch size, as in a network,
         process images one by one. If it raises an error, the samples are missing, not scored 0.
         """
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what detections depend on besides the options, as JSON values, for the records of suites: the digest
+        of a file. By default the thresholds. Never a token or a password."""
+        return asdict(self.thresholds)
 
     def examples(self) -> Sequence[Example]:
         """Return good and bad example images with GenEval prompts, to test rewards with this detector; may be empty."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dgpo_core import hookimpl
-from dgpo_core.hookspecs import Component, Kind
+from dgpo_core.hookspecs import Command, Component, Kind
 
-__all__ = ["dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards", "dgpo_suites"]
+__all__ = ["dgpo_commands", "dgpo_detectors", "dgpo_kinds", "dgpo_prompt_sources", "dgpo_rewards", "dgpo_suites"]
 
 dgpo_contract = 3
+
+BOXES = "dgpo_geneval.detectors"
 
 
 @hookimpl
@@ -24,6 +26,14 @@ def dgpo_kinds() -> Sequence[Kind]:
             template="dgpo_geneval:templates/detector",
         )
     ]
+
+
+@hookimpl
+def dgpo_commands() -> Sequence[Command]:
+    """Provide `dgpo detector-thresholds`."""
+    summary = "Choose a detector's thresholds from labeled pictures."
+    target = "dgpo_geneval.commands.detector_thresholds:detector_thresholds"
+    return [Command("detector-thresholds", summary, target, 140)]
 
 
 @hookimpl
@@ -53,18 +63,31 @@ def dgpo_rewards() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_detectors() -> Sequence[Component]:
-    """Declare the detector `mask2former`."""
-    summary = (
+    """Declare the detectors. Each has its own scale of scores, so each makes another score of GenEval."""
+    mask2former = (
         "Mask2Former from transformers with Facebook's COCO weights, not the benchmark's mmdet weights: "
         "GenEval with Mask2Former (HF), with adjustable thresholds"
     )
+    detr = "Any object detector of transformers with COCO's classes (RT-DETR, D-FINE, DETR, ...): boxes, no masks"
+    dino = "Grounding DINO from transformers, told in words what to look for: open vocabulary, boxes, no masks"
+    owl = "OWLv2 from transformers, told in words what to look for: open vocabulary, boxes, no masks"
+    yolox = "YOLOX from your ONNX file through onnxruntime, on the CPU: boxes, no masks; small and fast"
     return [
         Component(
             "mask2former",
-            summary,
+            mask2former,
             "dgpo_geneval.mask2former:Mask2FormerDetector",
             "dgpo_geneval.options:Mask2FormerOptions",
-        )
+        ),
+        Component("detr", detr, f"{BOXES}.detr:DetrDetector", f"{BOXES}.options:DetrOptions"),
+        Component(
+            "grounding-dino",
+            dino,
+            f"{BOXES}.grounding_dino:GroundingDinoDetector",
+            f"{BOXES}.options:GroundingDinoOptions",
+        ),
+        Component("owlv2", owl, f"{BOXES}.owl:OwlDetector", f"{BOXES}.options:OwlOptions"),
+        Component("yolox", yolox, f"{BOXES}.yolox:YoloxDetector", f"{BOXES}.options:YoloxOptions"),
     ]
 
 

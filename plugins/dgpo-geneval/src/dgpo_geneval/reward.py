@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -111,6 +111,10 @@ class GenEvalReward(RewardModel):
                 self._no_color_classifier = error
                 raise
         return self._color_classifier
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the detector's: its thresholds, and what else its detections depend on besides the options."""
+        return self.detector.provenance()
 
     def examples(self) -> Sequence[Example]:
         """Return the detector's examples."""

@@ -27,6 +27,7 @@ __all__ = [
     "rating",
     "rubric",
     "rubric_schema",
+    "transcript",
     "usable",
     "vqascore",
 ]
@@ -34,6 +35,8 @@ __all__ = [
 ANSWERED = 0.5
 """Least probability of the possible answers together: below it, the judge said something else."""
 YES, NO = frozenset({"yes"}), frozenset({"no"})
+NO_TEXT = "NO TEXT"
+"""The answer where there is nothing to read."""
 WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
@@ -187,6 +190,15 @@ def _line_values(text: str, aspects: Sequence[Aspect]) -> Mapping[str, Any]:
             raise Unscored(f"{aspect.name} is {clean(repr(value), 40)}, neither a number nor N/A")
         found[aspect.name] = "N/A" if value.upper() == "N/A" else float(value)
     return found
+
+
+def transcript(answer: Answer) -> str:
+    """Return what the judge read; empty if it says that there is no text."""
+    if answer.finish != "stop":
+        raise Unscored("the answer was cut at max_tokens (finish_reason 'length')")
+    if not answer.text.strip():
+        raise Unscored(f"the answer is empty, and not {NO_TEXT}")
+    return "" if answer.text.strip(" .*\"'").upper() == NO_TEXT else answer.text.strip()
 
 
 # -- positions ------------------------------------------------------------------------------------------------------

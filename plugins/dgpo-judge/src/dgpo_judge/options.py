@@ -157,10 +157,11 @@ OF_FORM = {
 class JudgeOptions(ServerOptions):
     """Options of `judge`: the form of the score."""
 
-    form: Literal["vqascore", "soft-tifa", "rating", "rubric"] = Field(
+    form: Literal["vqascore", "soft-tifa", "rating", "rubric", "reading"] = Field(
         default="vqascore",
         description="`vqascore`: probability of Yes. `soft-tifa`: probability of the expected answers to the prompt's "
-        "questions. `rating`: expected value of a digit. `rubric`: weighted mean of several aspects.",
+        "questions. `rating`: expected value of a digit. `rubric`: weighted mean of several aspects. `reading`: share "
+        "of the words of the prompt's key `target` that the judge reads.",
     )
     raw: bool = Field(
         default=False, description="vqascore: P(Yes) as it is; otherwise divided by P(Yes) + P(No). Both in [0, 1]."
@@ -190,7 +191,7 @@ class JudgeOptions(ServerOptions):
         default=512,
         ge=1,
         le=32768,
-        description="rubric, and rating with `after`: most tokens of an answer; longer answers are missing.",
+        description="rubric, reading, and rating with `after`: most tokens of an answer; longer answers are missing.",
     )
 
     @model_validator(mode="after")

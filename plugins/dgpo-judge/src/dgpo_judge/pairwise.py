@@ -47,6 +47,10 @@ class PairwiseReward(GroupReward):
         """Apply the checks of the reward."""
         self.inner.check_prompts(prompts)
 
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the reward reports of itself."""
+        return self.inner.provenance()
+
     def keep_in(self, directory: Path) -> None:
         """Let the reward keep what it needs."""
         self.inner.keep_in(directory)

@@ -15,7 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_judge.answers import Answer
 from dgpo_judge.client import Failure
-from dgpo_judge.examples import drawn_examples
+from dgpo_judge.examples import drawn_examples, written_examples
 from dgpo_judge.forms import (
     Unscored,
     Verdict,
@@ -23,6 +23,7 @@ from dgpo_judge.forms import (
     rating,
     rubric,
     rubric_schema,
+    transcript,
     usable,
     vqascore,
 )
@@ -30,6 +31,7 @@ from dgpo_judge.pictures import Picture, pictures_of
 from dgpo_judge.questions import Judge, Question
 from dgpo_judge.templating import read_template
 from dgpo_judge.tifa import questions_of
+from dgpo_judge.transcript import found_share, target_of
 
 if TYPE_CHECKING:
     from dgpo_judge.options import JudgeOptions
@@ -62,10 +64,12 @@ class JudgeReward(RewardModel):
         self.judge = Judge(options, template, "judge")
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError for the first prompt whose questions soft-tifa lacks."""
-        if self.options.form == "soft-tifa":
-            for prompt in prompts:
+        """Raise UserError for the first prompt whose questions soft-tifa lacks, or whose target reading lacks."""
+        for prompt in prompts:
+            if self.options.form == "soft-tifa":
                 questions_of(prompt)
+            elif self.options.form == "reading":
+                target_of(prompt)
 
     def provenance(self) -> Mapping[str, Any]:
         """Return the served model and the digest of the template."""
@@ -107,8 +111,8 @@ class JudgeReward(RewardModel):
         return Scores(found, found.isnan(), tuple(diagnostics))
 
     def examples(self) -> Sequence[Example]:
-        """Return plain pictures of the right and of the wrong color."""
-        return drawn_examples()
+        """Return plain pictures of the right and of the wrong color, or with the right and a wrong text."""
+        return written_examples() if self.options.form == "reading" else drawn_examples()
 
     def close(self) -> None:
         """Close the connections."""
@@ -141,6 +145,9 @@ class JudgeReward(RewardModel):
             text = template.filled({**values, "aspects": self._aspects()})
             schema = ("rubric", rubric_schema(options.aspects)) if options.answers == "json" else None
             return [Question(pictures, text, options.max_tokens, schema=schema)]
+        if options.form == "reading":
+            target_of(prompt)
+            return [Question(pictures, template.filled({"medium": medium}), options.max_tokens)]
         return [Question(pictures, template.filled(values), logprobs=True)]
 
     def _aspects(self) -> str:
@@ -159,6 +166,9 @@ class JudgeReward(RewardModel):
             return rating(good[0], scale=options.scale, after=options.after), {}
         if options.form == "rubric":
             return rubric(good[0], options.aspects, options.answers), {"answer": good[0].text}
+        if options.form == "reading":
+            read = transcript(good[0])
+            return Verdict(found_share(read, target_of(prompt))), {"text": read}
         return vqascore(good[0], raw=options.raw), {}
 
     def _tifa(self, answers: Sequence[Answer], prompt: Prompt) -> tuple[Verdict, dict[str, Any]]:

@@ -20,6 +20,7 @@ NAMES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "rating": (frozenset({"prompt"}), frozenset({"low", "high", "medium"})),
     "rubric": (frozenset({"prompt", "aspects"}), frozenset({"medium"})),
     "rubric-lines": (frozenset({"prompt", "aspects"}), frozenset({"medium"})),
+    "reading": (frozenset(), frozenset({"medium"})),
     "pairs": (frozenset({"prompt"}), frozenset({"medium"})),
     "list": (frozenset({"prompt"}), frozenset({"letters", "count", "medium"})),
 }
@@ -28,6 +29,7 @@ DIGESTS: Mapping[str, str] = {
     "list": "101bf8b740fde0aa12a26c96a34509358fb9f1f5eae828924939f40b5d605d7f",
     "pairs": "392e69dc0cebecd7458e9954b12a97cb46f8bfb6649e76be7e28d75b9e507a3a",
     "rating": "604dfc5a87af0776861d356ed846ee4129a45a700f6a64cd55c8de1c590ba5a0",
+    "reading": "e0ff66814d98afbbdefdd6ae323b0d11dd17659216afa0490cd7aedd64aa4451",
     "rubric-lines": "1ae638b56f46ac83dec1ed9a75f904187bc74bef9ddcded9cb180089be0532d6",
     "rubric": "5c4e57f5c28b4f5ba1b7dc7e4996693544fb95b6d2de1e2bdf63d6b570593015",
     "soft-tifa": "0bb015599140a91f06e90b829d0888b3c3df66d8760986a9b8e26aa1cf1db10c",

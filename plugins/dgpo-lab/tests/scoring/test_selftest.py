@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,30 @@ def test_a_reward_that_fails_its_self_test(dgpo: Run, test: str, failure: str) -
     assert {"example", "good", "prompt", "value", "missing", "diagnostics"} == set(data["examples"][0])
 
 
+def test_a_repeated_self_test_shows_how_much_values_vary(dgpo: Run) -> None:
+    """The reward gives 0.8 and 0.9 in turn to one example, and 0.1 to the other."""
+    done = dgpo("score", "stub", "--self-test", "--option", "test=flickers", "--repeat", "4")
+    noise = math.sqrt(statistics.variance([0.8, 0.9, 0.8, 0.9]) / 2)
+    assert done.out.splitlines()[-2:] == [
+        f"scored 4 times: the values of one example have a standard deviation of {noise:.3g}, those of different "
+        f"examples of {statistics.stdev([0.85, 0.1]):.3g}",
+        "passed: good examples score at least 0.8, bad ones at most 0.1",
+    ]
+    assert len(Stub.asked) == 4
+    done = dgpo("score", "stub", "--self-test", "--option", "test=flickers", "--repeat", "2", "--json")
+    data = json.loads(done.out)
+    assert (data["rounds"], len(data["examples"])) == (2, 2)
+    assert data["noise"] == pytest.approx(math.sqrt(statistics.variance([0.8, 0.9]) / 2))
+
+
+def test_a_repeated_self_test_counts_every_round(dgpo: Run) -> None:
+    done = dgpo("score", "stub", "--self-test", "--option", "test=missing", "--repeat", "3", "--json")
+    data = json.loads(done.out)
+    assert (done.code, data["failures"]) == (1, ["fire: could not be scored: it is too dark"])
+    assert data["noise"] == 0, "the other example does not vary"
+    assert data["spread"] is None
+
+
 def test_a_reward_without_examples(dgpo: Run) -> None:
     done = dgpo("score", "stub", "--self-test", "--option", "test=none")
     assert (done.code, done.out) == (2, "")
@@ -87,6 +113,7 @@ def test_the_examples_can_be_annotated(dgpo: Run) -> None:
         (["stub"], "FILE: missing; give the files to score, or --self-test"),
         (["stub", "a.png", "--self-test", "-p", "x"], "--self-test: scores the reward's own examples; remove a file "
          "and --prompt"),
+        (["stub", "a.png", "--repeat", "8"], "--repeat 8: requires --self-test"),
         (["stub", "no.png", "empty"], "no.png: no such file\nempty: the directory contains no images or videos"),
         (["a.png"], "a.png: is a file; the reward comes first: dgpo score REWARD a.png"),
         (["./a.png", "a.png"], "./a.png: is a file; the reward comes first: dgpo score REWARD ./a.png"),

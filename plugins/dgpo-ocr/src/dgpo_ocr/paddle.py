@@ -47,7 +47,7 @@ class PaddleEngine:
         """Load the models. Raises UserError if a package or a model file is missing, or if PaddleOCR fails."""
         try:
             paddleocr = importlib.import_module("paddleocr")
-            importlib.import_module("paddle")
+            paddle = importlib.import_module("paddle")
         except ImportError as error:
             raise UserError(f"{INSTALL}\n({error})") from error
         version = str(getattr(paddleocr, "__version__", "3"))
@@ -68,6 +68,7 @@ class PaddleEngine:
                 text_rec_score_thresh=0.0,  # the reward applies `min_score`, equally for all engines
                 device="cpu",
                 cpu_threads=options.threads,
+                **_without_onednn(str(getattr(paddle, "__version__", ""))),
             )
         except Exception as error:  # PaddleOCR raises plain `Exception`, such as for a failed download
             raise UserError(
@@ -101,6 +102,14 @@ class PaddleEngine:
             Line(str(text), float(score), tuple((float(x), float(y)) for x, y in polygon))
             for text, score, polygon in zip(texts, scores, polygons, strict=True)
         ]
+
+
+def _without_onednn(version: str) -> dict[str, bool]:
+    """Return the argument that avoids oneDNN with PaddlePaddle 3.3, where it fails on every image.
+
+    PaddlePaddle/Paddle issue 77340: "ConvertPirAttribute2RuntimeAttribute not support".
+    """
+    return {"enable_mkldnn": False} if version.startswith("3.3.") else {}
 
 
 def _models(options: OcrOptions) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""PickScore, CLIPScore and the LAION aesthetic predictor as rewards of dgpo.
+"""PickScore, HPS v2.1, ImageReward, CLIPScore, SigLIP score and the aesthetic predictor as rewards of dgpo.
 
-Importing this package imports no heavy dependency. Modules: `rewards` has the three rewards, `images` the
-preprocessing, `testing` tiny checkpoints with random weights.
+Importing this package imports no heavy dependency. Modules: `rewards`, `hpsv2`, `imagereward` and `siglip` have the
+rewards, `images` the preprocessing, `testing` tiny checkpoints with random weights.
 """
 
 from __future__ import annotations

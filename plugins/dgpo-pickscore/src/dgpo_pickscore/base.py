@@ -1,4 +1,4 @@
-"""Base class of the rewards: selects valid images, batches them and reports the missing ones.
+"""Base classes of the rewards: they select valid images, batch them and report the missing ones.
 
 Legend: N samples, F scored frames (1 of an image), D width of the embeddings.
 """
@@ -6,31 +6,41 @@ Legend: N samples, F scored frames (1 of an image), D width of the embeddings.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.types import Prompt, Scores
+from dgpo_core.errors import UserError
+from dgpo_core.types import Example, Prompt, Scores
+from dgpo_pickscore.cache import TextCache
+from dgpo_pickscore.examples import matches
 from dgpo_pickscore.images import frames_of, unreadable
+from dgpo_schemas.decoding import half_character
 
 if TYPE_CHECKING:
     from dgpo_pickscore.encoders import Encoder
-    from dgpo_pickscore.options import ClipOptions
+    from dgpo_pickscore.options import ClipOptions, TextOptions
 
-__all__ = ["ImageReward"]
+__all__ = ["CosineReward", "FrameReward", "PromptReward"]
 
 
-class ImageReward(RewardModel):
-    """A reward on image embeddings; for videos, the mean over every `every`-th frame."""
+class FrameReward(RewardModel):
+    """A reward on images; for videos, the mean over every `every`-th frame."""
 
     media = frozenset({"image", "video"})
 
-    def __init__(self, options: ClipOptions, *, device: torch.device, encoder: Encoder) -> None:
+    def __init__(self, options: ClipOptions, *, device: torch.device, origin: Mapping[str, str | None]) -> None:
+        """origin: the model, its revision and other files that the scores depend on, for `provenance`."""
         super().__init__(options, device=device)
-        self.encoder = encoder
+        self._origin = origin
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the model and its revision: the commit, if it was fetched from the Hub."""
+        return {name: value for name, value in self._origin.items() if value is not None}
 
     def _unfit(self, prompt: Prompt) -> str | None:
         """Return why a prompt is invalid; None if it is valid or unused."""
@@ -53,7 +63,7 @@ class ImageReward(RewardModel):
         values = torch.full((len(frames),), torch.nan)
         diagnostics: list[dict[str, Any]] = [{"reason": why} for why in reasons]
         if sound:
-            judged, details = self._judge(self._embed(frames, sound), [prompts[i] for i in sound])
+            judged, details = self._judge(frames[sound], [prompts[i] for i in sound])
             judged = judged.cpu()
             for i, per_frame, extra in zip(sound, judged, details, strict=True):
                 if not bool(per_frame.isfinite().all()):
@@ -65,12 +75,68 @@ class ImageReward(RewardModel):
                 diagnostics[i] = extra | ({"frames": per_frame.tolist()} if media.dim() == 5 else {})
         return Scores(values, values.isnan(), tuple(diagnostics))
 
-    def _embed(self, frames: Tensor, chosen: Sequence[int]) -> Tensor:
-        """Embed frames [N, F, 3, H, W] of the chosen samples; returns unit vectors float32 [len(chosen), F, D]."""
-        parts = torch.split(frames[list(chosen)].flatten(0, 1), self.options.batch)
-        embeddings = torch.cat([self.encoder.images(part) for part in parts])
-        return embeddings.reshape(len(chosen), frames.shape[1], -1)
-
     @abstractmethod
-    def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Return values float32 [N, F] and JSON-able diagnostics for unit vectors [N, F, D] and their prompts [N]."""
+    def _judge(self, frames: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return values float32 [N, F] and JSON-able diagnostics for frames [N, F, 3, H, W] and their prompts [N]."""
+
+    def _embed(self, encoder: Encoder, frames: Tensor) -> Tensor:
+        """Embed frames [N, F, 3, H, W]; returns unit vectors float32 [N, F, D]."""
+        parts = torch.split(frames.flatten(0, 1), self.options.batch)
+        embeddings = torch.cat([encoder.images(part) for part in parts])
+        return embeddings.reshape(*frames.shape[:2], -1)
+
+
+class PromptReward(FrameReward):
+    """A reward that reads the prompt."""
+
+    def examples(self) -> Sequence[Example]:
+        """Return a photograph with its description, with wrong descriptions, and noise with the right one."""
+        return matches()
+
+    def _unfit(self, prompt: Prompt) -> str | None:
+        reason = half_character(prompt.text)
+        return f"the prompt {reason}" if reason else None
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise UserError for a text that is not valid Unicode."""
+        for prompt in prompts:
+            if reason := self._unfit(prompt):
+                raise UserError(reason)
+
+
+class CosineReward(PromptReward):
+    """Cosine similarity of image and prompt, on a configurable scale."""
+
+    def __init__(
+        self, options: TextOptions, *, device: torch.device, origin: Mapping[str, str | None], encoder: Encoder
+    ) -> None:
+        super().__init__(options, device=device, origin=origin)
+        self.encoder = encoder
+        self.texts = TextCache(self._encode, options.text_cache)
+        # Set per instance: the range depends on the options and the weights.
+        self.range = (self._scaled(-1.0), self._scaled(1.0))  # type: ignore[misc]
+
+    def _scales(self, cosine: float) -> Mapping[str, float]:
+        """Return a cosine on every scale of the diagnostics, including those of the option `scale`."""
+        return {"cosine": cosine, "percent": 100 * cosine}
+
+    def _scaled(self, cosine: float) -> float:
+        return self._scales(cosine)[self.options.scale]
+
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        batch = self.options.batch
+        return [text for at in range(0, len(texts), batch) for text in self.encoder.texts(texts[at : at + batch])]
+
+    def _judge(self, frames: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
+        embeddings, texts = self._embed(self.encoder, frames), self.texts([prompt.text for prompt in prompts])
+        directions = torch.stack([text.embedding for text in texts])[:, None]  # [N, 1, D]
+        # Not a matrix product, which may use TF32; clamped, because rounding could exceed the range.
+        cosines = (embeddings * directions).sum(-1).clamp(-1, 1)
+        scales = [[self._scales(cosine) for cosine in row] for row in cosines.tolist()]
+        values = torch.tensor([[scale[self.options.scale] for scale in row] for row in scales])
+        diagnostics = [
+            {name: fmean(scale[name] for scale in row) for name in row[0]}
+            | {"tokens": text.tokens, "truncated": text.truncated}
+            for text, row in zip(texts, scales, strict=True)
+        ]
+        return values, diagnostics

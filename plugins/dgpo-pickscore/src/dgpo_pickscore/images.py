@@ -16,8 +16,10 @@ import PIL
 import torch
 from torch import Tensor
 
-__all__ = ["Preprocessing", "frames_of", "unreadable"]
+__all__ = ["OPENAI_MEAN", "OPENAI_STD", "Preprocessing", "frames_of", "unreadable"]
 
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Normalization of OpenAI's CLIP, which most other models use too."""
 SLACK = 1e-3
 """Tolerance of values outside [0, 1] for rounding errors, less than half a level of 8-bit images."""
 RESAMPLING: dict[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
@@ -37,7 +39,9 @@ class Preprocessing:
     size: an int for the length of the shorter side (the other is truncated to an integer), or (height, width),
     independent of the aspect ratio; crop: (height, width) of the center crop; mean, std: per channel, for values in
     [0, 1]; rounds_offset: round the crop's offset half to even, as torchvision does, instead of down, as transformers
-    does.
+    does. pads: `size` is the length of the longer side (the other is rounded), and the image is padded with black to
+    `crop`, with the smaller half of the border first; keeps_fractions: resize as torchvision resizes float tensors with
+    antialiasing, without rounding to 8 bits after each pass, so that values may exceed [0, 1] at edges.
     """
 
     size: int | tuple[int, int]
@@ -46,16 +50,23 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     rounds_offset: bool = False
+    pads: bool = False
+    keeps_fractions: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
+    def from_config(cls, config: Mapping[str, Any], *, crops: bool = True) -> Preprocessing:
         """Read a preprocessor_config.json of transformers; sizes are ints in old files and mappings in new ones.
 
+        crops: whether the processor crops, as CLIP's does, or resizes to (height, width), as SigLIP's does.
         Raises ValueError with the key that is missing or unsupported.
         """
-        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        for step in ("do_resize", "do_rescale", "do_normalize", *(["do_center_crop"] if crops else [])):
             if not config.get(step, True):
                 raise ValueError(f"{step} is false; this step is required")
+        if not crops:
+            if config.get("do_center_crop"):
+                raise ValueError("do_center_crop is true; this step is not supported here")
+            config = {**config, "crop_size": config.get("size")}
         if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
             raise ValueError(f"rescale_factor is {config['rescale_factor']}; it must be 1/255")
         if config.get("resample", 3) not in RESAMPLING:
@@ -64,6 +75,8 @@ class Preprocessing:
         if missing:
             raise ValueError(f"{missing[0]} is missing")
         size, crop = config["size"], config["crop_size"]
+        if not crops and not (isinstance(size, Mapping) and {"height", "width"} <= size.keys()):
+            raise ValueError(f"size is {size}; it must have height and width")
         if isinstance(size, Mapping):
             size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
         return cls(
@@ -78,9 +91,10 @@ class Preprocessing:
         """Preprocess images [N, 3, H, W], float in [0, 1]; returns normalized float32 [N, 3, *crop].
 
         Images are rounded to 8 bits, so a sample and its PNG have the same score. After resizing and cropping, all
-        pixel values are equal to those of `Image.resize` of the installed Pillow, on every device; the normalized
-        values are rounded to float32 once. Images keep their aspect ratio, and both ends of the longer side are
-        cropped; small images are enlarged; a crop larger than the image is padded with black.
+        pixel values are equal to those of `Image.resize` of the installed Pillow, on every device (unless
+        `keeps_fractions`); the normalized values are rounded to float32 once. Images keep their aspect ratio, and both
+        ends of the longer side are cropped; small images are enlarged; a crop larger than the image is padded with
+        black.
         """
         levels = (images * 255).round().clamp(0, 255).double()  # as `media.images` rounds, in the images' dtype
         before = (images.shape[-2], images.shape[-1])
@@ -97,6 +111,9 @@ class Preprocessing:
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if not isinstance(self.size, int):
             return self.size
+        if self.pads:
+            scale = self.size / float(max(height, width))
+            return max(round(height * scale), 1), max(round(width * scale), 1)
         longer = int(self.size * max(height, width) / min(height, width))
         return (self.size, longer) if height <= width else (longer, self.size)
 
@@ -104,7 +121,11 @@ class Preprocessing:
         """Resample levels [..., W] to `length`; computes and returns only the middle `crop` pixels."""
         excess = length - crop
         start = round(excess / 2) if self.rounds_offset else excess // 2
+        if self.pads:
+            start = -(-excess // 2)
         weights = _weights(levels.shape[-1], length, start, crop, self.interpolation, levels.device)
+        if self.keeps_fractions:
+            return levels @ weights.mT / ONE
         # Sums of integers below 2 ** 53 are exact in float64, in any order of summation.
         return ((levels @ weights.mT + ONE / 2) / ONE).floor().clamp(0, 255)
 

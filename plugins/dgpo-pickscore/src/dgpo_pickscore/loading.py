@@ -28,18 +28,28 @@ from dgpo_core.weights import (
 from dgpo_pickscore.images import Preprocessing
 from dgpo_pickscore.libraries import quiet
 
-__all__ = ["UNREADABLE", "fetch", "load_clip", "load_head", "load_preprocessing", "load_tokenizer", "reason"]
+__all__ = [
+    "UNREADABLE",
+    "check_keys",
+    "commit",
+    "fetch",
+    "file_in",
+    "load_clip",
+    "load_model",
+    "load_preprocessing",
+    "load_tokenizer",
+    "read_tensors",
+    "reason",
+]
 
 UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError, pickle.UnpicklingError, EOFError)
 FORMS = "a directory or a Hub repository (owner/name)"
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer*.json", "special_tokens_map.json",
-             "vocab.json", "merges.txt")  # fmt: skip
+             "vocab.json", "vocab.txt", "merges.txt", "spiece.model")  # fmt: skip
 """Files to download: many repositories contain the same weights in several formats of gigabytes each."""
 BENIGN = {"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
 """Counters 0, 1, 2, ... that older versions of transformers saved with the weights."""
-WIDTHS = (1024, 128, 64, 16, 1)
-"""Outputs of the head's layers."""
 
 
 def fetch(source: str, revision: str | None, where: str, patterns: Sequence[str]) -> Path:
@@ -59,9 +69,33 @@ def fetch(source: str, revision: str | None, where: str, patterns: Sequence[str]
         raise unreachable(where, source, revision, error) from error
 
 
-def load_clip(directory: Path, where: str) -> Any:
-    """Load the `CLIPModel` in a directory, float32 on the CPU.
+def commit(directory: Path, revision: str | None) -> str | None:
+    """Return the commit of a directory in the Hub's cache, else `revision`."""
+    return directory.name if directory.parent.name == "snapshots" else revision
 
+
+def file_in(source: str, name: str, revision: str | None, where: str) -> Path:
+    """Return the file `source`, or the file `name` in a directory or Hub repository; see `fetch`. Raises UserError if
+    it is missing or damaged."""
+    path = Path(source).expanduser()
+    if os.path.isfile(path):
+        if revision is not None:
+            raise UserError(f"{where}: {source} is a file; a revision is for a Hub repository: leave it out")
+    else:
+        path = fetch(source, revision, where, [name]) / name
+    check_file(path, where)
+    return path
+
+
+def load_clip(directory: Path, where: str) -> Any:
+    """Load the `CLIPModel` in a directory; see `load_model`."""
+    return load_model(directory, where, "clip", CLIPModel)
+
+
+def load_model(directory: Path, where: str, model_type: str, architecture: Any) -> Any:
+    """Load the model in a directory, float32 on the CPU.
+
+    architecture: its class in transformers; model_type: the name of it in config.json.
     Reads only safetensors, never pickles. Raises UserError for another architecture, a damaged file, and missing,
     unexpected or mismatched weights, naming them.
     """
@@ -70,13 +104,13 @@ def load_clip(directory: Path, where: str) -> Any:
         raise UserError(f"{where}: {directory} has no config.json{where_instead(directory, file.name)}")
     config = read_json(file, where)
     kind = config.get("model_type")
-    if kind != "clip":
-        raise UserError(f"{where}: {directory} contains a model of type {kind}; expected clip")
+    if kind != model_type:
+        raise UserError(f"{where}: {directory} contains a model of type {kind}; expected {model_type}")
     refuse_quantized(config, file, where)
     variant = check_weights(directory, "model", where)
     try:
         with quiet():
-            model, info = CLIPModel.from_pretrained(
+            model, info = architecture.from_pretrained(
                 directory,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
@@ -86,8 +120,9 @@ def load_clip(directory: Path, where: str) -> Any:
                 local_files_only=True,
             )
     except UNREADABLE as error:
-        raise UserError(f"{where}: {directory} cannot be loaded as CLIPModel: {reason(error)}") from error
-    _check_keys(
+        name = architecture.__name__
+        raise UserError(f"{where}: {directory} cannot be loaded as {name}: {reason(error)}") from error
+    _refuse(
         f"{where}: the weights in {directory}",
         missing=set(info["missing_keys"]) - BENIGN,
         unexpected=set(info["unexpected_keys"]) - BENIGN,
@@ -96,21 +131,27 @@ def load_clip(directory: Path, where: str) -> Any:
     return model
 
 
-def load_tokenizer(directory: Path, where: str) -> Any:
-    """Load CLIP's tokenizer. Raises UserError without a vocabulary, for which transformers builds an empty one."""
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"{where}: {directory} has no vocabulary: tokenizer.json or vocab.json")
-    for name in ("tokenizer.json", "vocab.json"):
+def load_tokenizer(
+    directory: Path, where: str, kind: Any = CLIPTokenizer, files: Sequence[str] = ("tokenizer.json", "vocab.json")
+) -> Any:
+    """Load a tokenizer, CLIP's by default. Raises UserError without a vocabulary, for which transformers builds an
+    empty one.
+
+    kind: its class in transformers; files: names of vocabularies, of which it needs one.
+    """
+    if not any((directory / name).is_file() for name in files):
+        raise UserError(f"{where}: {directory} has no vocabulary: {' or '.join(files)}")
+    for name in files:
         if (directory / name).exists():
             check_file(directory / name, where)
     try:
         with quiet():
-            return CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+            return kind.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(f"{where}: the tokenizer of {directory} cannot be loaded: {reason(error)}") from error
 
 
-def load_preprocessing(directory: Path, where: str) -> Preprocessing:
+def load_preprocessing(directory: Path, where: str, *, crops: bool = True) -> Preprocessing:
     """Read preprocessor_config.json, or the processor_config.json that newer versions of transformers save.
     Raises UserError if the file or a key is missing, malformed or unsupported."""
     file = directory / "preprocessor_config.json"
@@ -122,57 +163,16 @@ def load_preprocessing(directory: Path, where: str) -> Preprocessing:
             raise UserError(f"{where}: {directory} has no preprocessor_config.json")
         config = read_json(file, where).get("image_processor", {})
     try:
-        return Preprocessing.from_config(config)
+        return Preprocessing.from_config(config, crops=crops)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where}: {file}: {reason(error)}") from error
 
 
-def load_head(source: str, name: str, revision: str | None, where: str) -> torch.nn.Sequential:
-    """Load the aesthetic head, float32 on the CPU: linear layers to 1024, 128, 64, 16 and 1 without activations.
+def read_tensors(path: Path, where: str, inside: str | None = None) -> Mapping[str, Tensor]:
+    """Read tensors by name from a .safetensors file, or from a pickle with `weights_only`, which executes no code.
 
-    source: a file, or a directory or Hub repository that contains the file `name`. Pickles are loaded with
-    `weights_only`, so they cannot execute code. Raises UserError if the file is missing, damaged or
-    contains other tensors.
+    inside: key of the tensors in a pickle that has it. Raises UserError if the file has anything else.
     """
-    path = Path(source).expanduser()
-    if os.path.isfile(path):
-        if revision is not None:
-            raise UserError(f"{where}: {source} is a file; a revision is for a Hub repository: leave it out")
-    else:
-        path = fetch(source, revision, where, [name]) / name
-    check_file(path, where)
-    tensors = _read_tensors(path, where)
-    first = tensors.get("layers.0.weight")
-    head = _head(first.shape[1] if first is not None and first.dim() == 2 else 1)
-    expected = {f"layers.{key}": value.shape for key, value in head.state_dict().items()}
-    _check_keys(
-        f"{where}: the head in {path}",
-        missing=expected.keys() - tensors.keys(),
-        unexpected=tensors.keys() - expected.keys(),
-        mismatched={key for key in expected.keys() & tensors.keys() if expected[key] != tensors[key].shape},
-    )
-    head.load_state_dict({key.removeprefix("layers."): value.float() for key, value in tensors.items()})
-    return head.eval().requires_grad_(False)
-
-
-def _head(width: int) -> torch.nn.Sequential:
-    """Build the head with its dropout layers, which keep the indices of the weights' names."""
-    a, b, c, d, e = WIDTHS
-    linear, dropout = torch.nn.Linear, torch.nn.Dropout
-    with quiet():
-        return torch.nn.Sequential(
-            linear(width, a),
-            dropout(0.2),
-            linear(a, b),
-            dropout(0.2),
-            linear(b, c),
-            dropout(0.1),
-            linear(c, d),
-            linear(d, e),
-        )
-
-
-def _read_tensors(path: Path, where: str) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
@@ -180,12 +180,24 @@ def _read_tensors(path: Path, where: str) -> Mapping[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise UserError(f"{where}: {path} cannot be read: {reason(error)}") from error
+    if inside is not None and isinstance(tensors, Mapping):
+        tensors = tensors.get(inside, tensors)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{where}: {path} is not a mapping of names to tensors")
     return tensors
 
 
-def _check_keys(what: str, *, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
+def check_keys(what: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError, beginning with `what`, unless the tensors have the expected names and shapes."""
+    _refuse(
+        what,
+        missing=expected.keys() - tensors.keys(),
+        unexpected=tensors.keys() - expected.keys(),
+        mismatched={key for key in expected.keys() & tensors.keys() if expected[key] != tensors[key].shape},
+    )
+
+
+def _refuse(what: str, *, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
     """Raise UserError for mismatched keys, which the libraries would ignore or initialize at random."""
     problems = [
         f"{kind} {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"

@@ -1,4 +1,4 @@
-"""Options of the three rewards. Light: no torch, no transformers."""
+"""Options of the rewards. Light: no torch, no transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, Int, Options
 from dgpo_schemas.places import FileOrTag, PathOrName, SchemedPath
 
-__all__ = ["AestheticOptions", "ClipOptions", "ClipScoreOptions", "PickScoreOptions", "TextOptions"]
+__all__ = [
+    "AestheticOptions",
+    "ClipOptions",
+    "ClipScoreOptions",
+    "HpsOptions",
+    "ImageRewardOptions",
+    "PickScoreOptions",
+    "SiglipOptions",
+    "TextOptions",
+]
 
 
 class ClipOptions(Options):
@@ -27,7 +36,7 @@ class ClipOptions(Options):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
-        description="Data type of the network. Embeddings are always normalized and compared in float32.",
+        description="Data type of the network. What follows it (norms, cosines, heads) is always in float32.",
     )
 
 
@@ -85,6 +94,69 @@ class ClipScoreOptions(TextOptions):
         default="cosine",
         description="cosine: the plain cosine; percent: 100 * cosine; hessel: 2.5 * max(cosine, 0), the original "
         "CLIPScore; flowgrpo: exp(logit_scale) * cosine / 30, Flow-GRPO's training reward.",
+    )
+
+
+class HpsOptions(TextOptions):
+    """Options of `hpsv2`. The defaults are version 2.1."""
+
+    model: PathOrName = Field(
+        default="xswu/HPSv2",
+        min_length=1,
+        description="Trained weights: a .pt or .safetensors file, or a directory or Hub repository that contains "
+        "`model_file`.",
+    )
+    model_file: str = Field(
+        default="HPS_v2.1_compressed.pt",
+        min_length=1,
+        description="File name of the weights in a directory or Hub repository. Values of HPS_v2_compressed.pt "
+        "(version 2.0) are not comparable.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
+    architecture: FileOrTag = Field(
+        default="ViT-H-14",
+        min_length=1,
+        description="open_clip architecture of the weights: a built-in name or a .json file with its `model_cfg`.",
+    )
+    scale: Literal["cosine", "percent"] = Field(
+        default="cosine", description="cosine: the plain cosine; percent: 100 * cosine, as published tables report it."
+    )
+
+
+class ImageRewardOptions(ClipOptions):
+    """Options of `imagereward`. The defaults are version 1.0."""
+
+    model: PathOrName = Field(
+        default="THUDM/ImageReward",
+        min_length=1,
+        description="Directory or Hub repository with `model_file` and med_config.json.",
+    )
+    model_file: str = Field(
+        default="ImageReward.pt", min_length=1, description="File name of the weights: .pt or .safetensors."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
+    tokenizer: PathOrName = Field(
+        default="google-bert/bert-base-uncased",
+        min_length=1,
+        description="Source of BERT's tokenizer: a directory or a Hub repository.",
+    )
+    tokenizer_revision: str | None = Field(
+        default=None, description="Branch, tag or commit of `tokenizer`, if that is on the Hub."
+    )
+
+
+class SiglipOptions(TextOptions):
+    """Options of `siglipscore`."""
+
+    model: PathOrName = Field(
+        default="google/siglip2-so400m-patch14-384",
+        min_length=1,
+        description="SigLIP or SigLIP 2 model of a fixed resolution in transformers' format, with tokenizer and "
+        "preprocessor_config.json: a directory or a Hub repository.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of `model`, if that is on the Hub.")
+    scale: Literal["cosine", "percent"] = Field(
+        default="cosine", description="cosine: the plain cosine; percent: 100 * cosine."
     )
 
 

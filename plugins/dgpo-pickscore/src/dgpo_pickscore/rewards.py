@@ -6,10 +6,8 @@ Legend: N samples, F scored frames, D width of the embeddings.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,15 +16,13 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt
 from dgpo_pickscore import loading
-from dgpo_pickscore.base import ImageReward
-from dgpo_pickscore.cache import TextCache
+from dgpo_pickscore.base import CosineReward, FrameReward
 from dgpo_pickscore.encoders import TransformersEncoder
-from dgpo_pickscore.examples import looks, matches
-from dgpo_schemas.decoding import half_character
+from dgpo_pickscore.examples import looks
+from dgpo_pickscore.head import linear, load_head
 
 if TYPE_CHECKING:
-    from dgpo_pickscore.encoders import Encoder
-    from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions, TextOptions
+    from dgpo_pickscore.options import AestheticOptions, ClipScoreOptions, PickScoreOptions
 
 __all__ = ["AestheticReward", "ClipScoreReward", "PickScoreReward"]
 
@@ -34,56 +30,7 @@ DIVISOR = 26
 """Flow-GRPO and DGPO divide PickScore by this, so that it is near 1 (`flow_grpo/pickscore_scorer.py`)."""
 
 
-class _TextReward(ImageReward):
-    """Cosine similarity of image and prompt, on a configurable scale."""
-
-    def __init__(self, options: TextOptions, *, device: torch.device, encoder: Encoder) -> None:
-        super().__init__(options, device=device, encoder=encoder)
-        self.texts = TextCache(self._encode, options.text_cache)
-        # Set per instance: the range depends on the options and the weights.
-        self.range = (self._scaled(-1.0), self._scaled(1.0))  # type: ignore[misc]
-
-    @abstractmethod
-    def _scales(self, cosine: float) -> Mapping[str, float]:
-        """Return a cosine on every scale of the diagnostics, including those of the option `scale`."""
-
-    def _scaled(self, cosine: float) -> float:
-        return self._scales(cosine)[self.options.scale]
-
-    def examples(self) -> Sequence[Example]:
-        """Return a photograph with its description, with wrong descriptions, and noise with the right one."""
-        return matches()
-
-    def _unfit(self, prompt: Prompt) -> str | None:
-        reason = half_character(prompt.text)
-        return f"the prompt {reason}" if reason else None
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raise UserError for a text that is not valid Unicode."""
-        for prompt in prompts:
-            if reason := self._unfit(prompt):
-                raise UserError(reason)
-
-    def _encode(self, texts: Sequence[str]) -> list[Any]:
-        batch = self.options.batch
-        return [text for at in range(0, len(texts), batch) for text in self.encoder.texts(texts[at : at + batch])]
-
-    def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
-        texts = self.texts([prompt.text for prompt in prompts])
-        directions = torch.stack([text.embedding for text in texts])[:, None]  # [N, 1, D]
-        # Not a matrix product, which may use TF32; clamped, because rounding could exceed the range.
-        cosines = (embeddings * directions).sum(-1).clamp(-1, 1)
-        scales = [[self._scales(cosine) for cosine in row] for row in cosines.tolist()]
-        values = torch.tensor([[scale[self.options.scale] for scale in row] for row in scales])
-        diagnostics = [
-            {name: fmean(scale[name] for scale in row) for name in row[0]}
-            | {"tokens": text.tokens, "truncated": text.truncated}
-            for text, row in zip(texts, scales, strict=True)
-        ]
-        return values, diagnostics
-
-
-class PickScoreReward(_TextReward):
+class PickScoreReward(CosineReward):
     """PickScore v1 (Kirstain et al., arXiv 2305.01569): exp(logit_scale) * cos(text, image), divided by 26.
 
     Diagnostics: cosine, `flowgrpo` and `paper` (the value on both scales), tokens, truncated. Its range follows from
@@ -94,15 +41,15 @@ class PickScoreReward(_TextReward):
 
     def __init__(self, options: PickScoreOptions, *, device: torch.device) -> None:
         """Load model, tokenizer and preprocessing. Raises UserError if one is missing, damaged or does not match."""
-        encoder = _clip(options, device, "pickscore", with_text=True)
-        super().__init__(options, device=device, encoder=encoder)
+        encoder, origin = _clip(options, device, "pickscore", with_text=True)
+        super().__init__(options, device=device, origin=origin, encoder=encoder)
 
     def _scales(self, cosine: float) -> Mapping[str, float]:
         paper = self.encoder.logit_scale * cosine
         return {"cosine": cosine, "flowgrpo": paper / DIVISOR, "paper": paper}
 
 
-class ClipScoreReward(_TextReward):
+class ClipScoreReward(CosineReward):
     """CLIPScore: the cosine of text and image.
 
     The default scale is that of DiffusionNFT (arXiv 2509.16117): its `clip_scorer.py` returns logits / 100, which is
@@ -119,8 +66,11 @@ class ClipScoreReward(_TextReward):
     def __init__(self, options: ClipScoreOptions, *, device: torch.device) -> None:
         """Load the model. Raises UserError if open_clip is missing, the model is unknown or its weights mismatch."""
         from dgpo_pickscore.open_clip_encoder import OpenClipEncoder
+        from dgpo_pickscore.open_clip_loading import load_open_clip
 
-        super().__init__(options, device=device, encoder=OpenClipEncoder(options, device=device))
+        loaded, origin = load_open_clip(options)
+        encoder = OpenClipEncoder(*loaded, device=device, dtype=getattr(torch, options.dtype))
+        super().__init__(options, device=device, origin=origin, encoder=encoder)
 
     def _scales(self, cosine: float) -> Mapping[str, float]:
         return {
@@ -131,7 +81,7 @@ class ClipScoreReward(_TextReward):
         }
 
 
-class AestheticReward(ImageReward):
+class AestheticReward(FrameReward):
     """LAION's improved aesthetic predictor (github.com/christophschuhmann/improved-aesthetic-predictor).
 
     A head of five linear layers on the unit embedding of a CLIP ViT-L-14; it does not use the prompt. The predictor
@@ -147,16 +97,17 @@ class AestheticReward(ImageReward):
     def __init__(self, options: AestheticOptions, *, device: torch.device) -> None:
         """Load CLIP and head. Raises UserError if one is missing, damaged or does not match."""
         where = "reward aesthetic: option head"
-        head = loading.load_head(options.head, options.head_file, options.head_revision, where)
-        encoder = _clip(options, device, "aesthetic", with_text=False)
+        head = load_head(options.head, options.head_file, options.head_revision, where)
+        self.encoder, origin = _clip(options, device, "aesthetic", with_text=False)
         width = head[0].in_features
-        if width != encoder.width:
+        if width != self.encoder.width:
             raise UserError(
                 f"{where}: {options.head} expects embeddings of width {width}, but {options.model} returns "
-                f"{encoder.width}; use the CLIP model that the head was trained on"
+                f"{self.encoder.width}; use the CLIP model that the head was trained on"
             )
-        super().__init__(options, device=device, encoder=encoder)
-        middle, reach = _linear(head)
+        super().__init__(options, device=device, origin=origin | {"head": options.head})
+        weight, middle = linear(head)
+        reach = float(weight.norm())
         slack = 1e-5 * (abs(middle) + reach)  # for rounding errors
         self.range = (middle - reach - slack, middle + reach + slack)  # type: ignore[misc]
         self.head = head.to(device)
@@ -165,7 +116,8 @@ class AestheticReward(ImageReward):
         """Return a photograph, noise, and a degraded copy of the photograph."""
         return looks()
 
-    def _judge(self, embeddings: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
+    def _judge(self, frames: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, list[dict[str, Any]]]:
+        embeddings = self._embed(self.encoder, frames)
         with torch.autocast(self.device.type, enabled=False):
             values: Tensor = self.head(embeddings).squeeze(-1)
         return values, [{"value": float(row.mean())} for row in values]
@@ -173,8 +125,9 @@ class AestheticReward(ImageReward):
 
 def _clip(
     options: PickScoreOptions | AestheticOptions, device: torch.device, name: str, *, with_text: bool
-) -> TransformersEncoder:
-    """Build the encoder of the options. Raises UserError if the crop does not match the network's input size."""
+) -> tuple[TransformersEncoder, dict[str, str | None]]:
+    """Build the encoder of the options, and return it with its origin. Raises UserError if the crop does not match the
+    network's input size."""
     where = f"reward {name}: option model"
     directory = loading.fetch(options.model, options.revision, where, loading.WEIGHTS)
     model = loading.load_clip(directory, where)
@@ -189,13 +142,5 @@ def _clip(
         raise UserError(f"{where}: {source} crops to {preprocessing.crop}, but {options.model} requires {(side, side)}")
     tokenizer = loading.load_tokenizer(processor, where) if with_text else None
     dtype = getattr(torch, options.dtype)
-    return TransformersEncoder(model, tokenizer, preprocessing, device=device, dtype=dtype)
-
-
-def _linear(head: torch.nn.Sequential) -> tuple[float, float]:
-    """Return bias and gradient norm of a head without activations, which is one linear function."""
-    layers = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
-    weight, bias = layers[0].weight.double(), layers[0].bias.double()
-    for layer in layers[1:]:
-        weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
-    return float(bias), float(weight.norm())
+    origin = {"model": options.model, "revision": loading.commit(directory, options.revision)}
+    return TransformersEncoder(model, tokenizer, preprocessing, device=device, dtype=dtype), origin

@@ -71,6 +71,7 @@ def describe(use: str, reward: RewardBase, limits: ServiceLimits | None = None) 
         group_by=reward.group_by,
         concurrency=reward.concurrency,
         limits=limits,
+        provenance=_provenance(use, reward),
     )
 
 
@@ -86,6 +87,14 @@ def _options(use: str, reward: RewardBase) -> Any:
             return plain(options.model_dump(warnings=False))
     except Exception as error:
         raise PluginError(f"reward {use}: its options cannot be serialized: {error_text(error)}") from error
+
+
+def _provenance(use: str, reward: RewardBase) -> Any:
+    """Return the provenance as JSON values. Raises PluginError if there is none."""
+    try:
+        return plain(dict(reward.provenance()))
+    except Exception as error:
+        raise PluginError(f"reward {use}: its provenance failed: {error_text(error)}") from error
 
 
 def as_text(message: BaseModel) -> str:

@@ -7,7 +7,7 @@ depend on the number of these ranks. The messages are those of workers, over the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,10 @@ class _Served(RewardModel):
         """Let the reward check the prompts."""
         self.reward.check_prompts(prompts)
 
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the reward reports of itself."""
+        return self.reward.provenance()
+
     def examples(self) -> Sequence[Example]:
         """Return the reward's examples."""
         return self.reward.examples()
@@ -156,6 +160,10 @@ class _ServedGroups(GroupReward):
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Let the reward check the prompts."""
         self.served.check_prompts(prompts)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the reward reports of itself."""
+        return self.served.provenance()
 
     def examples(self) -> Sequence[Example]:
         """Return the reward's examples."""

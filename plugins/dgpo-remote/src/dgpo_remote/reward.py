@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -59,6 +59,7 @@ class RemoteReward(RewardModel):
         self._timeout = self._patience = timeout
         self._retries = retries
         self._under_way = threading.local()
+        self._provenance: Mapping[str, Any] = {}
 
     @property
     def face(self) -> AnyReward:
@@ -66,13 +67,18 @@ class RemoteReward(RewardModel):
         return RemoteGroupReward(self) if self.compares else self
 
     def _adopt(self, description: RewardDescription, concurrency: int) -> None:
-        """Copy the remote reward's range, media, evaluation grouping and contract."""
+        """Copy the remote reward's range, media, evaluation grouping, contract and provenance."""
         low, high = description.range
         self.range = (float("-inf") if low is None else low, float("inf") if high is None else high)  # type: ignore[misc]
         self.media = frozenset(description.media)  # type: ignore[misc]
         self.group_by = description.group_by  # type: ignore[misc]
         self.compares = description.compares == "group"
         self.concurrency = concurrency
+        self._provenance = description.provenance
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the remote reward reports of itself."""
+        return self._provenance
 
     def _parts(self, prompts: Sequence[Prompt]) -> Sequence[slice]:
         """Split the prompts into slices that fit into one request each."""
@@ -252,6 +258,10 @@ class RemoteGroupReward(GroupReward):
     def score_group(self, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
         """Score a group in one request."""
         return self.remote.score_group(media, prompt, keys)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the remote reward reports of itself."""
+        return self.remote.provenance()
 
     def examples(self) -> Sequence[Example]:
         """Return the remote reward's examples."""

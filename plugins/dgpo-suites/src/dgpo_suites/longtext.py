@@ -18,6 +18,7 @@ from dgpo_core.contracts import Suite, SuiteFile
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
 from dgpo_schemas.sections.rewards import RewardBlock
+from dgpo_suites.judging import other_judge
 from dgpo_suites.options import LongTextOptions
 from dgpo_suites.reading import PromptFile, json_lines
 
@@ -69,7 +70,8 @@ class LongTextSuite(Suite):
 
     def rewards(self) -> list[RewardBlock]:
         """Return the reward that reads the samples."""
-        return [self.options.reader.block(LABEL)]
+        reader = self.options.reader
+        return [reader.block(LABEL, **({"form": "reading"} if reader.use == "judge" else {}))]
 
     def measure(
         self, prompt: Prompt, scores: Mapping[str, float], diagnostics: Mapping[str, Mapping[str, Any]]
@@ -96,6 +98,8 @@ class LongTextSuite(Suite):
     def not_comparable(self, judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Compare the reader with the published one."""
         judge = judges[LABEL]
+        if judge["use"] == "judge":
+            return [*other_judge(judge, JUDGE), "the judge is asked in other words than in the published script"]
         engine = judge["options"].get("engine")
         return [f"the texts are read by {engine or judge.get('model') or judge['use']}, the published one is {JUDGE}"]
 

@@ -91,5 +91,6 @@ class LongTextOptions(Options):
         default="en", description="What is counted: words (en), or characters (zh), as in the published script."
     )
     reader: JudgeBlock = Field(
-        default=JudgeBlock(use="ocr"), description="The reward that reads the samples; its diagnostics have `text`."
+        default=JudgeBlock(use="ocr"),
+        description="The reward that reads the samples; its diagnostics have `text`. `judge` gets `form: reading`.",
     )

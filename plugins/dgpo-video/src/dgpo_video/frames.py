@@ -66,6 +66,10 @@ class Frames(RewardModel):
         """Apply the checks of the image reward."""
         self.inner.check_prompts(prompts)
 
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what the image reward reports of itself."""
+        return self.inner.provenance()
+
     def keep_in(self, directory: Path) -> None:
         """Let the image reward keep what it needs."""
         self.inner.keep_in(directory)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgpo_cli import options as shared
 
 if TYPE_CHECKING:
+    from dgpo_core.api.suites import OpenedSuite
     from dgpo_core.training.score_samples import Sample
+    from dgpo_lab.scoring.suites import SuiteFiles
     from dgpo_schemas.sections.rewards import RewardBlock
 
 __all__ = ["score"]
@@ -28,17 +30,13 @@ class Layout(StrEnum):
     T2I_COMPBENCH = "t2i-compbench"
 
 
-TIMEOUT = 1800.0
-"""Seconds that a process waits for the other ranks."""
-
-
 def score(
     context: typer.Context,
     reward: Annotated[
         str,
         typer.Argument(
             help="A reward's name (`dgpo plugins list --kind reward`), a YAML file with one reward as for "
-            "`dgpo serve`, a run file or a run directory.",
+            "`dgpo serve`, a run file or a run directory; with --suite a directory of files.",
             metavar="REWARD",
         ),
     ],
@@ -68,6 +66,17 @@ def score(
             "numbered (7.png or 7_0.png by the line of --prompts), t2i-compbench."
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Score directories as a benchmark (`dgpo plugins list --kind suite`): its prompts, rewards and table.",
+            metavar="NAME",
+        ),
+    ] = None,
+    suite_option: Annotated[
+        list[str] | None,
+        typer.Option("--suite-option", help="An option of the suite; may be repeated.", metavar="NAME.KEY=VALUE"),
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--option", help="An option of the reward; may be repeated.", metavar="KEY=VALUE"),
@@ -85,6 +94,12 @@ def score(
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Score the reward's own good and bad examples instead of files.")
     ] = False,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Score the examples so often, and compare how much a value varies with how far examples differ."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size, for files of the same resolution.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     worker_python: Annotated[
@@ -112,26 +127,62 @@ def score(
         dgpo score pickscore samples --prompts prompts.txt --annotate seen
 
         dgpo score --self-test geneval --option detector=shapes
+
+        dgpo score outputs --suite geneval --suite-option geneval.detector=mask2former
     """
     from dgpo_cli.launch import in_processes, left_to_launcher
-    from dgpo_core.plugins.registry import get_registry
-    from dgpo_lab.scoring.block import reward_block
 
-    block = reward_block(
-        reward, get_registry(),
-        label=label, options=options or (),
-        worker_python=worker_python, urls=urls or (), token_variable=token_variable,
-    )  # fmt: skip
     how = None if layout is None else layout.value
-    job = Job(
-        block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate, how
-    )
+    job: Job | SuiteFiles
+    if suite is not None or suite_option:
+        others = {
+            "--prompt": prompt, "--metadata": metadata, "--prompts": prompts, "--option": options, "--reward": label,
+            "--annotate": annotate, "--self-test": self_test, "--worker-python": worker_python, "--url": urls,
+            "--token-variable": token_variable, "--repeat": repeat,
+        }  # fmt: skip
+        opened = _opened(suite, suite_option or (), [name for name, value in others.items() if value])
+        job = _suite_files(opened, how, [Path(reward), *(files or ())], batch, device, as_json, output)
+    else:
+        block = _block(
+            reward, label=label, options=options or (),
+            worker_python=worker_python, urls=urls or (), token_variable=token_variable,
+        )  # fmt: skip
+        job = Job(
+            block, tuple(files or ()), prompt, metadata, prompts, self_test, batch, device, as_json, output, annotate,
+            how, repeat,
+        )  # fmt: skip
     job.check()
     in_processes(context, processes)
     with left_to_launcher():
         passed = job.run()
     if not passed:
         raise typer.Exit(1)
+
+
+def _block(reward: str, **how: Any) -> RewardBlock:
+    from dgpo_core.plugins.registry import get_registry
+    from dgpo_lab.scoring.block import reward_block
+
+    return reward_block(reward, get_registry(), **how)
+
+
+def _opened(suite: str | None, options: Sequence[str], others: Sequence[str]) -> OpenedSuite:
+    """Open the suite. Raises UserError for options that a suite does not go together with."""
+    from dgpo_cli.suites import opened_suites
+    from dgpo_core.errors import UserError
+
+    if suite is None:
+        raise UserError(f"--suite-option {options[0]}: requires --suite NAME")
+    if others:
+        raise UserError(f"--suite {suite}: has its own prompts and rewards; remove {' and '.join(others)}")
+    (opened,) = opened_suites([suite], options)
+    return opened
+
+
+def _suite_files(opened: OpenedSuite, *how: Any) -> SuiteFiles:
+    from dgpo_lab.scoring.suites import SuiteFiles
+
+    return SuiteFiles(opened, *how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +201,7 @@ class Job:
     output: Path | None
     annotate: Path | None
     layout: str | None = None
+    repeat: int | None = None
 
     def check(self) -> None:
         """Raise UserError for what does not go together, and for places that cannot be written, before the work."""
@@ -166,6 +218,8 @@ class Job:
         surplus = [name for name, value in given.items() if value]
         if self.self_test and surplus:
             raise UserError(f"--self-test: scores the reward's own examples; remove {' and '.join(surplus)}")
+        if self.repeat is not None and not self.self_test:
+            raise UserError(f"--repeat {self.repeat}: requires --self-test")
         if not self.self_test and not self.files:
             raise UserError("FILE: missing; give the files to score, or --self-test")
         if self.layout is not None and (self.prompt is not None or self.metadata is not None):
@@ -195,25 +249,18 @@ class Job:
 
         Only the main process prints.
         """
-        from dgpo_core.distributed.processes import Processes
         from dgpo_core.plugins.isolation import printing_aside
         from dgpo_core.plugins.process_state import ProcessState
         from dgpo_core.plugins.registry import get_registry
         from dgpo_core.rewards import place
-        from dgpo_core.system.device import choose_device
         from dgpo_core.training.reward_calls import Reward
         from dgpo_lab.scoring.cards import Cards
-        from dgpo_lab.scoring.job import check_kinds, of_examples, run
+        from dgpo_lab.scoring.job import check_kinds, joined, of_examples, run
         from dgpo_lab.scoring.output import print_results, print_self_test
         from dgpo_lab.scoring.selftest import examples_of, failures
 
-        label, registry, device = self.block.label, get_registry(), choose_device(self.device, "--device")
-        processes = Processes.join(cpu=device.type == "cpu", timeout=TIMEOUT)
-
-        def note(text: str) -> None:
-            if processes.main:
-                typer.echo(f"note: {text}", err=True)
-
+        label, registry = self.block.label, get_registry()
+        processes, device, note = joined(self.device)
         samples = self._samples(note)
         with printing_aside():  # keeps the output of rewards out of the results
             with ProcessState().around(f"reward {label}, when it was made,"):  # file names are relative to the cwd
@@ -221,18 +268,21 @@ class Job:
             try:
                 check_kinds(model, self.block, samples, registry)
                 examples = examples_of(model, label) if self.self_test else []
-                results = run(
-                    Reward(label, 1.0, model), samples or of_examples(examples),
-                    batch=self.batch, device=device, processes=processes,
-                    cards=Cards(self.annotate, label) if self.annotate else None,
-                )  # fmt: skip
+                rounds = [
+                    run(
+                        Reward(label, 1.0, model), samples or of_examples(examples),
+                        batch=self.batch, device=device, processes=processes,
+                        cards=Cards(self.annotate, label) if self.annotate and n == 0 else None,
+                    )
+                    for n in range(self.repeat or 1)
+                ]  # fmt: skip
             finally:
                 model.close()
         processes.leave()
         if not processes.main:
             return True
         if not self.self_test:
-            return print_results(results, as_json=self.as_json, output=self.output)
-        found = failures(examples, results)
-        print_self_test(label, examples, results, found, as_json=self.as_json, output=self.output)
+            return print_results(rounds[0], as_json=self.as_json, output=self.output)
+        found = failures(examples, rounds)
+        print_self_test(label, examples, rounds, found, as_json=self.as_json, output=self.output)
         return not found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -110,12 +111,21 @@ CONSTANT = Subject("constant rewards", _constant, "every reward varies between s
 ))  # fmt: skip
 
 
+def _spread(run: Facts, block: RewardBlock) -> Series:
+    """Standard deviation of the values that are summed; of ranks, that of a group without ties."""
+    std = run.reward(block.label, "std")
+    if block.transform is None:
+        return std
+    ranked = math.sqrt((1 - run.config.rollout.group_size**-2) / 12)
+    return std.map(lambda values: np.where(values > 0, ranked, values))
+
+
 def _dominating(run: Facts) -> Values | str | None:
     """Whether one of several summed rewards dominates."""
     blocks = [block for block in run.weighted_rewards if run.reward(block.label, "std").known]
     if len(blocks) < 2 or run.config.scoring.aggregation != "weighted-sum":
         return None if len(run.weighted_rewards) < 2 else Values(share=0.0, fine="normalized within groups")
-    spread = {b.label: run.reward(b.label, "std").map(lambda v, w=b.weight: abs(w) * v) for b in blocks}  # type: ignore[misc]
+    spread = {b.label: _spread(run, b).map(lambda v, w=b.weight: abs(w) * v) for b in blocks}  # type: ignore[misc]
     total = Series(run.data.iterations, np.sum([s.values for s in spread.values()], axis=0))
     if not total.known or not total.late.median:
         return Values(share=0.0, fine="none of them varies")
@@ -124,7 +134,7 @@ def _dominating(run: Facts) -> Values | str | None:
     evidence = [share[first].evidence(f"share of {first} in the summed |weight| * std of the rewards: median", percent)]
     advice = []
     for block in blocks:
-        std = run.reward(block.label, "std").late
+        std = _spread(run, block).late
         if block.label != first:
             evidence.append(std.evidence(f"std of {block.label} (weight {block.weight:g}): median"))
             if std.median and not _is_constant(run, block):

@@ -13,9 +13,11 @@ import torch
 import typer
 
 from dgpo_core.data.checks import check_prompts
+from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
 from dgpo_core.media.files import MediaError, Medium, check_files, kind_of, read_media
 from dgpo_core.media.kinds import adapter, one_of, plural
+from dgpo_core.system.device import choose_device
 from dgpo_core.training.reward_calls import Reward
 from dgpo_core.training.score_samples import Result, Sample, score_samples
 from dgpo_core.types import Example
@@ -25,11 +27,27 @@ from dgpo_lab.scoring.prompts import prompts_for
 
 if TYPE_CHECKING:
     from dgpo_core.contracts import RewardBase
-    from dgpo_core.distributed.processes import Processes
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.sections.rewards import RewardBlock
 
-__all__ = ["check_kinds", "of_examples", "of_files", "run"]
+__all__ = ["check_kinds", "joined", "of_examples", "of_files", "run"]
+
+
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the other ranks."""
+
+
+def joined(device: str) -> tuple[Processes, torch.device, Callable[[str], None]]:
+    """Join the other ranks, and return them, the device that `--device` names, and a function that prints a note in the
+    main process."""
+    found = choose_device(device, "--device")
+    processes = Processes.join(cpu=found.type == "cpu", timeout=TIMEOUT)
+
+    def note(text: str) -> None:
+        if processes.main:
+            typer.echo(f"note: {text}", err=True)
+
+    return processes, found, note
 
 
 def of_files(

@@ -21,7 +21,7 @@ from dgpo_core.training.score_samples import Sample
 from dgpo_core.types import Prompt
 from dgpo_lab.scoring.listing import expand, natural_order
 
-__all__ = ["LAYOUTS", "looks_like_geneval", "of_layout"]
+__all__ = ["LAYOUTS", "looks_like_geneval", "of_layout", "read_layout"]
 
 FLAG = "--layout"
 QUARTERS = ("upper left", "upper right", "lower left", "lower right")
@@ -47,19 +47,30 @@ def of_layout(
     source: the prompt file, for the layouts that need one. `note` receives messages about skipped files. Raises
     UserError for directories of another layout, and for prompts that are absent.
     """
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{FLAG} {layout}: {path} is not a directory")
+    _check_directories(layout, paths)
     needs = layout in ("dpg", "numbered")
     if needs and source is None:
         raise UserError(f"{FLAG} {layout}: requires --prompts FILE with the benchmark's prompts")
     if not needs and source is not None:
         raise UserError(f"{FLAG} {layout}: the prompts are in the directory; remove --prompts")
-    prompts = load_file(source) if source is not None else []
+    return read_layout(layout, paths, load_file(source) if source is not None else [], note)
+
+
+def read_layout(
+    layout: str, paths: Sequence[Path], prompts: Sequence[Prompt], note: Callable[[str], None] = lambda _: None
+) -> list[Sample]:
+    """Return the samples of directories in a layout, with those of the prompts that they are of, as `of_layout`."""
+    _check_directories(layout, paths)
     found = [sample for path in paths for sample in LAYOUTS[layout](path, prompts, note)]
     if not found:
         raise UserError(f"{FLAG} {layout}: {', '.join(map(str, paths))}: no samples in this layout")
     return found
+
+
+def _check_directories(layout: str, paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{FLAG} {layout}: {path} is not a directory")
 
 
 def _geneval(directory: Path, prompts: Sequence[Prompt], note: Callable[[str], None]) -> list[Sample]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 
 from dgpo_core.contracts import RewardBase
@@ -9,7 +11,7 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.training.score_samples import Result
 from dgpo_core.types import Example
 
-__all__ = ["examples_of", "failures"]
+__all__ = ["examples_of", "failures", "variation"]
 
 
 def examples_of(model: RewardBase, label: str) -> list[Example]:
@@ -25,19 +27,21 @@ def examples_of(model: RewardBase, label: str) -> list[Example]:
     return examples
 
 
-def failures(examples: Sequence[Example], results: Sequence[Result]) -> list[str]:
+def failures(examples: Sequence[Example], rounds: Sequence[Sequence[Result]]) -> list[str]:
     """Return one line per problem with the scores of the examples; empty if the self-test passes.
 
-    Values that are not finite or out of range are already marked as missing (`reward_calls.checked_score`).
+    rounds: the results of each repetition. Values that are not finite or out of range are already marked as missing
+    (`reward_calls.checked_score`).
     """
-    found = [f"{r.name}: could not be scored: {r.reason}" for r in results if r.value is None]
-    scored = [(r.value, r.name, e.good) for e, r in zip(examples, results, strict=True) if r.value is not None]
+    pairs = [pair for results in rounds for pair in zip(examples, results, strict=True)]
+    found = list(dict.fromkeys(f"{r.name}: could not be scored: {r.reason}" for _, r in pairs if r.value is None))
+    scored = [(r.value, r.name, e.good) for e, r in pairs if r.value is not None]
     for good in (True, False):
         if not any(example.good is good for example in examples):
             found.append(f"there is no {'good' if good else 'bad'} example to compare with")
     worst_good = min(((value, name) for value, name, good in scored if good), default=None)
     best_bad = max(((value, name) for value, name, good in scored if not good), default=None)
-    if len(scored) > 1 and len({value for value, _, _ in scored}) == 1:
+    if len(scored) > len(rounds) and len({value for value, _, _ in scored}) == 1:
         found.append(f"every example has the value {scored[0][0]:g}: the reward does not separate good from bad")
     elif worst_good and best_bad and best_bad[0] >= worst_good[0]:
         found.append(
@@ -45,3 +49,13 @@ def failures(examples: Sequence[Example], results: Sequence[Result]) -> list[str
             f"{worst_good[0]:g}: every bad example must score below every good one"
         )
     return found
+
+
+def variation(rounds: Sequence[Sequence[Result]]) -> tuple[float, float]:
+    """Return the standard deviation of the values of one example over the repetitions (root mean square over the
+    examples), and that of the examples' means. Missing values are left out; nan without two values to compare."""
+    values = [[r.value for r in of_example if r.value is not None] for of_example in zip(*rounds, strict=True)]
+    repeated = [statistics.variance(one) for one in values if len(one) > 1]
+    means = [statistics.fmean(one) for one in values if one]
+    noise = math.sqrt(statistics.fmean(repeated)) if repeated else math.nan
+    return noise, statistics.stdev(means) if len(means) > 1 else math.nan

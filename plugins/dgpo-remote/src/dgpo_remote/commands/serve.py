@@ -40,6 +40,9 @@ def serve(
 
         dgpo serve examples/reward-service.yaml --set port=8501
     """
+    from dgpo_remote.posix import require_posix
+
+    require_posix("dgpo serve")
     from dgpo_core.config.pipeline import load_serve_config
     from dgpo_core.plugins.registry import get_registry
 

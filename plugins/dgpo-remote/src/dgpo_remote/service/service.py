@@ -237,6 +237,11 @@ class ServiceReward(RemoteReward):
                 f"{where}: {url} serves {found.use} with other options than the other servers: "
                 f"{clean(repr(found.options), 500)}"
             )
+        if self._known is not None and found.provenance != self._known.provenance:
+            raise UserError(
+                f"{where}: {url} serves {found.use} with {clean(repr(found.provenance), 300)}, the other servers with "
+                f"{clean(repr(self._known.provenance), 300)}"
+            )
         return found
 
 

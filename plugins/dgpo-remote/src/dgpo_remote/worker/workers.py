@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dgpo_core.errors import UserError
 from dgpo_remote.failures import Down, InvalidResponse, as_object
+from dgpo_remote.posix import require_posix
 from dgpo_remote.reward import RemoteReward
 from dgpo_remote.servers import End, Server, Servers
 from dgpo_remote.worker.process import WorkerProcess, WorkerSpec, resolve
@@ -29,6 +30,7 @@ FIRST_WAIT = 0.05
 def connect(block: RewardBlock, *, device: torch.device, where: str) -> AnyReward:
     """The reward of a block with a `worker`, ready to score (`dgpo_core.rewards.Connect`)."""
     assert block.worker is not None
+    require_posix(f"{where}.worker")
     return WorkerReward(block, block.worker, device=device, where=where).face
 
 
