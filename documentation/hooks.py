@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mkdocs.structure.files import File
@@ -10,7 +11,7 @@ from dgpo_core.plugins.registry import get_registry
 from documentation.links import ROOT, rewritten, slug
 from documentation.pages import copied, generated, lists_apart, sources
 
-__all__ = ["on_config", "on_files", "on_page_markdown"]
+__all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
 
 
 def on_config(config: Any) -> Any:
@@ -31,3 +32,8 @@ def on_page_markdown(markdown: str, page: Any, **arguments: Any) -> str:
     """Rewrite the links of a page of docs/ to places outside it."""
     path = f"docs/{page.file.src_uri}"
     return lists_apart(rewritten(markdown, path)) if path in sources() else markdown
+
+
+def on_page_content(html: str, **arguments: Any) -> str:
+    """Show `|` in the code of a table's cell, which GitHub wants escaped and Python-Markdown then shows as `\\|`."""
+    return re.sub(r"<td.*?</td>", lambda cell: cell[0].replace("\\|", "|"), html, flags=re.DOTALL)
