@@ -128,6 +128,24 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen[1] == (Layout(2), ["train", example, "--dry-run"])
 
 
+@pytest.mark.parametrize(("option", "code"), [([], 75), (["--preempted-ok"], 0)])
+def test_a_launch_that_was_preempted_says_so(monkeypatch: pytest.MonkeyPatch, option: list[str], code: int) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(dgpo_cli.launch, "launch", lambda layout, command: seen.append(command) or 75)
+    example = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
+    with pytest.raises(SystemExit) as caught:
+        main(["train", example, *option, "--processes", "2"])
+    assert caught.value.code == code
+    assert seen == [["train", example]], "the processes themselves report it"
+
+
+def test_processes_that_were_preempted_have_not_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    """One of two is at its end before the signal comes; nothing that it printed is shown as an error."""
+    code = "import os, sys; print('said'); sys.exit(75 if os.environ['RANK'] == '1' else 0)"
+    assert launch(Layout(2), [], ["-c", code]) == 75
+    assert capfd.readouterr().err == ""
+
+
 def test_any_command_is_run_again_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was given, whatever was given."""
     seen: list[Any] = []
