@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 __all__ = ["EXPERIMENTS", "HERE", "SECONDS", "Experiment"]
 
 SECONDS = "seconds"
@@ -31,6 +33,12 @@ class Experiment:
     def file(self) -> Path:
         """The ablation file."""
         return HERE / f"{self.key}.yaml"
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds that the ablation file asks for."""
+        found: int | list[int] = yaml.safe_load(self.file.read_text(encoding="utf-8"))["seeds"]
+        return found if isinstance(found, int) else len(found)
 
 
 EXPERIMENTS = {
