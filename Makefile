@@ -11,7 +11,7 @@ COVER ?=
 # The tests of a file stay together, so that what its fixtures make is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow test-all coverage lint bench schemas clean help
+.PHONY: quickstart test test-slow test-all coverage lint bench schemas site clean help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -57,6 +57,10 @@ bench: $(VENV)/.installed  ## Measure speed as ratios and write docs/performance
 schemas: $(VENV)/.installed  ## Write schemas/json and CONTRIBUTING's tables of layers
 	$(BIN)/dgpo schema
 	$(BIN)/python -m tests.layers
+
+# NO_MKDOCS_2_WARNING: the theme would print a notice about its successor on every build.
+site: $(VENV)/.installed  ## Build the documentation site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## Remove the environment and caches (never runs/)
 	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

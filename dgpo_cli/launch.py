@@ -20,7 +20,7 @@ from dgpo_core.system.supervising import Child, fate, forwarding_signals, wait_f
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["Layout", "check", "in_processes", "launch", "left_to_launcher"]
+__all__ = ["PREEMPTED", "Layout", "check", "in_processes", "launch", "left_to_launcher"]
 
 SAVING = 60.0
 """Seconds after a process has failed until the other processes, which may be saving, are terminated."""
@@ -30,6 +30,9 @@ LOST = 3
 """Exit code of a process that timed out waiting for another process."""
 DEFERRED = 4
 """Exit code of a process that timed out and leaves the error message to the launcher."""
+PREEMPTED = 75
+"""Exit code of a run that a signal other than Ctrl-C stopped before its last iteration, after it saved its state
+(EX_TEMPFAIL of sysexits.h: try again later)."""
 TAIL = 20
 """Number of lines of a failed process's output that are shown."""
 
@@ -150,8 +153,12 @@ def launch(
             ending.callback(_end, child)
             children.append(child)
         with forwarding_signals(children):
-            first = wait_for_all(children, patience=patience, grace=ENDING, consequences=(LOST, DEFERRED))
-        return 0 if first is None else _failed(layout, first, children)
+            first = wait_for_all(
+                children, patience=patience, grace=ENDING, consequences=(LOST, DEFERRED), harmless=(PREEMPTED,)
+            )
+        if first is not None:
+            return _failed(layout, first, children)
+        return PREEMPTED if PREEMPTED in [child.wait() for child in children] else 0
 
 
 def _end(child: Child) -> None:

@@ -94,9 +94,9 @@ def dgpo(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit.
 
-    Exit codes: 0: finished, or stopped on request after saving. 1: the run stopped itself after saving. 2: a user error
-    or an error of the operating system. 3: another process of the run was lost. 130: immediate Ctrl-C, nothing saved.
-    141: the reader of standard output is gone.
+    Exit codes: 0: finished, or stopped by Ctrl-C after saving. 1: the run stopped itself after saving. 2: a user error
+    or an error of the operating system. 3: another process of the run was lost. 75: stopped by another signal after
+    saving (`launch.PREEMPTED`). 130: immediate Ctrl-C, nothing saved. 141: the reader of standard output is gone.
     """
     guarded(lambda: app(arguments, prog_name="dgpo"))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dgpo_cli.launch import PREEMPTED
 from dgpo_cli.options import Accept, Overrides, Preset, Resume, RunFile
 from dgpo_core.errors import UserError
 
@@ -43,6 +44,10 @@ MaxIterations = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Load everything and run one step of each phase; write nothing.")
+]
+PreemptedOk = Annotated[
+    bool,
+    typer.Option("--preempted-ok", help="Exit with 0 instead of 75 if SIGTERM, SIGHUP or SIGUSR1 stops the run early."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 Processes = Annotated[
@@ -88,6 +93,7 @@ def train(
     accept: Accept = None,
     max_iterations: MaxIterations = None,
     dry_run: DryRun = False,
+    preempted_ok: PreemptedOk = False,
     quiet: Quiet = False,
     processes: Processes = 1,
     machines: Machines = 1,
@@ -117,6 +123,9 @@ def train(
         dgpo train second.yaml --init-from runs/first@best
 
     Any number of processes computes the same up to rounding, and a run can be resumed with another number of them.
+
+    Exit codes: 0 finished, or stopped by Ctrl-C; 1 stopped itself, state saved; 2 an error of the user or the system;
+    3 a process was lost; 75 stopped by SIGTERM, SIGHUP or SIGUSR1, state saved; 130 Ctrl-C twice.
     """
     from dgpo_core.api.training import read_run
     from dgpo_core.plugins.registry import get_registry
@@ -130,11 +139,13 @@ def train(
     if processes * machines > 1:
         flags = [word for word, given in (("--quiet", quiet), ("--dry-run", dry_run)) if given]
         command = _command(file, resume, flags, accepted, preset, settings, max_iterations)
-        raise typer.Exit(_launched(command, processes, machines, machine_rank, address))
-    if dry_run:
-        _dry_run(config, registry, quiet=quiet)
+        code = _launched(command, processes, machines, machine_rank, address)
+    elif dry_run:
+        code = _dry_run(config, registry, quiet=quiet)
     else:
-        _train(config, registry, resume, accepted, max_iterations, quiet=quiet)
+        code = _train(config, registry, resume, accepted, max_iterations, quiet=quiet)
+    if code and not (preempted_ok and code == PREEMPTED):
+        raise typer.Exit(code)
 
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -179,7 +190,7 @@ def _progress(config: RunConfig, *, quiet: bool) -> PlainProgress:
     return make_progress(quiet=quiet)
 
 
-def _dry_run(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
+def _dry_run(config: RunConfig, registry: Registry, *, quiet: bool) -> int:
     from dgpo_core.training.dry_run import dry_run
     from dgpo_core.training.trainer import Trainer
 
@@ -190,6 +201,7 @@ def _dry_run(config: RunConfig, registry: Registry, *, quiet: bool) -> None:
             for line in _lines(f"{name}: {value}"):
                 typer.echo(line)
         typer.echo("dry run passed; nothing was written")
+    return 0
 
 
 def _train(
@@ -200,20 +212,25 @@ def _train(
     max_iterations: int | None,
     *,
     quiet: bool,
-) -> None:
+) -> int:
+    """Return the exit code."""
     from dgpo_cli.streams import unheeded_output
     from dgpo_core.api import training
     from dgpo_core.config.locations import run_path
+    from dgpo_core.system.stopping import StopRequest
     from dgpo_schemas.text import shell_word
 
-    progress = _progress(config, quiet=quiet)
+    progress, stop = _progress(config, quiet=quiet), StopRequest()
     with unheeded_output():
         outcome = training.train(
             config, registry, resume="auto" if resume is Resume.AUTO else resume is not None,
             max_iterations=max_iterations, accept=accept, callbacks=[progress], announce=progress.on_message,
+            stop=stop,
         )  # fmt: skip
     if outcome == "finished":
         progress.on_message(f"view the report: dgpo report {shell_word(str(run_path(config)))}")
+        return 0
+    return 0 if stop.from_keyboard else PREEMPTED
 
 
 def _lines(text: str) -> list[str]:

@@ -123,7 +123,7 @@ from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.run import RunConfig
 
-assert portable.fcntl is None and portable.HANGUP is None and portable.NOFOLLOW == 0
+assert portable.fcntl is None and portable.HANGUP is None and portable.EARLY is None and portable.NOFOLLOW == 0
 assert [number.name for number in stops_a_run()] == ["SIGINT", "SIGTERM"]
 config = RunConfig.model_validate(run_data(Path("runs")))
 registry = Registry()

@@ -18,7 +18,7 @@ from dgpo_kit.toy import run_data
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     file
-    for pattern in ("dgpo_core", "dgpo_cli", "schemas", "plugins/*/src", "experiments", "benchmarks")
+    for pattern in ("dgpo_core", "dgpo_cli", "schemas", "plugins/*/src", "experiments", "benchmarks", "documentation")
     for folder in ROOT.glob(pattern)
     for file in folder.rglob("*.py")
 )

@@ -19,6 +19,7 @@ from dgpo_schemas.base import NAME
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
+    from dgpo_core.system.stopping import StopRequest
     from dgpo_core.training.callbacks import Callback
     from dgpo_core.training.state import RunState
     from dgpo_core.training.trainer import Accepted, Resume
@@ -52,16 +53,17 @@ def train(
     accept: Collection[Accepted] = (),
     callbacks: Sequence[Callback] = (),
     announce: Callable[[str], None],
+    stop: StopRequest | None = None,
 ) -> Literal["finished", "interrupted"]:
     """Train to the end, or `max_iterations` more; see `Trainer.train`.
 
-    In the main thread Ctrl-C, SIGTERM and SIGHUP save the state and stop the run. announce: called with a message for
-    such a signal, and about the end of the run.
+    In the main thread Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the state and stop the run. announce: called with a
+    message for such a signal, and about the end of the run. stop: tells afterwards which signal it was.
     """
     from dgpo_core.system.stopping import StopRequest
     from dgpo_core.training.trainer import Trainer
 
-    stop = StopRequest()
+    stop = stop or StopRequest()
     in_main_thread = threading.current_thread() is threading.main_thread()
     with stop.on_signals(announce) if in_main_thread else nullcontext():
         trainer = Trainer(config, registry, callbacks=callbacks, stop=stop)

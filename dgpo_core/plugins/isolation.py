@@ -30,7 +30,7 @@ SLOW = 60.0
 """Seconds after which a running import is logged with its plugin, so that a hanging import can be attributed."""
 SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGPIPE")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGALRM", "SIGCHLD", "SIGPIPE")
     if hasattr(signal, name)
 )
 

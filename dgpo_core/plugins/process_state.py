@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from dgpo_core.plugins import isolation
-from dgpo_core.system.portable import HANGUP
+from dgpo_core.system.portable import EARLY, HANGUP
 
 __all__ = ["ProcessState", "changes", "process_snapshot", "put_back", "thread_snapshot"]
 
@@ -32,7 +32,7 @@ State = Mapping[str, Any]
 DEVICES = ("cpu", "cuda")
 KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 THREADS = "torch's threads"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *((HANGUP,) if HANGUP is not None else ()))
+SIGNALS = tuple(one for one in (signal.SIGINT, signal.SIGTERM, HANGUP, EARLY) if one is not None)
 
 
 def process_snapshot() -> dict[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "BINARY",
     "CLOEXEC",
     "CONTINUE",
+    "EARLY",
     "HANGUP",
     "KILL",
     "NOCTTY",
@@ -52,6 +53,8 @@ BINARY = _flag("O_BINARY")
 """Windows changes line ends without it."""
 HANGUP, SUSPEND, CONTINUE = (getattr(signal, name, None) for name in ("SIGHUP", "SIGTSTP", "SIGCONT"))
 """Signals of a terminal that closes, of Ctrl-Z and of `fg`; None on Windows."""
+EARLY = getattr(signal, "SIGUSR1", None)
+"""Signal of a cluster some time before it ends a job; None on Windows."""
 KILL: signal.Signals = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Ends a process at once; on Windows SIGTERM does."""
 LOCKED_BYTE = 2**30

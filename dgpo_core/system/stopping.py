@@ -1,4 +1,4 @@
-"""Stop a run on SIGTERM, SIGHUP or Ctrl-C, at once on a second Ctrl-C, or at a limit of the section `stop`."""
+"""Stop a run on SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C, at once on a second Ctrl-C, or at a limit of the section `stop`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from dgpo_core.system.portable import HANGUP
+from dgpo_core.system.portable import EARLY, HANGUP
 
 if TYPE_CHECKING:
     from dgpo_schemas.sections.whole import StopSection
@@ -65,6 +65,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.signal: int | None = None
+        """Number of the signal that requested it; None if another process or a caller did."""
+
+    @property
+    def from_keyboard(self) -> bool:
+        """Whether Ctrl-C requested it."""
+        return self.signal == signal.SIGINT
 
     def request(self) -> None:
         """Request a stop."""
@@ -77,7 +84,7 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, announce: Callable[[str], None]) -> Iterator[None]:
-        """Handle SIGINT, SIGTERM and SIGHUP within the context; a second SIGINT raises KeyboardInterrupt at once.
+        """Handle the signals of `stops_a_run` within the context; a second SIGINT raises KeyboardInterrupt at once.
 
         SIGHUP stays ignored if it was ignored before, as under nohup. Errors of `announce`, such as those of a closed
         terminal, are ignored.
@@ -89,6 +96,7 @@ class StopRequest:
             again = self.requested
             self.request()
             if not again:
+                self.signal = number
                 with contextlib.suppress(Exception):
                     announce("stopping: saving the state; press Ctrl-C again to stop at once without saving")
 
@@ -103,6 +111,7 @@ class StopRequest:
 
 
 def stops_a_run() -> list[signal.Signals]:
-    """Return the signals that request a stop: SIGINT, SIGTERM, and SIGHUP unless the process ignores it."""
-    hangup = [] if HANGUP is None or signal.getsignal(HANGUP) is signal.SIG_IGN else [HANGUP]
-    return [signal.SIGINT, signal.SIGTERM, *hangup]
+    """Return the signals that request a stop: SIGINT, SIGTERM, SIGHUP unless the process ignores it, and SIGUSR1, which
+    clusters send some time before they end a job (`#SBATCH --signal`). Not every platform has the last two."""
+    more = [one for one in (HANGUP, EARLY) if one is not None and signal.getsignal(one) is not signal.SIG_IGN]
+    return [signal.SIGINT, signal.SIGTERM, *more]

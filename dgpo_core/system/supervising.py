@@ -139,18 +139,25 @@ def fate(code: int) -> str:
     return f"was terminated by {name}" + (", possibly because the system ran out of memory" * (name == "SIGKILL"))
 
 
-def culprit(codes: Sequence[int | None], consequences: Collection[int] = ()) -> int | None:
+def culprit(
+    codes: Sequence[int | None], consequences: Collection[int] = (), harmless: Collection[int] = ()
+) -> int | None:
     """Return the index of the process that failed, or None if none has.
 
     If several failed, the first whose exit code is not in `consequences`, the codes of failures caused by another
-    process.
+    process. Codes in `harmless` are no failures.
     """
-    failed = [i for i, code in enumerate(codes) if code]
+    failed = [i for i, code in enumerate(codes) if code and code not in harmless]
     return next((i for i in failed if codes[i] not in consequences), failed[0] if failed else None)
 
 
 def wait_for_all(
-    children: Sequence[Child], *, patience: float, grace: float, consequences: Collection[int] = ()
+    children: Sequence[Child],
+    *,
+    patience: float,
+    grace: float,
+    consequences: Collection[int] = (),
+    harmless: Collection[int] = (),
 ) -> int | None:
     """Wait until all children have ended; return the index of the one that failed (`culprit`), None if none failed.
 
@@ -160,7 +167,7 @@ def wait_for_all(
     first, deadline, terminated = None, float("inf"), False
     while any(child.poll() is None for child in children):
         if not terminated:  # the exit code of a terminated child does not tell what failed
-            first = culprit([child.poll() for child in children], consequences)
+            first = culprit([child.poll() for child in children], consequences, harmless)
         if first is not None and deadline == float("inf"):
             deadline = time.monotonic() + patience
         elif time.monotonic() > deadline:
@@ -169,7 +176,7 @@ def wait_for_all(
                     (child.kill if terminated else child.terminate)()
             deadline, terminated = time.monotonic() + grace, True
         time.sleep(POLL)
-    return first if terminated else culprit([child.poll() for child in children], consequences)
+    return first if terminated else culprit([child.poll() for child in children], consequences, harmless)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from dgpo_core.system.stopping import Interrupted, StopRequest
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,7 @@ def test_a_signal_asks_for_a_stop(number: signal.Signals) -> None:
     with stop.on_signals(said.append):
         signal.raise_signal(number)
     assert stop.requested
+    assert (stop.signal, stop.from_keyboard) == (number, number == signal.SIGINT)
     assert len(said) == 1
     assert "press Ctrl-C again" in said[0]
     assert _seen == []
@@ -67,6 +68,7 @@ def test_a_second_sigterm_changes_nothing() -> None:
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
             signal.raise_signal(number)
     assert stop.requested
+    assert stop.signal == signal.SIGHUP
     assert len(said) == 1
 
 

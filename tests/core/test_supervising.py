@@ -148,6 +148,11 @@ def test_culprit(codes: list[int | None], found: int | None) -> None:
     assert culprit(codes, consequences=(3,)) == found
 
 
+def test_a_code_that_is_no_failure() -> None:
+    assert culprit([75, None, 75], harmless=(75,)) is None
+    assert culprit([75, 1], harmless=(75,)) == 1
+
+
 def test_all_are_waited_for() -> None:
     children = [shell("sleep 0.1"), shell("exit 0")]
     assert wait_for_all(children, patience=5, grace=5) is None

@@ -94,6 +94,10 @@ class Moments:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "terminate":
                 signal.raise_signal(signal.SIGTERM)
+            case "interrupt":
+                signal.raise_signal(signal.SIGINT)
+            case "warn of the end":
+                signal.raise_signal(signal.SIGUSR1)
             case "hang up":
                 signal.raise_signal(signal.SIGHUP)
             case "interrupt twice":

@@ -23,6 +23,7 @@ from dgpo_kit.toy import run_data
 
 DRIVER = Path(__file__).with_name("driver.py")
 KILLED = -signal.SIGKILL
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def test_killed_while_the_only_checkpoint_is_replaced(driver: Driver, tmp_path: 
     uninterrupted, run = Run(tmp_path / "whole", **changes), Run(tmp_path, **changes)
     assert driver.train(uninterrupted).status == 0
     # It is saved as it was before its first evaluation, and then again for being the best so far.
-    assert driver.train(run, at=("evaluate", 1), do="terminate").status == 0
+    assert driver.train(run, at=("evaluate", 1), do="terminate").status == PREEMPTED
     assert driver.train(run, "--resume", at=("rename", 3)).status == KILLED
     assert {p.name for p in (run.path / "checkpoints").iterdir()} == {".000002.old", ".000002.writing", "000000"}
     ended = driver.train(run, "--resume")
@@ -242,8 +243,9 @@ def test_sigterm_saves_and_stops(stride: int, driver: Driver, whole: Whole, tmp_
         (tmp_path / str(n)).mkdir()
         run = Run(tmp_path / str(n))
         ended = driver.train(run, at=("velocity", n), do="terminate")
-        assert ended.status == 0
-        if "finished in" not in ended.output:  # too late for a stop
+        too_late = "finished in" in ended.output
+        assert ended.status == (0 if too_late else PREEMPTED)
+        if not too_late:
             done = len(run.iterations("metrics.jsonl")) if (run.path / "metrics.jsonl").exists() else 0
             assert f"stopped after iteration {done}; continue with --resume" in ended.output
             assert load(run.path / "checkpoints" / f"{done:06d}").manifest.iteration == done
@@ -252,9 +254,25 @@ def test_sigterm_saves_and_stops(stride: int, driver: Driver, whole: Whole, tmp_
 
 def test_a_terminal_that_is_closed_is_a_stop(driver: Driver, whole: Whole, run: Run) -> None:
     ended = driver.train(run, at=("velocity", 35), do="hang up")
-    assert ended.status == 0
+    assert ended.status == PREEMPTED
     assert json.loads((run.path / "outcome.json").read_text())["outcome"] == "interrupted"
     assert_as_if_nothing_had_happened(run, whole, driver.train(run, "--resume"))
+
+
+@pytest.mark.parametrize(
+    ("do", "options", "status"),
+    [
+        ("warn of the end", [], PREEMPTED),
+        ("warn of the end", ["--preempted-ok"], 0),
+        ("interrupt", [], 0),
+    ],
+)
+def test_a_run_that_was_not_stopped_by_its_user_says_so(
+    driver: Driver, run: Run, do: str, options: list[str], status: int
+) -> None:
+    ended = driver.train(run, *options, at=("velocity", 35), do=do)
+    assert ended.status == status, ended.output
+    assert "continue with --resume" in ended.output
 
 
 @pytest.mark.parametrize(

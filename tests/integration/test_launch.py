@@ -128,6 +128,24 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen[1] == (Layout(2), ["train", example, "--dry-run"])
 
 
+@pytest.mark.parametrize(("option", "code"), [([], 75), (["--preempted-ok"], 0)])
+def test_a_launch_that_was_preempted_says_so(monkeypatch: pytest.MonkeyPatch, option: list[str], code: int) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(dgpo_cli.launch, "launch", lambda layout, command: seen.append(command) or 75)
+    example = str(Path(__file__).parents[2] / "examples" / "quickstart.yaml")
+    with pytest.raises(SystemExit) as caught:
+        main(["train", example, *option, "--processes", "2"])
+    assert caught.value.code == code
+    assert seen == [["train", example]], "the processes themselves report it"
+
+
+def test_processes_that_were_preempted_have_not_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    """One of two is at its end before the signal comes; nothing that it printed is shown as an error."""
+    code = "import os, sys; print('said'); sys.exit(75 if os.environ['RANK'] == '1' else 0)"
+    assert launch(Layout(2), [], ["-c", code]) == 75
+    assert capfd.readouterr().err == ""
+
+
 def test_any_command_is_run_again_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was given, whatever was given."""
     seen: list[Any] = []
@@ -263,13 +281,14 @@ def test_what_a_silent_process_said_last_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_what_asks_for_a_stop_saves_and_stops_all(number: int, group: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGTERM, False, 75), (signal.SIGINT, True, 0)])
+def test_what_asks_for_a_stop_saves_and_stops_all(number: int, group: bool, code: int, tmp_path: Path) -> None:
     """To the launcher, or as a terminal sends it to its process group: each process hears of it once."""
     file = write(tmp_path, iterations=3000, evaluation={"every": 0}, checkpoints={"every": 1000})
-    code = f"import sys; from dgpo_cli.launch import *;sys.exit(launch(Layout(2), ['train', sys.argv[1]], [{CHILD!r}]))"
+    call = f"launch(Layout(2), ['train', sys.argv[1]], [{CHILD!r}])"
+    program = f"import sys; from dgpo_cli.launch import *;sys.exit({call})"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-c", program, str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
     log = tmp_path / "toy" / "metrics.jsonl"
@@ -279,7 +298,8 @@ def test_what_asks_for_a_stop_saves_and_stops_all(number: int, group: bool, tmp_
         time.sleep(0.1)
     (os.killpg if group else os.kill)(process.pid, number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
+    assert "last output" not in output
     done = len(log.read_text().splitlines())
     assert f"stopped after iteration {done}; continue with --resume" in output
     saved = json.loads((sorted((tmp_path / "toy" / "checkpoints").iterdir())[-1] / "manifest.json").read_text())

@@ -24,6 +24,7 @@ from dgpo_kit.toy import run_data
 
 DRIVER = Path(__file__).with_name("driver.py")
 KILLED = -signal.SIGKILL
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h
 PATIENT = 600
 """Seconds: who waits for a process that is gone until they are over is ended by the driver long before."""
 _SIZED = {"use": "toy-sizes", "options": {"sizes": [[8, 8], [16, 8], [8, 24]]}}
@@ -159,9 +160,9 @@ def whole(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def assert_all_well(ended: list[dict[str, Any]]) -> None:
+def assert_all_well(ended: list[dict[str, Any]], status: int = 0) -> None:
     for one in ended:
-        assert one["status"] == 0, one["output"]
+        assert one["status"] == status, one["output"]
 
 
 def difference(found: Any, wanted: Any, where: str = "") -> float:
@@ -463,7 +464,7 @@ def test_a_stop_that_one_is_asked_for_stops_all(
 ) -> None:
     run = Run(tmp_path, "run")
     ended = driver.train(run, 2, at=at, do="terminate", rank=rank)
-    assert_all_well(ended)
+    assert_all_well(ended, status=PREEMPTED)
     assert "continue with --resume" in ended[0]["output"]
     assert_all_well(driver.train(run, 2, "--resume"))
     assert run.files() == whole.files()

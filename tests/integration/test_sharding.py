@@ -17,7 +17,17 @@ from dgpo_core.distributed.sharding import shard
 from dgpo_core.plugins.registry import get_registry
 from dgpo_schemas.sections.backbone import BackboneSection
 from dgpo_sd3.testing import make_tiny_checkpoint
-from tests.integration.test_processes import DOUBLE, PATIENT, SIZES, Driver, Run, assert_all_well, difference, few
+from tests.integration.test_processes import (
+    DOUBLE,
+    PATIENT,
+    PREEMPTED,
+    SIZES,
+    Driver,
+    Run,
+    assert_all_well,
+    difference,
+    few,
+)
 
 FULL = {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "options": {"double": True}}}
 SHARD = {"iterations": 3, "process_timeout": PATIENT, "shard": True}
@@ -173,7 +183,7 @@ def test_a_stop_or_a_loss_costs_nothing(
     run = Run(tmp_path, "run", **FULL, run=SHARD)
     ended = driver.train(run, 2, at=at, do=deed, rank=rank)
     if deed == "terminate":
-        assert_all_well(ended)
+        assert_all_well(ended, status=PREEMPTED)
         assert "continue with --resume" in ended[0]["output"]
     else:
         assert ended[1 - rank]["status"] == 3, ended[1 - rank]["output"]

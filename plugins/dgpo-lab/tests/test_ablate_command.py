@@ -116,6 +116,29 @@ def test_devices_are_taken_in_turn(
             chosen(visible, **cuda, devices=[3])
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "code"),
+    [
+        (signal.SIGTERM, "unfinished", 75),
+        (signal.SIGUSR1, "unfinished", 75),
+        (signal.SIGINT, "unfinished", 0),
+        (signal.SIGTERM, "finished", 0),
+    ],
+)
+def test_an_ablation_that_was_preempted_says_so(
+    dgpo: Run, ablation: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: Any, code: int
+) -> None:
+    """A signal comes while its cells run; if all of them have finished, nothing is left to do."""
+
+    def ended(*arguments: Any, **keywords: Any) -> dict[str, State]:
+        signal.raise_signal(number)
+        return {"abs-advantage, seed 0": State("finished"), "best-vs-worst, seed 0": State(status)}
+
+    monkeypatch.setattr("dgpo_lab.ablation.runner.run_cells", ended)
+    monkeypatch.setattr("dgpo_lab.commands.ablate._write", lambda plan: None)
+    assert dgpo("ablate", ablation()).code == code
+
+
 # -- processes ------------------------------------------------------------------------------------------------------
 
 

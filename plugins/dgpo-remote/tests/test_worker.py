@@ -255,9 +255,10 @@ def test_out_of_memory_with_one_sample_is_an_error(samples: Samples) -> None:
         in_halves(lambda media, prompts: 1 // 0, *samples(3))  # type: ignore[arg-type,return-value]
 
 
-def test_the_worker_ignores_ctrl_c(moody: RewardModel, samples: Samples) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_the_worker_leaves_stopping_to_the_run(moody: RewardModel, samples: Samples, number: int) -> None:
     before = pid_of(moody)
-    os.kill(before, signal.SIGINT)
+    os.kill(before, number)
     assert os.getpgid(before) == before  # its own process group, which the terminal does not signal
     assert moody.score(*samples(2)).missing.tolist() == [False, False]
     assert pid_of(moody) == before

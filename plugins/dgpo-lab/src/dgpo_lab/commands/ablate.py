@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.launch import PREEMPTED
+
 if TYPE_CHECKING:
     from dgpo_lab.ablation.plan import Plan
 
@@ -85,6 +87,8 @@ def ablate(
     if failed:
         typer.echo(f"{len(failed)} of {len(states)} cells failed: {'; '.join(failed)}", err=True)
         raise typer.Exit(1)
+    if stop.requested and not stop.from_keyboard and any(state.status != "finished" for state in states.values()):
+        raise typer.Exit(PREEMPTED)
 
 
 def _saved(directories: Sequence[Path]) -> list[Plan]:

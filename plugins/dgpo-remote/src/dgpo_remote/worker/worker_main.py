@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_core import __version__
 from dgpo_core.system.openmp import spin_briefly
+from dgpo_core.system.portable import EARLY
 from dgpo_core.system.supervising import end_with_parent
 from dgpo_remote.worker.channel import Channel
 from dgpo_schemas.service import WORKERS
@@ -32,7 +33,9 @@ WATCH = 1.0
 
 def main(arguments: list[str]) -> int:
     """Handle requests until the run closes the socket. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles the terminal's Ctrl-C and stops this process
+    for number in (signal.SIGINT, EARLY):  # of a terminal or a cluster to all processes; the run stops this one
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
     spin_briefly()
     descriptor, parent = int(arguments[0]), int(arguments[1])
     os.set_inheritable(descriptor, False)
