@@ -64,7 +64,7 @@ def find_runs(path: Path) -> Iterator[Path]:
         yield path
         return
     try:
-        next(os.scandir(path), None)
+        os.scandir(path).close()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {why(error)}") from error
     yield from islice(_below(path, DEEPEST, set()), MOST)

@@ -16,6 +16,10 @@ export function make(tag, attributes = {}, ...children) {
 }
 export function write(element, text) { if (element.textContent !== text) element.textContent = text; }
 
+/** A sample of a line's color and dashes. */
+export function swatch(run, dashes = "") {
+  return make("svg", { viewBox: "0 0 26 10", "aria-hidden": "true", class: "swatch" }, make("path", { d: "M0 5H26", class: `line run-${run}`, "stroke-dasharray": dashes }));
+}
 export function figure(value) {
   if (!known(value)) return "–";
   const size = Math.abs(value);
@@ -31,7 +35,7 @@ export function duration(seconds) {
 }
 /** Round tick positions that span a range, at most six. */
 function ticks(low, high) {
-  const raw = (high - low) / 4, power = 10 ** Math.floor(Math.log10(raw));
+  const raw = (high - low) / 5, power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999);
   const first = Math.ceil(low / step - 1e-9), found = [];
   for (let i = first; i * step <= high + step * 1e-9 && found.length < 6; i += 1) found.push(Number((i * step).toPrecision(12)));
@@ -41,6 +45,7 @@ function ticks(low, high) {
 /** A curve with its title, its latest value and a table. Its elements are made once and changed in place. */
 class Figure {
   constructor(panel) {
+    this.suffix = panel.unit === "s" || panel.unit === "GiB" ? ` ${panel.unit}` : "";
     this.panel = panel; this.lines = []; this.paths = []; this.at = null;
     this.svg = make("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: "0" });
     this.rules = []; this.labels = [];
@@ -50,7 +55,8 @@ class Figure {
     }
     this.band = make("path", { class: "band run-0" }); this.cursor = make("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
     this.svg.append(this.band, this.cursor);
-    this.readout = make("p", { class: "latest" });
+    this.moment = make("span"); this.values = [];
+    this.readout = make("p", { class: "latest" }, this.moment);
     this.body = make("tbody"); this.head = make("tr");
     this.table = make("details", {}, make("summary", {}, "Table"), make("div", {}, make("table", {}, make("caption", {}, `${panel.title}${panel.unit ? `, ${panel.unit}` : ""}`), make("thead", {}, this.head), this.body)));
     this.element = make("figure", {}, make("figcaption", {}, make("h3", {}, panel.title), make("p", {}, panel.note)), this.readout, this.svg, this.table);
@@ -65,6 +71,9 @@ class Figure {
     this.lines = lines.filter((line) => line.y.some(known));
     this.element.hidden = this.lines.length === 0;
     if (this.element.hidden) return;
+    const flat = this.lines.every((line) => line.y.every((value) => !known(value) || value === line.latest));
+    this.svg.toggleAttribute("hidden", flat); this.table.hidden = flat;
+    this.element.classList.toggle("flat", flat); // where nothing changes, the value says all
     const xs = this.lines.flatMap((line) => [line.x[0], line.x.at(-1)]);
     let [left, right, bottom, top] = [Math.min(...xs), Math.max(...xs), Infinity, -Infinity];
     for (const line of this.lines) for (const column of [line.y, line.low ?? [], line.high ?? []]) for (const value of column) if (known(value)) { bottom = Math.min(bottom, value); top = Math.max(top, value); }
@@ -81,12 +90,22 @@ class Figure {
       path.setAttribute("d", line ? this.path(line.x, line.y) : "");
       if (line) { path.setAttribute("class", `line run-${line.run}`); path.setAttribute("stroke-dasharray", DASHES[line.dash % 3]); }
     });
+    this.name();
     const banded = this.lines[0].low ? this.lines[0] : null;
     this.band.setAttribute("d", banded ? this.area(banded) : "");
     const ends = this.lines.map((line) => `${line.name}: ${figure(line.y.find(known))} at first, ${figure(line.latest)} now`);
     this.svg.setAttribute("aria-label", `${this.panel.title}. ${ends.join("; ")}. Use the arrow keys to read values.`);
     this.place(this.at);
     if (this.table.open) this.fill();
+  }
+  /** Make a place for the value of each line, with its color and dashes if there are several. */
+  name() {
+    const shown = this.lines.map((line) => `${line.run} ${line.dash % 3}`).join();
+    if (this.shown === shown) return;
+    this.shown = shown;
+    const several = this.lines.length > 1;
+    this.values = this.lines.map((line) => make("span", { class: "value" }, ...(several ? [swatch(line.run, DASHES[line.dash % 3])] : []), make("span")));
+    this.readout.replaceChildren(this.moment, ...this.values.flatMap((value) => [" ", value]));
   }
   axes(xs, ys) {
     this.rules.forEach((rule, i) => {
@@ -121,9 +140,11 @@ class Figure {
     const x = this.at === null ? null : longest.x[this.at];
     this.cursor.setAttribute("visibility", x === null ? "hidden" : "visible");
     if (x !== null) { this.cursor.setAttribute("x1", this.px(x)); this.cursor.setAttribute("x2", this.px(x)); }
-    const unit = this.panel.unit === "s" || this.panel.unit === "GiB" ? ` ${this.panel.unit}` : "";
-    const values = this.lines.map((line) => `${this.lines.length > 1 ? `${line.name} ` : ""}${figure(x === null ? line.latest : valueAt(line, x))}${unit}`);
-    write(this.readout, `${x === null ? "now" : `iteration ${x.toLocaleString("en")}`}: ${values.join(" · ")}`);
+    write(this.moment, x === null ? "now" : `iteration ${x.toLocaleString("en")}`);
+    this.values.forEach((value, i) => {
+      const line = this.lines[i];
+      write(value.lastElementChild, `${this.lines.length > 1 ? `${line.name} ` : ""}${figure(x === null ? line.latest : valueAt(line, x))}${this.suffix}`);
+    });
   }
   point(event) {
     if (this.lines.length === 0) return;
@@ -134,6 +155,7 @@ class Figure {
     this.place(nearest);
   }
   key(event) {
+    if (this.lines.length === 0) return;
     const length = Math.max(...this.lines.map((line) => line.x.length)), now = this.at ?? length - 1;
     const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: length - 1, PageUp: now - 20, PageDown: now + 20, Escape: null }[event.key];
     if (to === undefined) return;

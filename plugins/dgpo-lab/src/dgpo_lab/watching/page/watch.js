@@ -1,6 +1,6 @@
 // The live page of dgpo watch: asks the server every few seconds for what the logs have gained, and shows it.
 
-import { Figures, duration, figure, make, write } from "./figures.js";
+import { Figures, duration, figure, make, swatch, write } from "./figures.js";
 import { Run, ServerError, ask, known } from "./logs.js";
 
 const EVERY = 2000; // milliseconds between updates; five times as many while the page is hidden
@@ -35,7 +35,8 @@ async function update() {
     for (const id of page.chosen) await page.runs.get(id).update();
     draw();
     if (page.chosen.length > 0) { await showSamples(); await showFindings(); }
-    trouble(page.runs.get(page.chosen[0])?.fault ?? "");
+    const first = page.runs.get(page.chosen[0]);
+    trouble(first?.fault ?? first?.changes?.status.fault ?? "");
   } catch (error) {
     const away = error instanceof TypeError; // what fetch throws when nothing answers
     trouble(away ? "The server does not answer; trying again. The runs are not affected." : String(error.message));
@@ -63,7 +64,6 @@ function choose(ids) {
   for (const id of ids) if (!page.runs.has(id)) page.runs.set(id, new Run(id));
   if (page.listed.length > 1) history.replaceState(null, "", `#${new URLSearchParams(ids.map((id) => ["run", id]))}`);
 }
-function swatch(index) { return make("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, make("path", { d: "M0 5H26", class: `line run-${index}`, "stroke-dasharray": "" })); }
 
 function showList() {
   const words = byId("filter").value.toLowerCase();
@@ -131,6 +131,7 @@ function draw() {
   }
   for (const panel of TIMINGS) { const found = lines(panel, "timings"); if (found.length > 0) page.curves.draw(panel, found); }
   page.curves.finish();
+  byId("curves").hidden = page.curves.found.size === 0;
   const legend = page.chosen.join("\n");
   byId("legend").hidden = page.chosen.length < 2;
   if (page.legend !== legend) byId("legend").replaceChildren(...page.chosen.map((id, i) => make("li", {}, swatch(i), id)));
@@ -143,6 +144,7 @@ function drawNow() {
   byId("main").hidden = run === undefined;
   if (run === undefined || run.changes === null) { if (run) write(byId("title"), run.id); return; }
   const { status, name, may_stop_earlier: mayStop } = run.changes;
+  byId("alarms").hidden = status.fault !== null; // it is shown at the top
   write(byId("title"), name || run.id);
   byId("badge").className = `badge ${status.state}`;
   write(byId("state"), STATES[status.state] ?? status.state);
@@ -235,6 +237,8 @@ function picture(id, iteration, sample, label) {
   return image;
 }
 
+const setting = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
 async function showFindings() {
   const answer = await ask("/api/doctor", { id: page.chosen[0] }), text = JSON.stringify(answer);
   if (page.findings === text) return;
@@ -246,7 +250,7 @@ async function showFindings() {
   list.replaceChildren(...answer.findings.map((finding) => make("li", { class: finding.severity },
     make("h3", {}, make("b", {}, finding.severity), finding.title),
     ...finding.evidence.map((line) => make("p", { class: "note" }, line)),
-    ...finding.changes.map((change) => make("p", {}, make("code", {}, `${change.key}: ${JSON.stringify(change.present)} → ${JSON.stringify(change.suggested)}`))),
+    ...finding.changes.map((change) => make("p", {}, make("code", {}, `${change.key}: ${setting(change.present)} → ${setting(change.suggested)}`))),
     ...finding.advice.map((line) => make("p", {}, line)),
     make("details", {}, make("summary", {}, "Why"), make("p", {}, finding.why)))));
   if (answer.trial) list.append(make("li", {}, make("h3", {}, "To try the changes of the first finding"), make("p", {}, make("code", {}, answer.trial))));
@@ -256,7 +260,7 @@ async function showFindings() {
 
 let timer = null, working = Promise.resolve();
 /** Update now, after an update in progress; then again and again. */
-function refresh() {
+export function refresh() {
   clearTimeout(timer);
   working = working.then(update).then(() => {
     clearTimeout(timer);
