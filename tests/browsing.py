@@ -30,7 +30,11 @@ def chromium() -> str | None:
 
 
 class Browser:
-    """One tab. complaints: errors and warnings of the console, uncaught exceptions, and requests that failed."""
+    """One tab.
+
+    complaints: errors and warnings of the console, uncaught exceptions, and requests that failed. requested: all
+    addresses that were asked for. host: the server that a test visits.
+    """
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
@@ -39,6 +43,7 @@ class Browser:
         self._session: str | None = None
         self.complaints: list[str] = []
         self.requested: list[str] = []
+        self.host = ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Performance"):

@@ -40,7 +40,8 @@ def test_increments_at_random_cuts_give_every_line_once(tmp_path: Path) -> None:
     log, chance = tmp_path / "metrics.jsonl", random.Random(0)
     raw = b"".join(line(i, kl=i / 7, text="x" * chance.randrange(50)) for i in range(1, 400))
     log.touch()
-    cursor, found, written = "", [], 0
+    found: list[int] = []
+    cursor, written = "", 0
     while written < len(raw) or not found or found[-1] != 399:
         more = chance.randrange(300)
         with log.open("ab") as handle:
@@ -95,7 +96,8 @@ def test_damaged_lines_are_counted_and_skipped(tmp_path: Path) -> None:
     assert (numbers(found.records), found.damaged) == ([1, 2], len(bad) + 1)
     huge = tmp_path / "huge.jsonl"
     huge.write_bytes(b"x" * 5000 + b"\n" + line(3))
-    cursor, seen = "", []
+    seen: list[int] = []
+    cursor = ""
     for _ in range(8):
         part = increment(huge, cursor, most=1024)
         cursor, seen = part.cursor, seen + numbers(part.records)

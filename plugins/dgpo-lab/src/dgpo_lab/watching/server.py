@@ -95,6 +95,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "dgpo", ""
     timeout = PATIENCE
+    disable_nagle_algorithm = True  # else an answer's body waits 40 ms for the acknowledgement of its headers
 
     def do_GET(self) -> None:
         """Check who asks, then answer."""
