@@ -83,7 +83,7 @@ class Figure {
     if (left === right) { left -= 1; right += 1; }
     this.px = (x) => LEFT + ((x - left) / (right - left)) * (WIDTH - LEFT - RIGHT);
     this.py = (y) => HEIGHT - BOTTOM - ((y - bottom) / (top - bottom)) * (HEIGHT - TOP - BOTTOM);
-    this.axes(ticks(left, right).filter(Number.isInteger), ticks(bottom, top));
+    this.axes(ticks(left, right).filter(Number.isInteger), ticks(bottom, top).filter((tick) => !this.panel.whole || Number.isInteger(tick)));
     while (this.paths.length < this.lines.length) { const path = make("path"); this.paths.push(path); this.svg.insertBefore(path, this.cursor); }
     this.paths.forEach((path, i) => {
       const line = this.lines[i];

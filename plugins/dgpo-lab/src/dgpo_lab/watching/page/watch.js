@@ -200,7 +200,7 @@ function scoreTable(reward, all) {
   const before = all[0], after = all.at(-1), body = byId("score-rows");
   write(byId("score-caption"), `${reward} of ${page.chosen[0]}: first and latest evaluation`);
   const names = [...new Set([...Object.keys(before.groups), ...Object.keys(after.groups)])].slice(0, MOST_TASKS);
-  const signed = (a, b) => (known(a) && known(b) ? `${b >= a ? "+" : "−"}${figure(Math.abs(b - a))}` : "–");
+  const signed = (a, b) => (known(a) && known(b) ? `${b === a ? "" : b > a ? "+" : "−"}${figure(Math.abs(b - a))}` : "–");
   const rows = [["all tasks", before.value, after.value], ...names.map((name) => [name, before.groups[name], after.groups[name]])];
   const head = make("tr", {}, ...["task", before.iteration === 0 ? "base model" : `iteration ${before.iteration}`, `iteration ${after.iteration}`, "change"].map((text) => make("th", { scope: "col" }, text)));
   body.previousElementSibling.replaceChildren(head);
