@@ -12,6 +12,7 @@ import pytest
 
 import dgpo_lab.watching
 from dgpo_lab.watching import server as serving_module
+from dgpo_lab.watching.access import Access
 from tests.browsing import Browser, chromium, open_browser
 from tests.doctored import Written, evaluation, metrics
 from tests.reported import write_images, write_run
@@ -276,6 +277,17 @@ def test_themes_motion_and_narrow_screens(browser: Browser, tmp_path: Path) -> N
         for width in (320, 400, 800, 1180):
             browser.size(width, 900)
             assert browser.run("document.documentElement.scrollWidth <= innerWidth"), width
+
+
+@pytest.mark.slow
+def test_the_token_leaves_the_address(browser: Browser, tmp_path: Path) -> None:
+    access = Access(local=False, names=frozenset(), token="a-token-of-the-tests")
+    with serving(Written(n=10).write(tmp_path / "run"), access) as server:
+        visit(browser, server, "?token=a-token-of-the-tests")
+        assert browser.run("location.href") == f"http://{browser.host}/"
+        assert browser.run("document.cookie") == ""  # scripts cannot read it
+        browser.run("location.reload()")
+        browser.wait("document.querySelectorAll('#panels figure').length > 9")
 
 
 def connect(browser: Browser, *, offline: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,19 @@ class Status:
     fault: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What the ends of the logs say. seconds, working: mean duration of an iteration with and without evaluations."""
+
+    iteration: int
+    seconds: float | None
+    working: float | None
+    longest: float
+    memory: float | None
+    reward: float | None
+    score: float | None
+
+
 def describe(run: Path) -> Described:
     """Read config.yaml."""
     try:
@@ -83,27 +97,42 @@ def describe(run: Path) -> Described:
 
 def status(run: Path, described: Described, now: float | None = None) -> Status:
     """Return the state of a run from the ends of its logs. now: seconds since the epoch."""
-    metrics, timings, evaluations = (last_records(run / log) for log in LOGS)
-    iteration = max((record["iteration"] for record in [*metrics, *evaluations]), default=0)
-    recent = timings[-RECENT:]
-    seconds = _mean([seconds_each(record) for record in recent])
-    working = _mean([number(record.get("seconds")) for record in recent])
+    logs = _summary(run, tuple(_changed(run / log) for log in LOGS))
     quiet = _quiet(run, time.time() if now is None else now)
-    longest = max((seconds_each(record) or 0.0 for record in recent), default=0.0)
-    state = _state(run, described, iteration, quiet, max(PATIENCE, TIMES * longest))
-    left = None if described.iterations is None else described.iterations - iteration
-    running = state in IN_PROGRESS
+    state = _state(run, described, logs.iteration, quiet, max(PATIENCE, TIMES * logs.longest))
+    left = None if described.iterations is None else described.iterations - logs.iteration
     samples = described.samples_per_iteration
-    reward = metrics[-1].get("reward") if metrics else None
     return Status(
-        state=state, iteration=iteration, iterations=described.iterations, quiet=quiet, seconds=seconds,
-        eta=left * seconds if running and left is not None and seconds is not None else None,
-        rate=samples / working if samples is not None and working else None,
+        state=state, iteration=logs.iteration, iterations=described.iterations, quiet=quiet, seconds=logs.seconds,
+        eta=None if left is None or logs.seconds is None or state not in IN_PROGRESS else left * logs.seconds,
+        rate=samples / logs.working if samples is not None and logs.working else None,
+        memory=logs.memory, reward=logs.reward, score=logs.score, fault=described.fault,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _summary(run: Path, changed: tuple[object, ...]) -> _Summary:
+    """Read the ends of the logs; kept until one of them changes, because a directory may have many finished runs."""
+    metrics, timings, evaluations = (last_records(run / log) for log in LOGS)
+    recent = timings[-RECENT:]
+    reward = metrics[-1].get("reward") if metrics else None
+    return _Summary(
+        iteration=max((record["iteration"] for record in [*metrics, *evaluations]), default=0),
+        seconds=_mean([seconds_each(record) for record in recent]),
+        working=_mean([number(record.get("seconds")) for record in recent]),
+        longest=max((seconds_each(record) or 0.0 for record in recent), default=0.0),
         memory=number(timings[-1].get("peak_memory_bytes")) if timings else None,
         reward=number(reward.get("mean")) if isinstance(reward, Mapping) else None,
         score=next((number(e.get("value")) for e in evaluations[::-1] if e.get("role", "target") == "target"), None),
-        fault=described.fault,
-    )  # fmt: skip
+    )
+
+
+def _changed(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def seconds_each(record: Mapping[str, Any]) -> float | None:

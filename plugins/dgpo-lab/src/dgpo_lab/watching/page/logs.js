@@ -6,9 +6,11 @@ export const known = (value) => typeof value === "number" && Number.isFinite(val
 
 export class ServerError extends Error {}
 
-/** Ask the server for JSON data. Throws ServerError for what it refuses, and TypeError if it does not answer. */
+/** Ask the server for JSON data. Throws ServerError if it refuses or does not answer. */
 export async function ask(path, query = {}) {
-  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { credentials: "same-origin" });
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { credentials: "same-origin" }).catch(() => {
+    throw new ServerError("The server does not answer; trying again. The runs are not affected.");
+  });
   if (response.status === 401) throw new ServerError("The server was started again: open the address that dgpo watch printed.");
   const answer = await response.json();
   if (!response.ok) throw new ServerError(answer.error);
@@ -77,7 +79,7 @@ export class Evaluations {
 
 /** What is known of one run. */
 export class Run {
-  constructor(id) { this.id = id; this.metrics = new Columns(); this.timings = new Columns(); this.evaluations = new Evaluations(); this.cursors = {}; this.changes = null; this.fault = null; }
+  constructor(id) { this.id = id; this.metrics = new Columns(); this.timings = new Columns(); this.evaluations = new Evaluations(); this.cursors = {}; this.changes = null; this.fault = null; this.restarts = 0; }
   async update() {
     for (let more = true; more;) {
       const answer = await ask("/api/changes", { id: this.id, ...this.cursors });
@@ -87,7 +89,7 @@ export class Run {
       more = false;
       for (const log of ["metrics", "timings", "evaluations"]) {
         const found = answer[log], store = this[log];
-        if (found.restarted) store.clear();
+        if (found.restarted) { store.clear(); this.restarts += 1; }
         if (log === "evaluations") store.extend(found.records); else store.extend(found.columns, found.rows);
         this.cursors[log] = found.cursor;
         more ||= found.more;

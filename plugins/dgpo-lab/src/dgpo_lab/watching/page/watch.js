@@ -22,7 +22,7 @@ const TIMINGS = [
 const byId = (id) => document.getElementById(id);
 
 const page = {
-  runs: new Map(), listed: [], chosen: [], panels: [], entries: new Map(), paused: false, count: 0,
+  runs: new Map(), listed: [], chosen: [], panels: [], entries: new Map(), paused: false, touched: false, count: 0,
   curves: new Figures(byId("panels")), scores: new Figures(byId("score-curves")), samples: "", findings: "", legend: "",
 };
 
@@ -32,15 +32,14 @@ async function update() {
     if (page.panels.length === 0) page.panels = await ask("/api/panels");
     if (page.count % 5 === 0 || page.listed.length === 0) await list();
     page.count += 1;
-    for (const id of page.chosen) await page.runs.get(id).update();
+    for (const id of page.chosen) await page.runs.get(id)?.update();
     draw();
     if (page.chosen.length > 0) { await showSamples(); await showFindings(); }
     const first = page.runs.get(page.chosen[0]);
     trouble(first?.fault ?? first?.changes?.status.fault ?? "");
   } catch (error) {
-    const away = error instanceof TypeError; // what fetch throws when nothing answers
-    trouble(away ? "The server does not answer; trying again. The runs are not affected." : String(error.message));
-    if (!away && !(error instanceof ServerError)) console.error(error);
+    trouble(String(error.message));
+    if (!(error instanceof ServerError)) console.error(error);
   }
 }
 function trouble(text) { byId("trouble").hidden = text === ""; write(byId("trouble"), text); }
@@ -54,7 +53,7 @@ async function list() {
   const wanted = page.count === 0 ? new URLSearchParams(location.hash.slice(1)).getAll("run") : page.chosen;
   const kept = wanted.filter((id) => exists.has(id)).slice(0, MOST_RUNS);
   const active = answer.runs.find((run) => run.state === "running") ?? answer.runs[0];
-  choose(kept.length > 0 || !active ? kept : [active.id]);
+  choose(kept.length > 0 || !active || page.touched ? kept : [active.id]);
   if (answer.runs.length === 0) { write(byId("title"), "No runs yet"); write(byId("state"), `waiting for a run in ${answer.watched.join(", ")}`); }
   showList();
 }
@@ -88,6 +87,7 @@ function showList() {
   write(byId("runs-more"), `${page.listed.length} runs; the filter finds the others.`);
 }
 function toggle(id, chosen) {
+  page.touched = true; // from now on, nothing is chosen that the reader did not choose
   choose(chosen ? [...page.chosen, id] : page.chosen.filter((other) => other !== id));
   showList();
   refresh();
@@ -210,7 +210,7 @@ function scoreTable(reward, all) {
 async function showSamples() {
   const run = page.runs.get(page.chosen[0]), images = run.changes?.images ?? [];
   byId("samples").hidden = images.length === 0;
-  const state = `${run.id}\n${images.join()}`;
+  const state = `${run.id}\n${run.restarts}\n${images.join()}`;
   if (images.length === 0 || page.samples === state) return;
   const [first, last] = [images[0], images.at(-1)];
   const [before, after] = await Promise.all([first, last].map((iteration) => ask("/api/samples", { id: run.id, iteration })));
