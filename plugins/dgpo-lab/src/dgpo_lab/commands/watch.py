@@ -11,9 +11,7 @@ __all__ = ["watch"]
 
 
 def watch(
-    paths: Annotated[
-        list[Path], typer.Argument(help="Run directories, or directories of runs.", metavar="RUN|RUNS...")
-    ],
+    paths: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.", metavar="RUN")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect, with a token.")
     ] = "127.0.0.1",
