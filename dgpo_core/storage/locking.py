@@ -16,7 +16,7 @@ from pathlib import Path
 from dgpo_core.system.portable import CLOEXEC, NOFOLLOW, NONBLOCK, lock, read_at, write_at
 from dgpo_core.system.reading import kind_of
 
-__all__ = ["NAME", "HeldError", "Lock", "in_use"]
+__all__ = ["NAME", "HeldError", "Lock", "holder_alive", "in_use"]
 
 NAME = ".lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -84,6 +84,22 @@ def in_use(directory: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def holder_alive(directory: Path) -> bool | None:
+    """Return whether the last holder of a directory's lock still runs; None if it is unknown or on another machine.
+
+    Reads the lock file and takes no lock, so that a process that starts at this moment is not refused.
+    """
+    try:
+        handle = _opened(directory / NAME, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        number, machine = _holder(handle)
+    finally:
+        os.close(handle)
+    return _is_alive(number, machine) if machine == _machine() else None
 
 
 def _without_locks(directory: Path, handle: int) -> str:

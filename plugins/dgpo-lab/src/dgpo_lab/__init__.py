@@ -1,1 +1,1 @@
-"""Analysis of runs: report, doctor, ablations, plans, measurements."""
+"""Analysis of runs: report, live page, doctor, ablations, plans, measurements."""

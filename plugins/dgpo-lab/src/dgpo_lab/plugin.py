@@ -20,6 +20,7 @@ def dgpo_commands() -> Sequence[Command]:
         Command("score", summary, "dgpo_lab.commands.score:score", 40),
         Command("report", "Write one HTML page about a run.", "dgpo_lab.commands.report:report", 50),
         Command("doctor", "Diagnose a run and suggest settings to change.", "dgpo_lab.commands.doctor:doctor", 60),
+        Command("watch", "Show runs on a live page.", "dgpo_lab.commands.watch:watch", 65),
         Command("ablate", "Compare variants of a run over several seeds.", "dgpo_lab.commands.ablate:ablate", 70),
         Command("compare", "Compare runs and suites in one table.", "dgpo_lab.commands.compare:compare", 75),
         Command("plan", "Estimate memory, time and cost of a run.", "dgpo_lab.commands.plan:plan", 110),

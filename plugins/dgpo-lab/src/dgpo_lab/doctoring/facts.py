@@ -167,10 +167,13 @@ def below(one: Score, other: Score) -> bool:
     return one.high is not None and other.low is not None and one.high < other.low
 
 
-def read_facts(path: Path, registry: Registry) -> Facts:
-    """Read a run directory. Raises UserError if it is not a run directory, has no logs yet, or cannot be read."""
+def read_facts(path: Path, registry: Registry, *, running: bool | None = None) -> Facts:
+    """Read a run directory. Raises UserError if it is not a run directory, has no logs yet, or cannot be read.
+
+    running: whether a process trains the run, if the caller knows it; else the run's lock is asked.
+    """
     data = read_run(path, registry)
-    return Facts(data, _components(data, registry), read_outcome(path), in_use(path))
+    return Facts(data, _components(data, registry), read_outcome(path), in_use(path) if running is None else running)
 
 
 def _number(value: object) -> float:
