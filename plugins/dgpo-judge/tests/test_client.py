@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
+import dgpo_judge.endpoints as endpoints_module
 from dgpo_core.errors import UserError
 from dgpo_judge.demo_server import answer_to, send
 from dgpo_judge.failures import retry_after
@@ -114,6 +118,52 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert retry_after("1e99") == 600
     assert [retry_after(value) for value in (None, "soon", "nan", "")] == [None] * 4
     assert retry_after("-5") == 0
+
+
+def test_pauses_of_no_length_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Retry-After: 0` and dates that have passed do not make a busy loop; longer pauses are kept as they are."""
+    monkeypatch.setattr(endpoints_module, "FIRST_WAIT", 4.0)
+    long_ago = retry_after(format_datetime(datetime(2001, 1, 1, tzinfo=UTC)))
+
+    async def waits(*asked: float | None) -> list[float]:
+        endpoints = endpoints_module.Endpoints(["http://a"], 1)
+        (endpoint,), found = endpoints.all, []
+        for seconds in asked:
+            endpoint.not_before = 0.0
+            await endpoints.paused(endpoint, seconds, "busy")
+            found.append(endpoint.not_before - time.monotonic())
+        return found
+
+    for short in (0.0, long_ago, 1e-3, None):
+        for wait, least in zip(asyncio.run(waits(short, short, short)), (2, 4, 8), strict=True):
+            assert least - 1 < wait <= 3 * least
+    assert asyncio.run(waits(300.0, 4.0))[0] > 290
+    assert 3 < asyncio.run(waits(300.0, 4.0))[1] <= 4
+
+
+def test_a_call_that_ends_with_the_wait_has_its_result(
+    play: Play, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait is over, and before anyone looks the work is done."""
+
+    class Late(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            if timeout is not None:
+                raise TimeoutError
+            return super().result()
+
+    client, late, failed = judge(play()).judge.client, Late(), Late()
+    late.set_result("done")
+    failed.set_exception(TimeoutError("its own"))
+
+    async def work() -> str:
+        return "not run here"
+
+    with monkeypatch.context() as patch:
+        for future, ends in ((late, contextlib.nullcontext()), (failed, pytest.raises(TimeoutError, match="its own"))):
+            patch.setattr(asyncio, "run_coroutine_threadsafe", lambda coroutine, loop, f=future: coroutine.close() or f)
+            with ends:
+                assert client._call(work()) == "done"
 
 
 def test_patience_bounds_everything(play: Play, judge: Judge) -> None:

@@ -19,11 +19,13 @@ from dgpo_judge.forms import (
     rating,
     rubric,
     rubric_schema,
+    said,
     usable,
     vqascore,
 )
 from dgpo_judge.options import ASPECTS, Aspect
 
+RARE = {f"rare{'abcdefghijklmnopqrst'[i]}": 0.001 for i in range(20)}
 SPELLINGS = st.sampled_from(["{}", " {}", "\u2581{}", "\u0120{}", "{}\n"])
 
 
@@ -91,14 +93,69 @@ def test_rating_without_its_mark(tokens: list[str], reason: str) -> None:
         ("Is it?", "no", {"Yes": 0.5, " yes": 0.2, "No": 0.3}, 0.3),
         ("How many?", "seven", {"seven": 0.3, " Seven": 0.2, "7": 0.1, "six": 0.4}, 0.6),
         ("How many?", "7", {"seven": 0.3, " Seven": 0.2, "7": 0.1, "six": 0.4}, 0.6),
-        ("How many?", "3", {"two": 0.9, "2": 0.05, "one": 0.05}, 0.05),
+        ("How many?", "3", {"two": 0.9, **RARE}, 0.001),
         ("What color?", "Red", {"red": 0.6, "Crimson": 0.4}, 0.6),
-        ("What color?", "red", {"blue": 0.6, "green": 0.4}, 0.4),
+        ("What color?", "red", {"blue": 0.6, "green": 0.35, **RARE}, 0.001),
+        ("What color?", "red", {"blue": 0.6, "green": 0.35, "re": 0.0005, **RARE}, 0.0005),
+        ("How many?", "16", {"16": 0.97, "six": 0.0005, **RARE}, 0.97),
     ],
 )
 def test_expected_answers(question: str, expected: str, top: dict[str, float], value: float) -> None:
-    """An answer that is not listed counts as the least probable of the list."""
+    """An answer that is not among 20 counts as the least probable of them."""
     assert expected_probability(answer(at(top)), question, expected) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected", "top", "reason"),
+    [
+        ("Is it?", "Yes", {"No": 0.97}, "listed only 1 of the 20 most probable tokens, .* up to 0.03"),
+        ("Is it?", "No", {"No": 0.97}, "listed only 1 of the 20"),
+        ("Is it?", "Yes", {"No": 0.99, "Na": 0.0099}, "'Yes' is not among .* the server listed 2 and not 20"),
+        ("What color?", "red", {"blue": 0.6, "green": 0.4}, "'red' is not among"),
+        ("What animal?", "giraffe", {"gir": 0.98, **RARE}, "'giraffe' may be several tokens, of which the first has"),
+        ("What animal?", "giraffe", {" Gir": 0.5, "giraffe": 0.4, **RARE}, None),
+        ("How many?", "16", {"1": 0.9, "sixteen": 0.05, **RARE}, "'16' may be several tokens"),
+    ],
+)
+def test_a_part_of_an_answer_is_none(question: str, expected: str, top: dict[str, float], reason: str | None) -> None:
+    """Neither a list shorter than asked for, nor the beginning of a word."""
+    if reason is None:
+        assert expected_probability(answer(at(top)), question, expected) == pytest.approx(top[expected])
+    else:
+        with pytest.raises(Unscored, match=reason):
+            expected_probability(answer(at(top)), question, expected)
+
+
+def test_short_lists_leave_no_score_open() -> None:
+    """With one of 20 tokens, the other answer may be nearly as probable; where the rest is negligible it cannot."""
+    short = "listed only 1 of the 20 most probable tokens, and others may have probabilities up to 0.4"
+    for score in (
+        lambda top: vqascore(answer(at({"Yes": top})), raw=False),
+        lambda top: preference(answer(at({"1": top}))),
+        lambda top: rating(answer(at({"4": top})), scale="1-5", after=None),
+    ):
+        with pytest.raises(Unscored, match=short):
+            score(0.6)
+        assert score(0.9995).value in (1.0, 4.0)
+    full = {"Yes": 0.6, **{f"x{i}": 0.4 / 19 for i in range(19)}}
+    assert vqascore(answer(at(full)), raw=False).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("expected", "top", "ok"),
+    [
+        ("yes", {"Yes": 0.45, "No": 0.2, "It": 0.3496}, True),
+        ("no", {"Yes": 0.45, "No": 0.2, "It": 0.3496}, False),
+        ("No", {"No": 0.3, " no": 0.2, "yes": 0.3, "It": 0.1996}, True),
+        ("Yes", {"No": 0.4998, "Yes": 0.4998}, True),
+        ("red", {"red": 0.45, "blue": 0.2, "It": 0.3496}, False),
+        ("red", {"red": 0.5, "blue": 0.4996}, True),
+    ],
+)
+def test_what_the_judge_says(expected: str, top: dict[str, float], ok: bool) -> None:
+    """Of Yes and No the more probable one, whatever share other words have."""
+    given_answer = answer(at({**top, "Perhaps": 0.0003}))
+    assert said(given_answer, expected, expected_probability(given_answer, "Is it?", expected)) is ok
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from typing import Any
 
 from dgpo_schemas.text import clean
 
-__all__ = ["Answer", "Malformed", "Position", "Top", "as_json", "normal", "read_answer"]
+__all__ = ["TOP", "Answer", "Malformed", "Position", "Top", "as_json", "normal", "read_answer"]
 
 Top = tuple[tuple[str, float], ...]
 """The most probable tokens at a position with their log-probabilities. A list and not a mapping: the same text may
 stand for several tokens."""
+TOP = 20
+"""Log-probabilities per token that are asked for: the most that OpenAI and vLLM (`--max-logprobs`) return by default.
+"""
 EXCERPT = 80
 """Most characters of an answer in a reason."""
 SURPLUS = 1e-3
@@ -40,6 +43,18 @@ class Position:
     def mass(self, forms: Collection[str]) -> float:
         """Return the probability of all tokens whose normal form is one of `forms`."""
         return math.fsum(math.exp(logprob) for token, logprob in self.top if normal(token) in forms)
+
+    def lists(self, form: str) -> bool:
+        """Return whether a token with this normal form is listed."""
+        return any(normal(token) == form for token, _ in self.top)
+
+    def last(self) -> float:
+        """Return the probability of the least probable token of the list: none that is not listed has more."""
+        return math.exp(min(logprob for _, logprob in self.top))
+
+    def unlisted(self) -> float:
+        """Return the most probability that a token which is not listed can have."""
+        return min(self.last(), max(0.0, 1 - math.fsum(math.exp(logprob) for _, logprob in self.top)))
 
 
 @dataclass(frozen=True, slots=True)

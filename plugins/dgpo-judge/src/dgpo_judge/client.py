@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -213,8 +214,8 @@ class Client:
                 try:
                     return future.result(LOOK)
                 except TimeoutError:
-                    if future.done():
-                        raise
+                    if future.done():  # it ended just after the wait, or its own error is a TimeoutError
+                        return future.result()
                     if self._closed:
                         raise DgpoError("the judge was closed") from None
         except BaseException:
@@ -226,13 +227,15 @@ class Client:
         if self._closed:
             return
         self._closed = True
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(LOOK * 10)
+        with contextlib.suppress(TimeoutError):  # a connection that cannot be closed ends with the process
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(LOOK * 10)
         self._stop()
 
     async def _end(self) -> None:
-        for task in asyncio.all_tasks():
-            if task is not asyncio.current_task():
-                task.cancel()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._transport.close()
 
     def _stop(self) -> None:

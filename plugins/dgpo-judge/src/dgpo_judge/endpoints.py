@@ -89,10 +89,16 @@ class Endpoints:
         await self.release(endpoint)
 
     async def paused(self, endpoint: Endpoint, seconds: float | None, why: str) -> None:
-        """Record that the server asked for a pause of so many seconds, or did not say how many."""
+        """Record that the server asked for a pause of so many seconds, or did not say how many.
+
+        A pause too short to help (`Retry-After: 0`, or a date that has passed) is lengthened like one without seconds:
+        else an overloaded server would be asked without a break.
+        """
         if endpoint.not_before <= time.monotonic():
             endpoint.pauses += 1
-        wait = backoff(endpoint.pauses, self._jitter) if seconds is None else seconds
+        wait = seconds or 0.0
+        if wait < FIRST_WAIT:
+            wait = max(wait, backoff(endpoint.pauses, self._jitter))
         endpoint.not_before, endpoint.why = max(endpoint.not_before, time.monotonic() + wait), why
         await self.release(endpoint)
 

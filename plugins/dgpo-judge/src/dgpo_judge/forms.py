@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dgpo_judge.answers import Answer, Position, as_json
+from dgpo_judge.answers import TOP, Answer, Position, as_json, normal
 from dgpo_judge.client import Failure
 from dgpo_schemas.text import clean
 
@@ -27,6 +27,7 @@ __all__ = [
     "rating",
     "rubric",
     "rubric_schema",
+    "said",
     "transcript",
     "usable",
     "vqascore",
@@ -34,6 +35,9 @@ __all__ = [
 
 ANSWERED = 0.5
 """Least probability of the possible answers together: below it, the judge said something else."""
+NEGLIGIBLE = 1e-3
+"""How much probability an answer may have that is not known: at a list shorter than `answers.TOP`, or because a token
+may be its beginning (then as a share of what is known)."""
 YES, NO = frozenset({"yes"}), frozenset({"no"})
 NO_TEXT = "NO TEXT"
 """The answer where there is nothing to read."""
@@ -68,15 +72,17 @@ def usable(answer: Answer | Failure) -> Answer:
 
 def vqascore(answer: Answer, *, raw: bool) -> Verdict:
     """P(yes) / (P(yes) + P(no)) at the first token, or P(yes) with `raw`."""
-    y, n = _first(answer).mass(YES), _first(answer).mass(NO)
-    answered = _answered(y + n, answer, "Yes or No")
+    position = _first(answer)
+    y, n = position.mass(YES), position.mass(NO)
+    answered = _answered(y + n, position, answer, "Yes or No")
     return Verdict(min(1.0, y if raw else y / (y + n)), {"answered": answered})
 
 
 def preference(answer: Answer) -> Verdict:
     """P(1) / (P(1) + P(2)) at the first token: how far the first picture is preferred."""
-    first, second = _first(answer).mass({"1"}), _first(answer).mass({"2"})
-    answered = _answered(first + second, answer, "1 or 2")
+    position = _first(answer)
+    first, second = position.mass({"1"}), position.mass({"2"})
+    answered = _answered(first + second, position, answer, "1 or 2")
     return Verdict(first / (first + second), {"answered": answered})
 
 
@@ -86,7 +92,7 @@ def rating(answer: Answer, *, scale: str, after: str | None) -> Verdict:
     position = _first(answer) if after is None else _behind(answer, after)
     masses = {s: position.mass({str(s)}) for s in range(low, high + 1)}
     total = math.fsum(masses.values())
-    answered = _answered(total, answer, f"a digit from {low} to {high}")
+    answered = _answered(total, position, answer, f"a digit from {low} to {high}")
     value = math.fsum(s * p for s, p in masses.items()) / total
     return Verdict(min(float(high), max(float(low), value)), {"answered": answered})
 
@@ -94,14 +100,44 @@ def rating(answer: Answer, *, scale: str, after: str | None) -> Verdict:
 def expected_probability(answer: Answer, question: str, expected: str) -> float:
     """Return the probability of the expected answer to a question, at the first token.
 
-    A number counts as its word and its digits. An answer that is not among the most probable tokens has at most the
-    probability of the last of them, which takes its place: with 0 one rare word would decide a geometric mean.
+    A number counts as its word and its digits. An answer that is not among the 20 most probable tokens has at most the
+    probability of the last of them, which takes its place: with 0 one rare word would decide a geometric mean. A
+    shorter list does not tell how improbable it is. Nor is a word known that several tokens may spell: if a listed one
+    may be its beginning, as "gir" of "giraffe", its probability is not that of the answer. Raises Unscored.
     """
     position, forms = _first(answer), _forms(expected)
     answered = position.mass(_possible(question, forms) or _words(position))
-    _answered(answered, answer, "one word")
-    floor = math.exp(min(logprob for _, logprob in position.top))
-    return min(1.0, max(position.mass(forms), floor))
+    _answered(answered, position, answer, "one word")
+    known, floor = position.mass(forms), position.last()
+    absent = [form for form in forms if not position.lists(form)]
+    if len(absent) == len(forms) and len(position.top) < TOP:
+        raise Unscored(
+            f"{expected!r} is not among the most probable tokens, of which the server listed {len(position.top)} and "
+            f"not {TOP}"
+        )
+    begun = math.fsum(
+        math.exp(logprob)
+        for token, logprob in position.top
+        if (start := normal(token)) and start not in forms and any(form.startswith(start) for form in absent)
+    )
+    if begun > max(floor, NEGLIGIBLE * known):
+        raise Unscored(
+            f"{expected!r} may be several tokens, of which the first has a probability of {begun:.3g}; the answer "
+            f"begins {_excerpt(answer.text)}"
+        )
+    return min(1.0, max(known, floor))
+
+
+def said(answer: Answer, expected: str, probability: float) -> bool:
+    """Return whether the judge gives the expected answer, whose probability is given.
+
+    Of Yes and No, the more probable one; any other answer needs a probability of 1/2.
+    """
+    forms = _forms(expected)
+    if forms <= YES | NO:
+        position = _first(answer)
+        return position.mass(forms) >= position.mass((YES | NO) - forms)
+    return probability >= 0.5
 
 
 def _forms(expected: str) -> frozenset[str]:
@@ -124,7 +160,7 @@ def _possible(question: str, forms: frozenset[str]) -> frozenset[str] | None:
 
 def _words(position: Position) -> frozenset[str]:
     """Return what is a word among the tokens: a mark such as <think> is no answer."""
-    return frozenset(form for token, _ in position.top if WORD.fullmatch(form := token.strip(" \t\r\n▁Ġ").lower()))
+    return frozenset(form for token, _ in position.top if WORD.fullmatch(form := normal(token)))
 
 
 # -- rubric ---------------------------------------------------------------------------------------------------------
@@ -227,10 +263,17 @@ def _behind(answer: Answer, mark: str) -> Position:
     raise Unscored(f"the answer ends behind {mark!r}")
 
 
-def _answered(mass: float, answer: Answer, wanted: str) -> float:
+def _answered(mass: float, position: Position, answer: Answer, wanted: str) -> float:
+    """Return the probability of the possible answers together. Raises Unscored if it is too low, or the list is shorter
+    than what was asked for and tokens that it lacks may be probable."""
     if not mass >= ANSWERED:
         shown = f"the answer begins {_excerpt(answer.text)}"
         raise Unscored(f"{wanted} has a probability of only {mass:.3g}; {shown}")
+    if len(position.top) < TOP and (unlisted := position.unlisted()) > NEGLIGIBLE:
+        raise Unscored(
+            f"the server listed only {len(position.top)} of the {TOP} most probable tokens, and others may have "
+            f"probabilities up to {unlisted:.3g}"
+        )
     return min(1.0, mass)
 
 

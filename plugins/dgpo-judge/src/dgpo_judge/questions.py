@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import RewardUnusable, UserError
-from dgpo_judge.answers import Answer, as_json
+from dgpo_judge.answers import TOP, Answer, as_json
 from dgpo_judge.client import Client, Failure
 from dgpo_judge.failures import token_of
 from dgpo_judge.pictures import Picture
@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from dgpo_judge.options import ServerOptions
     from dgpo_judge.templating import Template
 
-__all__ = ["TOP", "Judge", "Question"]
+__all__ = ["Judge", "Question"]
 
 log = logging.getLogger(__name__)
 
-TOP = 20
-"""Log-probabilities per token: the most that OpenAI and vLLM (`--max-logprobs`) return by default."""
 ABOUT = "judge.json"
 """The file in the journal that tells which judge answered."""
 

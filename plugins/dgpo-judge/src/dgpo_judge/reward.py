@@ -23,6 +23,7 @@ from dgpo_judge.forms import (
     rating,
     rubric,
     rubric_schema,
+    said,
     transcript,
     usable,
     vqascore,
@@ -183,7 +184,7 @@ class JudgeReward(RewardModel):
             "geometric": math.exp(math.fsum(map(math.log, found)) / len(found)) if min(found) > 0 else 0.0,
         }
         clauses = [
-            {"text": f"{question} {expected}: probability {p:.3f}", "ok": p >= 0.5}
-            for p, (question, expected) in zip(found, asked, strict=True)
+            {"text": f"{question} {expected}: probability {p:.3f}", "ok": said(answer, expected, p)}
+            for p, answer, (question, expected) in zip(found, answers, asked, strict=True)
         ]
         return Verdict(min(1.0, means[self.options.mean]), means), {"clauses": clauses, "probabilities": found}
