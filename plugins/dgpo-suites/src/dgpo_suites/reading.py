@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dgpo_core.contracts import SuiteFile
 from dgpo_core.errors import UserError
@@ -46,7 +46,7 @@ def table(file: PromptFile, columns: Sequence[str], delimiter: str) -> Iterator[
 
     With tabs as delimiters, quotation marks are characters as any other, as in PartiPrompts.tsv.
     """
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.DictReader(io.StringIO(file.text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         found = [name.strip() for name in reader.fieldnames or ()]
