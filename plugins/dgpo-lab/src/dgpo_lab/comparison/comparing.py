@@ -69,7 +69,8 @@ def difference(score: Score, base: Score) -> Difference | None:
     if score.resampled is not None and base.resampled is not None and len(score.resampled) == len(base.resampled):
         drawn = score.resampled - base.resampled
         known = drawn[~np.isnan(drawn)]
-        return Difference(value, *map(float, np.quantile(known, LEVEL))) if len(known) else Difference(value)
+        low, high = np.quantile(known, LEVEL) if len(known) else (None, None)
+        return Difference(value, None if low is None else float(low), None if high is None else float(high))
     if score.per_prompt is not None and base.per_prompt is not None:
         differences = score.per_prompt - base.per_prompt
         if np.isnan(differences).all():
