@@ -14,7 +14,14 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 from dgpo_core.training.evaluation import Evaluator
 from dgpo_core.training.reward_building import suite_scorer
-from dgpo_core.training.suites import RESAMPLES, measured, resampled_scores, suite_scores, with_intervals
+from dgpo_core.training.suites import (
+    RESAMPLES,
+    measured,
+    resampled_scores,
+    suite_scores,
+    unusable,
+    with_intervals,
+)
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.loading import Document
 from dgpo_schemas.suites import FileRecord, JudgeRecord, SuiteRecord
@@ -153,13 +160,16 @@ def suite_record(
     if not samples:
         raise UserError(f"suite {opened.name}: there are no samples to score")
     values = measured(suite, prompts, samples)
+    unused = unusable(values, len(samples))
     resampled = resampled_scores(suite, values, prompts, resamples)
     rewards = {
         block.label: JudgeRecord(
             use=block.use,
             options=block.options,
             provenance=dict(models[block.label].provenance()),
-            missing=sum(sample[block.label]["value"] is None for sample in samples),
+            missing=sum(
+                one or sample[block.label]["value"] is None for one, sample in zip(unused, samples, strict=True)
+            ),
         )
         for block in opened.rewards
     }
@@ -179,13 +189,24 @@ def suite_record(
         sampling=dict(sampling or {}),
         scores=with_intervals(suite_scores(suite, values, prompts), resampled),
         rewards=rewards,
-        not_comparable=[*_deviations(opened, members, files, learned), *suite.not_comparable(_judges(rewards))],
+        not_comparable=[
+            *_deviations(opened, members, files, learned),
+            *_gaps(rewards, len(samples)),
+            *suite.not_comparable(_judges(rewards)),
+        ],
         resampled={name: [None if v != v else v for v in found.tolist()] for name, found in resampled.items()},
     )
 
 
 def _judges(rewards: Mapping[str, JudgeRecord]) -> dict[str, dict[str, Any]]:
     return {label: {**one.provenance, "use": one.use, "options": one.options} for label, one in rewards.items()}
+
+
+def _gaps(rewards: Mapping[str, JudgeRecord], total: int) -> list[str]:
+    """Return which rewards lack samples: means over the others are not those of the protocol."""
+    return [
+        f"{one.missing} of {total} samples have no score of {label}" for label, one in rewards.items() if one.missing
+    ]
 
 
 def _deviations(opened: OpenedSuite, members: int, files: Sequence[FileRecord], learned: Sequence[Prompt]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 from dgpo_core.errors import PluginError
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.base import Options
+from dgpo_schemas.changes import ITEM, declared
 from dgpo_schemas.problems import KeyPath, dotted, split_key
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.text import error_text
 
-__all__ = ["PLACES", "SERVED", "blocks_at", "chosen", "conflicts"]
+__all__ = ["PLACES", "SERVED", "blocks_at", "chosen", "conflicts", "lasting_options"]
 
 PLACES: dict[KeyPath, str] = {
     ("backbone",): "backbone",
@@ -67,6 +69,29 @@ def conflicts(config: RunConfig, registry: Registry) -> Iterator[tuple[KeyPath, 
             yield where, f"the plugin's own check failed with {error_text(error)}"
         else:
             yield from ((split_key(key), message) for key, message in found)
+
+
+def lasting_options(kind: str, use: str, options: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """Return the options of a component that its results depend on: without those that may change at any time, such as
+    addresses and batch sizes, also of the components that the options select."""
+    kept = copy.deepcopy(dict(options))
+    for _, model, values in _in_options(registry, kind, (), {"use": use, "options": kept}):
+        for key, effect in declared(model).items():
+            if effect == "any time":
+                _remove(values, split_key(key))
+    return kept
+
+
+def _remove(values: Any, key: KeyPath) -> None:
+    """Remove a key, where it is; ITEM stands for every item of a list."""
+    first, *rest = key
+    for inner in values if first == ITEM and isinstance(values, list) else ():
+        _remove(inner, tuple(rest))
+    if isinstance(values, dict) and first in values:
+        if rest:
+            _remove(values[first], tuple(rest))
+        else:
+            del values[first]
 
 
 def _in_options(

@@ -87,7 +87,7 @@ def made(source: PromptSource, split: Literal["train", "heldout"], where: str) -
 
 def check_suite(suite: Suite, where: str) -> tuple[list[Prompt], list[RewardBlock]]:
     """Return the prompts and the rewards of a suite. Raises UserError as `made`, if it has none of either, or if it
-    transforms rewards."""
+    transforms or weights rewards."""
     prompts = _checked(suite.prompts, where)
     blocks = list(suite.rewards())
     if not prompts or not blocks:
@@ -95,6 +95,8 @@ def check_suite(suite: Suite, where: str) -> tuple[list[Prompt], list[RewardBloc
     for block in blocks:
         if block.transform is not None:
             raise UserError(f"{where}: reward {block.label}: a suite aggregates scores by itself; remove `transform`")
+        if block.weight != 1:
+            raise UserError(f"{where}: reward {block.label}: a suite aggregates scores by itself; remove `weight`")
     return prompts, blocks
 
 

@@ -156,8 +156,8 @@ class Evaluator:
             chosen = [self.prompts[i] for i in self._solved_twice]
             for name, values in self._step_statistics(self.many_step, compared, model, interrupt):
                 records.append(record(name, "statistic", values, chosen))
-        for label, values in self._wording(scored, model, interrupt) if self.reworded else ():
-            records.append(record(label, "monitor", values, [self.prompts[i] for i in self.reworded]))
+        for label, values, rows in self._wording(scored, model, interrupt) if self.reworded else ():
+            records.append(record(label, "monitor", values, [self.prompts[i] for i in rows]))
         media = self.processes.all_gather_tensors(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 
@@ -280,24 +280,26 @@ class Evaluator:
 
     def _wording(
         self, scored: ScoredSamples, model: ModelName, interrupt: Callable[[], None]
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> Iterator[tuple[str, Tensor, Sequence[int]]]:
         """Draw and score the reworded prompts. Yields, for each target, its scores in other words [p, K], and their
-        difference to those in the prompts' own words [p, 1]; p reworded prompts, nan where missing."""
+        difference to those in the prompts' own words [p, 1], nan where missing, with the indices of the prompts: the p
+        reworded ones that the target is asked about."""
         rows = list(self.reworded)
         other = replace(
             self, prompts=list(self.reworded.values()), places=rows, reworded={}, images=0, many_step=None
         )  # fmt: skip
         found, *_ = other._draw(model, interrupt, lambda done, total: None)
         for reward in self.scorer.rewards:
-            asked = torch.tensor([reward.asks(self.prompts[i]) for i in rows])
-            if reward.monitor or not bool(asked.any()):
+            asked = [place for place, i in enumerate(rows) if reward.asks(self.prompts[i])]
+            if reward.monitor or not asked:
                 continue
-            own = scored.values[reward.label].view(len(self.prompts), self.members)[rows]
-            values = found.values[reward.label].view(len(rows), self.members)
+            mine = [rows[place] for place in asked]
+            own = scored.values[reward.label].view(len(self.prompts), self.members)[mine]
+            values = found.values[reward.label].view(len(rows), self.members)[asked]
             gap = values.nanmean(1, keepdim=True) - own.nanmean(1, keepdim=True)
             for name, value in zip(WORDING, (values, gap), strict=True):
                 if not bool(value.isnan().all()):
-                    yield f"{name}.{reward.label}", value
+                    yield f"{name}.{reward.label}", value, mine
 
     def _lines(self, scored: ScoredSamples) -> list[dict[str, Any]]:
         """The scores and diagnostics of every sample, prompt by prompt."""

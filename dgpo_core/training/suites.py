@@ -20,7 +20,7 @@ from dgpo_core.errors import PluginError
 from dgpo_core.types import Prompt
 from dgpo_schemas.suites import SuiteScore
 
-__all__ = ["RESAMPLES", "measured", "resampled_scores", "suite_scores", "with_intervals"]
+__all__ = ["RESAMPLES", "measured", "resampled_scores", "suite_scores", "unusable", "with_intervals"]
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -47,6 +47,17 @@ def measured(
         name: torch.tensor([row.get(name, math.nan) for row in rows], dtype=torch.float64).view(len(prompts), members)
         for name in names
     }
+
+
+def unusable(values: Mapping[str, Tensor], count: int) -> list[bool]:
+    """Return for each of `count` samples whether the suite has no number of it, whatever its rewards say.
+
+    values: of `measured`.
+    """
+    if not values:
+        return [True] * count
+    empty: list[bool] = torch.stack(list(values.values())).isnan().all(0).flatten().tolist()
+    return empty
 
 
 def suite_scores(suite: Suite, values: Mapping[str, Tensor], prompts: Sequence[Prompt]) -> dict[str, float]:

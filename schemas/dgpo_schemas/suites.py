@@ -28,7 +28,9 @@ class JudgeRecord(StrictModel):
         default_factory=dict,
         description="What the reward reports of itself, such as `model`, `revision` and the digest of its `template`.",
     )
-    missing: int = Field(description="Number of samples that it could not score.")
+    missing: int = Field(
+        description="Number of samples that it could not score, or of whose answer the suite can make no number."
+    )
 
 
 class FileRecord(StrictModel):

@@ -19,6 +19,7 @@ from dgpo_core.training.suites import RESAMPLES, measured, resampled_scores, sui
 from dgpo_core.types import Prompt, Scores
 from dgpo_kit.contracts import component_checks
 from dgpo_schemas.base import UseBlock
+from dgpo_schemas.sections.rewards import RewardBlock
 from tests.suited import SuitePlugin, ToySuite, ToySuiteOptions
 
 NAN = math.nan
@@ -137,8 +138,30 @@ def test_a_record_says_what_the_scores_depend_on(suites: Registry) -> None:
         "provenance": {"model": "lamp", "revision": "3"}, "missing": 1,
     }  # fmt: skip
     assert [record.scores[name].value for name in record.scores] == [1.25 / 3, 0.25, 0.75, 0.25]
-    assert record.not_comparable == []
+    assert record.not_comparable == ["1 of 6 samples have no score of light"]
     assert len(record.resampled["overall"]) == RESAMPLES
+
+
+def test_samples_of_which_the_suite_makes_no_number_are_missing(
+    suites: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reward gave a score, but not what the suite reads from its diagnostics."""
+
+    def measure(self: ToySuite, prompt: Prompt, scores: Any, diagnostics: Any) -> dict[str, float]:
+        return {"light": diagnostics["light"].get("read", NAN)}
+
+    monkeypatch.setattr(ToySuite, "measure", measure)
+    opened = open_suite(UseBlock(use="toy-suite", options={"count": 3}), suites)
+    samples = [{"light": {"value": v, **more}} for v, more in ((1.0, {"read": 0.5}), (0.5, {}), (None, {}))] * 2
+    record = suite_record(opened, samples, {"light": JUDGE}, target="files", resamples=5)
+    assert record.rewards["light"].missing == 4
+    assert record.not_comparable == ["4 of 6 samples have no score of light"]
+
+
+def test_weights_have_no_effect_and_are_refused(suites: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToySuite, "rewards", lambda self: [RewardBlock(use="brightness", name="light", weight=2.0)])
+    with pytest.raises(UserError, match=r"suite toy-suite: reward light: a suite aggregates .*; remove `weight`"):
+        open_suite(UseBlock(use="toy-suite"), suites)
 
 
 def test_what_differs_from_the_protocol_is_said(suites: Registry) -> None:

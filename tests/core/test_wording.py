@@ -82,6 +82,19 @@ def test_other_words_are_those_of_an_evaluation_of_them(evaluator: Any, micro_ba
     assert expected != own
 
 
+def test_prompts_of_sources_that_a_reward_does_not_score_are_not_missing(evaluator: Any) -> None:
+    """The other words are of both sources, the reward is of one of them: of the second, fourth and sixth prompt."""
+    sourced = [dataclasses.replace(prompt, source="xy"[i % 2]) for i, prompt in enumerate(evaluator.prompts)]
+    (reward,) = evaluator.scorer.rewards
+    object.__setattr__(reward, "sources", frozenset("y"))
+    found = dataclasses.replace(evaluator, prompts=sourced, reworded=dict(enumerate(sourced))).evaluate("policy", 0)
+    by_name = {record.reward: record for record in found.records}
+    for name, samples in (("brightness", 6), ("reworded.brightness", 6), ("wording_gap.brightness", 3)):
+        assert (by_name[name].n, by_name[name].missing) == (3, 0), (name, samples)
+    assert by_name["reworded.brightness"].value == pytest.approx(by_name["brightness"].value, abs=1e-12)
+    assert by_name["wording_gap.brightness"].value == 0.0
+
+
 def test_a_run_logs_it_and_an_evaluation_repeats_it(tmp_path: Path, known: Registry) -> None:
     path = write(tmp_path, rows([0, 2, 4]))
     monitors = {"wording": str(path), "tolerances": {"wording_gap.brightness": 0.5, "reworded.brightness": 0.1}}

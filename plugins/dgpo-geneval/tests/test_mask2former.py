@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -55,6 +56,14 @@ def pictures(count: int = 3, size: tuple[int, int] = SIZE) -> Tensor:
 def processor(tiny_mask2former: Path) -> Any:
     """transformers' own: with torchvision or with Pillow, whichever is there."""
     return AutoImageProcessor.from_pretrained(tiny_mask2former)
+
+
+def test_the_weights_are_named(tiny_mask2former: Path) -> None:
+    digest = hashlib.sha256((tiny_mask2former / "model.safetensors").read_bytes()).hexdigest()
+    assert detector(tiny_mask2former).provenance() == {
+        "score": 0.02, "counting": 0.3, "per_class": 16,
+        "checkpoint": tiny_mask2former.name, "weights": f"model.safetensors sha256:{digest}",
+    }  # fmt: skip
 
 
 # -- sizes and pixels -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ through networks whose answers are known."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoProcess
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
+from dgpo_geneval.checkpoints import Checkpoint, origin
 from dgpo_geneval.classes import CLASSES
 from dgpo_geneval.contract import check_detector
 from dgpo_geneval.detector import Detector
@@ -99,6 +101,27 @@ def test_pixels_are_the_processors(tiny: Tiny, name: str, backend: str) -> None:
     torch.testing.assert_close(found["pixel_values"], expected["pixel_values"], atol=atol, rtol=0)
     assert seen.provenance()["processor"] == type(processor).__name__
     assert type(processor).__name__.endswith("Pil") == (backend == "pil")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_weights_are_named(tiny: Tiny, name: str) -> None:
+    seen = detector(tiny, name).provenance()
+    digest = hashlib.sha256((tiny[name] / "model.safetensors").read_bytes()).hexdigest()
+    assert (seen["checkpoint"], seen["weights"]) == (tiny[name].name, f"model.safetensors sha256:{digest}")
+
+
+def test_the_commit_of_a_repository_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the Hub's cache, whatever the revision is called."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit, entry = "0123456789abcdef" * 2 + "01234567", tmp_path / "models--owner--name"
+    (entry / "snapshots" / commit).mkdir(parents=True)
+    (entry / "snapshots" / commit / "config.json").write_text("{}")
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text(commit)
+    for revision in (None, "main", commit):
+        found = origin(Checkpoint("here", "owner/name", "the Hub", revision, None))
+        assert found == {"checkpoint": "owner/name", "revision": commit}
+    assert origin(Checkpoint("here", "owner/other", "the Hub", None, None)) == {"checkpoint": "owner/other"}
 
 
 def test_backends_differ(tiny: Tiny) -> None:

@@ -54,6 +54,36 @@ def test_the_benchmark_in_other_words_asks_for_the_same_objects() -> None:
     assert source.reworded(prompts) == texts
 
 
+@pytest.mark.parametrize(
+    ("include", "words"),
+    [
+        (
+            [
+                {"class": "cat", "count": 1},
+                {"class": "bench", "count": 1},
+                {"class": "dog", "count": 1, "position": ["left of", 1]},
+                {"class": "bus", "count": 2, "color": "red"},
+            ],
+            "a bench and, to the left of it, a dog as well as a cat as well as a pair of buses that are red",
+        ),
+        (
+            [{"class": "bench", "count": 3}, {"class": "dog", "count": 1, "position": ["above", 0]}],
+            "a group of three benchs and, above them, a dog",
+        ),
+    ],
+)
+def test_every_clause_is_named(include: list[dict[str, object]], words: str) -> None:
+    assert reworded(Prompt("x", {"tag": "position", "include": include})) in {frame.format(words) for frame in FRAMES}
+
+
+def test_what_the_sentences_cannot_say_has_no_other_words() -> None:
+    dog, cat = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
+    above = [dog, cat | {"position": ["above", 0]}, {"class": "bus", "count": 1, "position": ["below", 0]}]
+    assert reworded(Prompt("x", {"tag": "position", "include": above})) is None
+    assert reworded(Prompt("x", {"tag": "counting", "include": [dog], "exclude": [cat]})) is None
+    assert reworded(Prompt("x", {"tag": "counting", "include": [dog], "exclude": [dog | {"count": 2}]})) is not None
+
+
 def test_prompts_of_other_formats_have_no_other_words() -> None:
     assert reworded(Prompt("a photo of a dog")) is None
     assert reworded(Prompt("a photo of a dog", {"tag": "colrs", "include": []})) is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,17 @@ def test_the_file_is_recorded(file: Path, tmp_path: Path) -> None:
         "file": "tiny.onnx",
         "digest": detector(file).digest,
     }
+    weights = tmp_path / "clip.bin"
+    weights.write_bytes(b"weights")
+    version = metadata.version("open_clip_torch")
+    for pretrained, named in (
+        (str(weights), f"clip.bin sha256:{hashlib.sha256(b'weights').hexdigest()}"), ("openai", "openai")
+    ):  # fmt: skip
+        options = GenEvalOptions.model_validate({"colors": {"pretrained": pretrained}})
+        colored = GenEvalReward(options, device=CPU, detector=detector(file))
+        assert colored.provenance() == recorded | {"colors": f"ViT-L-14 {named}, open_clip {version}"}
+    mine = GenEvalReward(GenEvalOptions(), device=CPU, detector=detector(file), color_classifier=lambda *_: [])
+    assert mine.provenance() == recorded, "not that of the options"
     other = detector(make_tiny_yolox(tmp_path / "tiny.onnx", seed=1))
     assert other.digest != recorded["digest"]
     assert make_tiny_yolox(tmp_path / "again.onnx").read_bytes() == file.read_bytes()

@@ -11,22 +11,32 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dgpo_kit.toy import run_data
 from dgpo_lab.comparison.comparing import difference, rows
 from dgpo_lab.comparison.formats import FORMATS, render
 from dgpo_lab.comparison.reading import Entry, Score, distinct, read_entry
 from dgpo_schemas.metrics import EvaluationRecord, PromptScores, RewardScores
-from dgpo_schemas.suites import JudgeRecord, SuiteRecord, SuiteScore
+from dgpo_schemas.run import RunConfig
+from dgpo_schemas.suites import FileRecord, JudgeRecord, SuiteRecord, SuiteScore
 
 Run = Callable[..., Any]
+FILES = [FileRecord(name="prompts.jsonl", digest="0")]
+JUDGE: dict[str, Any] = {"form": "soft-tifa", "urls": ["http://one:8000"], "timeout": 60.0, "seed": 0}
 
 
 def suite(value: float, shift: float = 0.0, digest: str = "d", iteration: int = 4, **more: Any) -> SuiteRecord:
     draws = (np.random.default_rng(0).normal(0.5, 0.1, 200) + shift).tolist()
     return SuiteRecord(
-        suite="geneval", distribution="dgpo-geneval 1", options={}, target="ema weights", model="ema",
-        iteration=iteration, prompts=9, samples_per_prompt=4, digest=digest, files=[], sampling={},
+        suite="geneval", distribution="dgpo-geneval 1", options=more.pop("options", {}), target="ema weights",
+        model="ema", iteration=iteration, prompts=9, samples_per_prompt=4, digest=digest, files=FILES,
+        sampling={"seed": 0, "steps": 20, "guidance": 4.5} | more.pop("sampling", {}),
         scores={"overall": SuiteScore(value=value, low=value - 0.1, high=value + 0.1)},
-        rewards={"r": JudgeRecord(use="r", options={}, missing=more.pop("missing", 0))},
+        rewards={
+            "r": JudgeRecord(
+                use="judge", options=JUDGE | more.pop("judge", {}), missing=more.pop("missing", 0),
+                provenance={"model": "lamp", "root": "/models/lamp"} | more.pop("provenance", {}),
+            )
+        },
         not_comparable=more.pop("not_comparable", []), resampled={"overall": draws},
     )  # fmt: skip
 
@@ -82,7 +92,9 @@ def test_differences_on_the_same_prompts_are_paired(pair: list[Path]) -> None:
 def test_intervals_of_differences_are_those_of_another_bootstrap() -> None:
     generator = np.random.default_rng(1)
     one, two = generator.normal(0, 1, 400), generator.normal(0.1, 1, 400)
-    base, other = (Score(float(v.mean()), None, None, 0, "same", per_prompt=v, tasks=["all"] * 400) for v in (one, two))
+    base, other = (
+        Score(float(v.mean()), None, None, 0, {"prompts": 1}, per_prompt=v, tasks=["all"] * 400) for v in (one, two)
+    )
     found = difference(other, base)
     assert found is not None
     assert found.low is not None
@@ -99,6 +111,67 @@ def test_differences_on_other_prompts_have_no_interval(tmp_path: Path) -> None:
     found = [row.difference for row in rows(entries) if row.run == "two"]
     assert [(d.value, d.paired) for d in found if d] == [(0.5, False), (0.0, False)]
     assert "+0.500 (other prompts)" in render(entries, list(rows(entries)), "table")
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"provenance": {"root": "/models/torch"}}, "judge"),
+        ({"judge": {"form": "vqascore"}}, "judge"),
+        ({"judge": {"seed": 1}}, "judge"),
+        ({"judge": {"urls": ["http://two:8000"], "timeout": 5.0}}, None),
+        ({"sampling": {"steps": 10}}, "sampling"),
+        ({"sampling": {"seed": 1}}, None),
+        ({"options": {"language": "zh", "file": "there/prompts.jsonl"}}, "settings"),
+        ({"options": {"language": "en", "file": "there/prompts.jsonl"}}, None),
+        ({"digest": "other", "provenance": {"root": "/models/torch"}}, "prompts"),
+    ],
+)
+def test_scores_of_a_suite_are_paired_if_they_measure_the_same(
+    tmp_path: Path, change: dict[str, Any], differs: str | None
+) -> None:
+    options = {"options": {"language": "en", "file": "here/prompts.jsonl"}}
+    for name, record in (("one", suite(0.5, **options)), ("two", suite(0.6, 0.1, **options | change))):
+        (tmp_path / f"{name}.json").write_text(record.model_dump_json())
+    entries = [read_entry(tmp_path / "one.json"), read_entry(tmp_path / "two.json")]
+    found = [row.difference for row in rows(entries)][1]
+    assert found is not None
+    assert (found.paired, found.other) == (differs is None, differs)
+    assert ("[+0.100, +0.100]*" if differs is None else f"(other {differs})") in render(
+        entries, list(rows(entries)), "table"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({}, None),
+        ({"rewards": [{"use": "brightness", "name": "bright", "options": {"scale": 0.5}}]}, "judge"),
+        ({"rewards": [{"use": "darkness", "name": "bright"}]}, "judge"),
+        ({"evaluation": {"steps": 7}}, "sampling"),
+        ({"run": {"name": "another", "seed": 3, "iterations": 4}}, None),
+    ],
+)
+def test_evaluations_are_paired_if_they_measure_the_same(
+    pair: list[Path], change: dict[str, Any], differs: str | None
+) -> None:
+    plain = run_data(pair[0]) | {"rewards": [{"use": "brightness", "name": "bright"}]}
+    for path, data in zip(pair, (plain, plain | change), strict=True):
+        (path / "config.yaml").write_text(json.dumps(RunConfig.model_validate(data).model_dump(mode="json")))
+    found = {(row.suite, row.run): row for row in rows([read_entry(path) for path in pair])}
+    bright = found["held-out prompts", "two"].difference
+    assert bright is not None
+    assert (bright.paired, bright.other) == (differs is None, differs)
+
+
+def test_runs_that_scored_no_prompt_in_common_are_not_paired(tmp_path: Path) -> None:
+    first = run_directory(tmp_path / "one", [0.0, None])
+    second = run_directory(tmp_path / "two", [None, 0.5])
+    entries = [read_entry(first), read_entry(second)]
+    found = [row.difference for row in rows(entries)][1]
+    assert found is not None
+    assert (found.value, found.paired, found.other) == (0.5, False, None)
+    assert "+0.500 (not paired)" in render(entries, list(rows(entries)), "table")
 
 
 def test_the_newest_record_of_a_suite_counts(pair: list[Path]) -> None:

@@ -53,18 +53,35 @@ def test_prompts_without_a_text_are_refused(tmp_path: Path) -> None:
         OcrSuite(OcrSuiteOptions(file=str(path))).prompts()
 
 
-def test_the_engine_and_the_rule_decide_whether_scores_are_comparable(tmp_path: Path) -> None:
-    options = {"file": str(prompt_file(tmp_path)), "rule": "normalized"}
+def judged(directory: Path, said: dict[str, str] | None = None, **options: object) -> list[str]:
+    """What is not comparable, with these options of the suite, if the engine says this of itself."""
+    opened = open_suite(UseBlock(use="ocr", options={"file": str(prompt_file(directory)), **options}), get_registry())
+    return list(
+        opened.suite.not_comparable({"ocr": {**(said or {}), "use": "ocr", "options": opened.rewards[0].options}})
+    )
+
+
+def test_no_engine_is_the_published_one(tmp_path: Path) -> None:
+    """PaddleOCR 3 has other models than PaddleOCR 2, so not even `paddleocr` gives the published scores."""
+    told = "the engine is {}, the published one is PaddleOCR 2.9.1"
+    assert judged(tmp_path) == [told.format("rapidocr")]
+    assert judged(tmp_path, engine="paddleocr") == [told.format("paddleocr")]
+    said = {"engine": "paddleocr 3.7.0, paddlepaddle 3.2.0"}
+    assert judged(tmp_path, said, engine="paddleocr") == [told.format("paddleocr 3.7.0, paddlepaddle 3.2.0")]
+
+
+def test_another_rule_or_least_confidence_is_said(tmp_path: Path) -> None:
+    assert judged(tmp_path, rule="normalized")[1:] == ["the rule is normalized, the published one is flowgrpo"]
+    assert judged(tmp_path, min_score=0.0)[1:] == [
+        "lines with a confidence below 0.0 are ignored, in the published engine below 0.5"
+    ]
+
+
+@pytest.mark.parametrize("rule", ["flowgrpo", "normalized"])
+def test_lines_that_the_published_engine_drops_are_ignored(tmp_path: Path, rule: str) -> None:
+    """PaddleOCR 2 drops lines below 0.5 itself; the reward with the rule `flowgrpo` would keep them."""
+    options = {"file": str(prompt_file(tmp_path)), "rule": rule}
     opened = open_suite(UseBlock(use="ocr", options=options), get_registry())
     (block,) = opened.rewards
-    assert block.options["rule"] == "normalized"
-    assert opened.suite.not_comparable({"ocr": {"use": "ocr", "options": block.options}}) == [
-        "the engine is rapidocr, the published one is PaddleOCR 2",
-        "the rule is normalized, the published one is flowgrpo",
-    ]
-    published = open_suite(
-        UseBlock(use="ocr", options=options | {"rule": "flowgrpo", "engine": "paddleocr"}), get_registry()
-    )
-    judge = {"use": "ocr", "options": published.rewards[0].options}
-    assert published.suite.not_comparable({"ocr": judge}) == []
-    assert published.rewards[0].options["video"] == "flowgrpo", "the published rule sets the rest"
+    assert (block.options["rule"], block.options["min_score"]) == (rule, 0.5)
+    assert block.options["video"] == ("flowgrpo" if rule == "flowgrpo" else "mean"), "the rule sets the rest"

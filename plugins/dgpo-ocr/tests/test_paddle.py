@@ -7,6 +7,7 @@ image; `rec_boxes` and other unused keys are omitted.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import types
@@ -227,6 +228,27 @@ def test_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             made_reward.check_prompts([Prompt('a sign "blank"')])
         made_reward.close()
+
+
+def test_the_version_and_the_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_reward = reward()
+    assert made_reward.provenance() == {"engine": "paddleocr 3.7.0, paddlepaddle 3"}, "its models are not known"
+    made_reward.close()
+    chosen = {f"text_{part}_model": types.SimpleNamespace(model_name=f"PP-OCRv5_{part}") for part in ("det", "rec")}
+    monkeypatch.setattr(FakePaddleOCR, "paddlex_pipeline", types.SimpleNamespace(**chosen), raising=False)
+    monkeypatch.setattr(sys.modules["paddle"], "__version__", "3.2.0", raising=False)
+    made_reward = reward()
+    engine = {"engine": "paddleocr 3.7.0, paddlepaddle 3.2.0"}
+    assert made_reward.provenance() == engine | {"detection": "PP-OCRv5_det", "recognition": "PP-OCRv5_rec"}
+    made_reward.close()
+    detection, recognition = model(tmp_path / "det", "mine_det"), model(tmp_path / "rec", "mine_rec")
+    (tmp_path / "rec" / "inference.pdiparams").write_bytes(b"weights")
+    made_reward = reward(detection_model=detection, recognition_model=recognition)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert made_reward.provenance() == engine | {
+        "detection": "mine_det", "recognition": f"mine_rec sha256:{digest}",
+    }  # fmt: skip
+    made_reward.close()
 
 
 def test_lines_are_read_in_reading_order(monkeypatch: pytest.MonkeyPatch) -> None:

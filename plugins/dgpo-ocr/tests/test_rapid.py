@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from random import Random
 from string import ascii_uppercase
@@ -270,6 +272,22 @@ def test_the_alphabet_is_that_of_the_model(reward: OcrReward) -> None:
     for target in ("Открыто", "한글", "مفتوح", "ไทย", "OPEN\x07"):
         with pytest.raises(UserError, match="cannot read"):
             reward.check_prompts([asks("OPEN"), asks(target)])
+
+
+def test_the_versions_and_the_models_are_named(reward: OcrReward) -> None:
+    digests = {
+        kind: hashlib.sha256((MODELS / f"PP-OCRv6_{kind}_small.onnx").read_bytes()).hexdigest()
+        for kind in ("det", "rec")
+    }
+    versions = f"rapidocr {metadata.version('rapidocr')}, onnxruntime {metadata.version('onnxruntime')}"
+    assert reward.provenance() == {
+        "engine": versions,
+        "detection": f"PP-OCRv6_det_small.onnx sha256:{digests['det']}",
+        "recognition": f"PP-OCRv6_rec_small.onnx sha256:{digests['rec']}",
+    }
+    whole = OcrReward(OcrOptions(detection=False), device=CPU)
+    assert whole.provenance().keys() == {"engine", "recognition"}
+    whole.close()
 
 
 def test_the_published_test_prompts_are_all_readable(reward: OcrReward, test_data: Path) -> None:

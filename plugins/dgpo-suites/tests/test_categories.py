@@ -46,6 +46,24 @@ def test_a_missing_score_is_left_out(judged: Judged, tmp_path: Path) -> None:
     assert "PartiPrompts.tsv is not the published file" in record.not_comparable[0]
 
 
+def test_quotation_marks_of_partiprompts_are_characters(opened: Opened, tmp_path: Path) -> None:
+    """Its prompts begin with, end with and contain unbalanced quotation marks, which no cell is quoted with."""
+    texts = ['"Hello" on a sign', 'a sign that says "Hi"', '"', 'the "word', 'a ""b""']
+    path = tmp_path / "PartiPrompts.tsv"
+    path.write_text("Prompt\tCategory\tChallenge\tNote\n" + "".join(f"{t}\tArts\tBasic\t\n" for t in texts))
+    suite = opened("parti", file=str(path), rewards=REWARDS)
+    assert [prompt.text for prompt in suite.prompts] == texts
+    assert suite.prompts[3].origin == f"{path}:5"
+
+
+def test_weights_are_refused(opened: Opened, tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("a\n")
+    for rewards, key in (({"weight": 0.5}, "weight"), ({"transform": "rank"}, "transform")):
+        with pytest.raises(UserError, match=f"reward a: a suite aggregates scores by itself; remove `{key}`"):
+            opened("drawbench", file=str(path), rewards=[REWARDS[0] | rewards])
+
+
 def test_parti_by_hand(judged: Judged, tmp_path: Path) -> None:
     path = tmp_path / "PartiPrompts.tsv"
     rows = [f"prompt {i}\t{'Animals' if i % 4 else 'Arts'}\tBasic\tnote" for i in range(32)]

@@ -152,6 +152,7 @@ def test_the_reference_by_hand(judged: Judged, table: str) -> None:
         },
         abs=1e-9,
     )  # fmt: skip
+    assert record.rewards["judge"].missing == 0, "what the script leaves out has been judged"
 
 
 def test_the_judge_is_another_one(judged: Judged, table: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgpo_core.errors import UserError
+from dgpo_core.training.suites import measured, unusable
 from dgpo_schemas.suites import SuiteRecord
 from dgpo_suites.longtext import LongTextSuite, units
 from dgpo_suites.options import LongTextOptions
@@ -60,6 +61,21 @@ def test_words_count_as_often_as_they_occur() -> None:
     asked, read = units("two two, THREE", "en"), units("Two three four", "en")
     assert (asked & read).total() == 2
     assert units("你好，好A", "zh") == Counter({"好": 2, "你": 1, "A": 1})
+
+
+def test_a_score_without_a_text_is_a_missing_sample(opened: Any, write_lines: Any) -> None:
+    suite = opened("longtext", file=write_lines([{"prompt": "x", "text": ["ONE TWO"]}, {"prompt": "y", "text": ["A"]}]))
+    read = [{"reader": {"value": 0.5, "text": "one"}}, {"reader": {"value": 1.0}}]
+    values = measured(suite.suite, suite.prompts, read)
+    assert suite.suite.aggregate(values, suite.prompts)["overall"] == 0.5
+    assert unusable(values, 2) == [False, True]
+
+
+def test_a_line_ends_at_a_newline_alone(opened: Any, tmp_path: Any) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a\u2028b", "text": ["ONE\u0085"]}\r\n\n{"prompt": "c", "text": ["D"]}\n')
+    prompts = opened("longtext", file=str(path)).prompts
+    assert [(prompt.text, prompt.origin) for prompt in prompts] == [("a\u2028b", f"{path}:1"), ("c", f"{path}:3")]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.weights import (
     check_file,
     check_weights,
+    file_digest,
     locate,
     read_json,
     refuse_quantized,
@@ -24,7 +25,7 @@ from dgpo_core.weights import (
 from dgpo_geneval.classes import CLASSES, geneval_name
 from dgpo_schemas.text import error_text
 
-__all__ = ["Checkpoint", "check_names", "find_checkpoint", "load_network", "quiet", "read"]
+__all__ = ["Checkpoint", "check_names", "find_checkpoint", "load_network", "origin", "quiet", "read"]
 
 T = TypeVar("T")
 FORMS = "a directory or a Hub repository (owner/name)"
@@ -94,6 +95,21 @@ def _unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:
     message = error_text(error).removeprefix(f"{type(error).__name__}: ")
     first = next((line.strip() for line in message.splitlines() if line.strip()), type(error).__name__)
     return UserError(f"{checkpoint.here}: {checkpoint.where} cannot be loaded: {first}")
+
+
+def origin(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what was loaded, for `provenance`: the checkpoint, and the commit of a repository, from the Hub's cache,
+    or the digests of the weight files of a directory."""
+    directory = Path(checkpoint.source)
+    if not directory.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(checkpoint.source, "config.json", revision=checkpoint.revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else checkpoint.revision
+        return {"checkpoint": checkpoint.source} | ({} if commit is None else {"revision": commit})
+    files = sorted(directory.glob("model*.safetensors")) or [directory / "pytorch_model.bin"]
+    digests = ", ".join(f"{file.name} {file_digest(file).digest}" for file in files)
+    return {"checkpoint": directory.name, "weights": digests}
 
 
 def load_network(checkpoint: Checkpoint, kind: Any, architecture: str, dtype: str) -> Any:

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import check_file
+from dgpo_core.weights import check_file, file_digest
 from dgpo_geneval.detector import Box, Detection
 from dgpo_geneval.metadata import COLORS
 
 if TYPE_CHECKING:
     from dgpo_geneval.options import ColorOptions
 
-__all__ = ["TEMPLATES", "OpenClipColors", "cut_out", "to_square"]
+__all__ = ["TEMPLATES", "OpenClipColors", "cut_out", "described", "to_square"]
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 CACHED = 256
@@ -148,6 +149,18 @@ class OpenClipColors:
             while len(self._weights) > CACHED:
                 self._weights.popitem(last=False)
             return known
+
+
+def described(options: ColorOptions) -> str:
+    """Return in words what the classifier of these options is, without loading it: the model, the tag or the digest of
+    the file of its weights, and the version of open_clip if that is installed."""
+    file = Path(options.pretrained).expanduser()
+    weights = f"{file.name} {file_digest(file).digest}" if file.is_file() else options.pretrained
+    try:
+        library = f"open_clip {metadata.version('open_clip_torch')}"
+    except metadata.PackageNotFoundError:
+        library = "open_clip"
+    return f"{options.model} {weights}, {library}"
 
 
 def _load(options: ColorOptions, device: torch.device) -> tuple[Any, Any, dict[str, Any]]:

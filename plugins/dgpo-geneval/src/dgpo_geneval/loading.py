@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dgpo_core.errors import UserError
-from dgpo_geneval.checkpoints import check_names, find_checkpoint, load_network, read
+from dgpo_geneval.checkpoints import check_names, find_checkpoint, load_network, origin, read
 
 if TYPE_CHECKING:
     from dgpo_geneval.options import Mask2FormerOptions
@@ -22,13 +22,14 @@ ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A network, GenEval's class names by class index, and its normalization per channel:
-    (pixels in [0, 1] * `scale` - `mean`) / `std`."""
+    (pixels in [0, 1] * `scale` - `mean`) / `std`; origin: what was loaded."""
 
     network: torch.nn.Module
     names: tuple[str, ...]
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    origin: Mapping[str, str]
 
 
 def load(options: Mask2FormerOptions) -> Loaded:
@@ -56,7 +57,7 @@ def load(options: Mask2FormerOptions) -> Loaded:
     names = check_names(checkpoint, config.id2label, subset=options.subset)
     network = load_network(checkpoint, Mask2FormerForUniversalSegmentation, ARCHITECTURE, options.dtype)
     scale, mean, std = _normalization(pixels)
-    return Loaded(network, names, scale, mean, std)
+    return Loaded(network, names, scale, mean, std, origin(checkpoint))
 
 
 def _normalization(

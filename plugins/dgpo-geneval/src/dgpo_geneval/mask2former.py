@@ -6,9 +6,9 @@ Legend: B images of H x W pixels, Q queries, C classes, masks of h x w pixels, N
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -108,6 +108,7 @@ class Mask2FormerDetector(Detector):
         self.names = loaded.names
         self.labels = tuple(dict.fromkeys(loaded.names))
         self.thresholds = Thresholds(options.score, options.counting, options.per_class)
+        self.origin = loaded.origin
         shape = (3, 1, 1)
         self.gain = loaded.scale / torch.tensor(loaded.std, device=device).view(shape)
         self.offset = (torch.tensor(loaded.mean) / torch.tensor(loaded.std)).to(device).view(shape)
@@ -154,6 +155,10 @@ class Mask2FormerDetector(Detector):
             images.to(self.device, torch.float32), size, mode="bilinear", align_corners=False, antialias=True
         )
         return (resized * self.gain - self.offset).to(self.dtype)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the thresholds, and what was loaded."""
+        return {**super().provenance(), **self.origin}
 
     def examples(self) -> Sequence[Example]:
         """Return a photograph of a person with a right and a wrong prompt, and noise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,6 +64,7 @@ class GenEvalReward(RewardModel):
         super().__init__(options, device=device)
         self.detector = detector or _build(options, self.variant, device)
         self._color_classifier = color_classifier
+        self._names_classifier = color_classifier is None and options.colors is not None
         self._no_color_classifier: UserError | None = None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -113,8 +115,19 @@ class GenEvalReward(RewardModel):
         return self._color_classifier
 
     def provenance(self) -> Mapping[str, Any]:
-        """Return the detector's: its thresholds, and what else its detections depend on besides the options."""
-        return self.detector.provenance()
+        """Return the detector's: its thresholds, and what else its detections depend on besides the options; and which
+        classifier names colors, if the detector does not."""
+        found = dict(self.detector.provenance())
+        if self._names_classifier and not self.detector.colors:
+            found["colors"] = self._color_classifier_described
+        return found
+
+    @cached_property
+    def _color_classifier_described(self) -> str:
+        """The color classifier of the options, loaded or not, so that the provenance never changes."""
+        from dgpo_geneval.colors import described
+
+        return described(self.options.colors)
 
     def examples(self) -> Sequence[Example]:
         """Return the detector's examples."""

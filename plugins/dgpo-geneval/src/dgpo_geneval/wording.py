@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
@@ -18,25 +19,33 @@ NUMBERS = {1: "", 2: "a pair of", 3: "a group of three", 4: "a group of four"}
 
 
 def reworded(prompt: Prompt) -> str | None:
-    """Return a sentence about the objects of a prompt; None if its metadata is not GenEval's.
+    """Return a sentence about all objects of a prompt; None if its metadata is not GenEval's, or if it asks for what
+    these sentences cannot say: several positions, or the absence of a class.
 
     The text of the prompt selects one of `FRAMES`.
     """
     try:
-        clauses = parse(prompt).include
+        metadata = parse(prompt)
     except UserError:
         return None
-    objects = [_object(clause) for clause in clauses]
-    related = next((i for i, clause in enumerate(clauses) if clause.position is not None), None)
-    if related is None:
-        words = " as well as ".join(objects)
-    else:
-        position = clauses[related].position
-        assert position is not None
-        relation, reference = position
-        words = f"{objects[reference]} and, {RELATIONS[relation]} it, {objects[related]}"
+    clauses = metadata.include
+    asked = {clause.label for clause in clauses}
+    related = [i for i, clause in enumerate(clauses) if clause.position is not None]
+    if len(related) > 1 or any(bound.label not in asked for bound in metadata.exclude):
+        return None
+    objects = dict(enumerate(map(_object, clauses)))
+    first = [_pair(clauses, related[0], objects)] if related else []
     choice = hashlib.sha256(prompt.text.encode()).digest()[0] % len(FRAMES)
-    return FRAMES[choice].format(words)
+    return FRAMES[choice].format(" as well as ".join([*first, *objects.values()]))
+
+
+def _pair(clauses: Sequence[Include], number: int, objects: dict[int, str]) -> str:
+    """Take the objects of a clause with a position and of the one that it refers to, and return the words for both."""
+    position = clauses[number].position
+    assert position is not None
+    relation, reference = position
+    it = "it" if clauses[reference].count == 1 else "them"
+    return f"{objects.pop(reference)} and, {RELATIONS[relation]} {it}, {objects.pop(number)}"
 
 
 def _object(clause: Include) -> str:

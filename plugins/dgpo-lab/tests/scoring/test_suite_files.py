@@ -103,6 +103,7 @@ def test_absent_samples_are_missing(dgpo: Run) -> None:
     record = record_of(done)
     assert {name: score.value for name, score in record.scores.items()} == pytest.approx(means(left_out), abs=1e-7)
     assert (record.rewards["light"].missing, record.samples_per_prompt) == (3, 2)
+    assert record.not_comparable == ["3 of 12 samples have no score of light"]
 
 
 def test_another_number_of_samples_is_not_comparable(dgpo: Run) -> None:

@@ -25,6 +25,9 @@ __all__ = ["PUBLISHED", "OcrSuite"]
 PUBLISHED = "4dd8caf3ab6ade73bd376c7d14c6ca49b6eacfb1bd321e22c40714ae4a98d4dc"
 """SHA-256 of dataset/ocr/test.txt of github.com/yifan123/flow_grpo."""
 REWARD = "ocr"
+ENGINE = "PaddleOCR 2.9.1"
+LEAST = 0.5
+"""The least confidence of a line that the published engine returns."""
 
 
 class OcrSuite(Suite):
@@ -53,9 +56,8 @@ class OcrSuite(Suite):
         return [SuiteFile(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), PUBLISHED)]
 
     def rewards(self) -> list[RewardBlock]:
-        """Return the reward `ocr` with the rule of the options."""
-        options = self.options.model_dump(mode="json", exclude={"file"}, exclude_unset=True)
-        return [RewardBlock(use=REWARD, options={"rule": self.options.rule, **options})]
+        """Return the reward `ocr` with the rule and the least confidence of the options."""
+        return [RewardBlock(use=REWARD, options=self.options.model_dump(mode="json", exclude={"file"}))]
 
     def aggregate(self, values: Mapping[str, Tensor], prompts: Sequence[Prompt]) -> dict[str, float]:
         """Return the mean over the scored samples, and the share of exact texts, in [0, 1]."""
@@ -64,11 +66,16 @@ class OcrSuite(Suite):
         return {"overall": float(known.mean()), "exact": float((known == 1.0).double().mean())}
 
     def not_comparable(self, judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Compare the engine and the rule with the published ones."""
-        options = judges[REWARD]["options"]
-        reasons = []
-        if options.get("engine") != "paddleocr":
-            reasons.append(f"the engine is {options.get('engine')}, the published one is PaddleOCR 2")
+        """Compare the engine, which is never the published one, and the rule."""
+        judge = judges[REWARD]
+        options = judge["options"]
+        engine = judge.get("engine") or options.get("engine")
+        reasons = [f"the engine is {engine}, the published one is {ENGINE}"]
+        if options.get("min_score") != LEAST:
+            reasons.append(
+                f"lines with a confidence below {options.get('min_score')} are ignored, in the published engine below "
+                f"{LEAST}"
+            )
         if options.get("rule") != "flowgrpo":
             reasons.append(f"the rule is {options.get('rule')}, the published one is flowgrpo")
         return reasons

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dgpo_ocr.images import enlarge
 
@@ -43,6 +43,10 @@ class Engine(Protocol):
         """Return all characters that the engine can recognize, or None if unknown."""
         ...
 
+    def provenance(self) -> Mapping[str, str]:
+        """Return what was loaded, for the records of suites: `engine` with its version, and the models."""
+        ...
+
 
 class Readers:
     """A thread pool with one engine per thread: engines keep state between calls and are not thread-safe."""
@@ -65,12 +69,22 @@ class Readers:
 
     def alphabet(self) -> frozenset[str] | None:
         """Return all characters that the engine can recognize, or None if unknown."""
+        found: frozenset[str] | None = self._asked("alphabet")
+        return found
 
-        def engine_alphabet() -> frozenset[str] | None:
-            alphabet = getattr(self._engine(), "alphabet", None)  # a custom engine may not have the method
-            return None if alphabet is None else alphabet()
+    def provenance(self) -> Mapping[str, str]:
+        """Return what the engine loaded; nothing if it does not say so."""
+        found: Mapping[str, str] | None = self._asked("provenance")
+        return found or {}
 
-        return self._threads.submit(engine_alphabet).result()
+    def _asked(self, name: str) -> Any:
+        """Call a method of an engine, in its thread. Returns None if it has none, such as a custom engine."""
+
+        def ask() -> Any:
+            method = getattr(self._engine(), name, None)
+            return None if method is None else method()
+
+        return self._threads.submit(ask).result()
 
     def close(self) -> None:
         """Drop queued images and stop the threads with their engines. Idempotent."""

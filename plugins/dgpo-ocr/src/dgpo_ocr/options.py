@@ -112,6 +112,12 @@ class OcrSuiteOptions(Options):
     rule: Literal["normalized", "flowgrpo"] = Field(
         default="flowgrpo", description="How the recognized text is compared; `flowgrpo` is the published rule."
     )
+    min_score: Float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Ignore lines with a lower confidence. The published engine itself ignores lines below 0.5.",
+    )
 
 
 class OcrPromptsOptions(Options):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import check_file, where_instead
+from dgpo_core.weights import check_file, file_digest, where_instead
 from dgpo_ocr.engine import Line
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class PaddleEngine:
         for name in ("paddleocr", "paddlex"):  # they log every model they load
             logging.getLogger(name).setLevel(logging.ERROR)
         models = _models(options)
-        self._recognition = options.recognition_model
+        self._version = f"paddleocr {version}, paddlepaddle {getattr(paddle, '__version__', '3')}"
+        self._detection, self._recognition = options.detection_model, options.recognition_model
         try:
             self._ocr: Any = paddleocr.PaddleOCR(
                 **models,
@@ -85,11 +87,31 @@ class PaddleEngine:
         if self._recognition is not None:
             characters = _characters(Path(self._recognition))
         else:
-            found: Any = self._ocr
-            for name in ("paddlex_pipeline", "text_rec_model", "post_op", "character"):
-                found = getattr(found, name, None)
+            found = self._loaded("text_rec_model", "post_op", "character")
             characters = found[1:] if isinstance(found, list) else None  # the first is CTC's "blank"
         return frozenset("".join(map(str, characters))) if characters else None
+
+    def provenance(self) -> Mapping[str, str]:
+        """Return the versions of PaddleOCR and PaddlePaddle, and the models that are known: the names of those that
+        PaddleOCR chose, with the digests of the weights if a directory was given."""
+        found = {"engine": self._version}
+        for kind, part, given in (
+            ("detection", "text_det_model", self._detection),
+            ("recognition", "text_rec_model", self._recognition),
+        ):
+            if given is not None:
+                digests = (file_digest(path).digest for path in sorted(Path(given).glob("inference.pdiparams")))
+                found[kind] = " ".join([_name(Path(given)), *digests])
+            elif isinstance(name := self._loaded(part, "model_name"), str):
+                found[kind] = name
+        return found
+
+    def _loaded(self, *names: str) -> Any:
+        """Return an attribute of PaddleX's pipeline, None if there is none."""
+        found: Any = getattr(self._ocr, "paddlex_pipeline", None)
+        for name in names:
+            found = getattr(found, name, None)
+        return found
 
     def read(self, image: NDArray[np.uint8]) -> list[Line]:
         """Recognize the lines of an image, uint8 [H, W, 3] in BGR. Raises ValueError for another result format."""

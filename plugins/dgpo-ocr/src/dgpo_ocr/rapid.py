@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import UserError
-from dgpo_core.weights import check_file
+from dgpo_core.weights import check_file, file_digest
 from dgpo_ocr.engine import Line
 
 if TYPE_CHECKING:
@@ -36,12 +38,13 @@ class RapidEngine:
         shipped = Path(rapidocr.__file__).parent / "models"
         self.detection, self.detection_side = options.detection, options.detection_side
         self._recognition = _model(options.recognition_model, shipped / RECOGNITION, read=True)
+        self._detection = _model(options.detection_model, shipped / DETECTION)
         settings: dict[str, Any] = {
             "Global.log_level": "critical",  # it would warn of every image without text
             "Global.use_preprocess_img": False,  # it would stretch small images to multiples of 32
             "Global.text_score": 0.0,  # the reward applies `min_score`, equally for all engines
             # Paths instead of names: RapidOCR downloads a named model that is missing.
-            "Det.model_path": _model(options.detection_model, shipped / DETECTION),
+            "Det.model_path": self._detection,
             "Rec.model_path": self._recognition,
             "Det.limit_type": "max",
             "Det.limit_side_len": options.detection_side,
@@ -54,6 +57,15 @@ class RapidEngine:
     def alphabet(self) -> frozenset[str]:
         """Return the characters of the recognition model."""
         return frozenset("".join(_metadata(Path(self._recognition))["character"].split("\n")))
+
+    def provenance(self) -> Mapping[str, str]:
+        """Return the versions of RapidOCR and onnxruntime, and the models."""
+        runtime = importlib.import_module("onnxruntime").__version__
+        models = {"recognition": Path(self._recognition)}
+        if self.detection:
+            models = {"detection": Path(self._detection), **models}
+        engine = {"engine": f"rapidocr {metadata.version('rapidocr')}, onnxruntime {runtime}"}
+        return engine | {kind: f"{path.name} {file_digest(path).digest}" for kind, path in models.items()}
 
     def read(self, image: NDArray[np.uint8]) -> list[Line]:
         """Recognize the lines of an image, uint8 [H, W, 3] in BGR. Raises ValueError if it is too narrow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,10 @@ class OcrReward(RewardModel):
             for sample, is_fit in zip(images, fit, strict=True)
         ]
         return _gathered([self._judge(prompt, reading, video) for prompt, reading in zip(prompts, queued, strict=True)])
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return the engine with its version, and its models with the digests of their files."""
+        return self._readers.provenance()
 
     def examples(self) -> Sequence[Example]:
         """Return images of words, with matching and other prompts, and blank images."""

@@ -120,8 +120,8 @@ class DpgReferenceSuite(DpgSuite):
             return {"score": math.nan}
         try:
             found = gated(answers, _parents(prompt))
-        except KeyError:  # it depends on the skipped row
-            return {"score": math.nan}
+        except KeyError:  # it depends on the skipped row: the script leaves it out, although it was judged
+            return {"score": math.nan, "left_out": 1.0}
         return {"score": sum(found.values()) / len(found), **self._categories(prompt, answers)}
 
     def aggregate(self, values: Mapping[str, Tensor], prompts: Sequence[Prompt]) -> dict[str, float]:

@@ -100,8 +100,8 @@ class LongTextSuite(Suite):
         judge = judges[LABEL]
         if judge["use"] == "judge":
             return [*other_judge(judge, JUDGE), "the judge is asked in other words than in the published script"]
-        engine = judge["options"].get("engine")
-        return [f"the texts are read by {engine or judge.get('model') or judge['use']}, the published one is {JUDGE}"]
+        reader = judge.get("engine") or judge["options"].get("engine") or judge.get("model") or judge["use"]
+        return [f"the texts are read by {reader}, the published one is {JUDGE}"]
 
 
 def _share(values: Mapping[str, Tensor], rows: Sequence[int]) -> float:

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dgpo_core.contracts import SuiteFile
 from dgpo_core.errors import UserError
@@ -42,8 +42,12 @@ class PromptFile:
 
 
 def table(file: PromptFile, columns: Sequence[str], delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield `file:line` and the cells of each row by column. Raises UserError for a missing column or cell."""
-    reader = csv.DictReader(io.StringIO(file.text, newline=""), delimiter=delimiter, strict=True)
+    """Yield `file:line` and the cells of each row by column. Raises UserError for a missing column or cell.
+
+    With tabs as delimiters, quotation marks are characters as any other, as in PartiPrompts.tsv.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(io.StringIO(file.text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         found = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = found
@@ -62,7 +66,7 @@ def table(file: PromptFile, columns: Sequence[str], delimiter: str) -> Iterator[
 
 def json_lines(file: PromptFile, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the object of each line. Raises UserError for other content and for a missing key."""
-    for number, line in enumerate(file.text.splitlines(), 1):
+    for number, line in enumerate(file.text.split("\n"), 1):  # splitlines would split at U+2028 in a text, too
         if not line.strip():
             continue
         where = f"{file.path}:{number}"

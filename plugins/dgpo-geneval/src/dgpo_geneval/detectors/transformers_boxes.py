@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_geneval.checkpoints import Checkpoint, find_checkpoint, load_network, read
+from dgpo_geneval.checkpoints import Checkpoint, find_checkpoint, load_network, origin, read
 from dgpo_geneval.detectors.boxes import BoxDetector
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class TransformersDetector(BoxDetector):
         self.network: Any = load_network(found, getattr(transformers, kind), named, self.options.dtype)
         self.network.to(self.device)
         self.dtype: torch.dtype = getattr(torch, self.options.dtype)
+        self.origin = origin(found)
         return found
 
     def pixels(self, image: Tensor) -> dict[str, Tensor]:
@@ -78,5 +79,5 @@ class TransformersDetector(BoxDetector):
         return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Return the thresholds, and what prepares the pixels."""
-        return {**super().provenance(), "processor": type(self.processor).__name__}
+        """Return the thresholds, what was loaded, and what prepares the pixels."""
+        return {**super().provenance(), **self.origin, "processor": type(self.processor).__name__}

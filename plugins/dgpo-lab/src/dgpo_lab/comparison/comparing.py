@@ -17,12 +17,13 @@ LEVEL = (0.025, 0.975)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A score minus that of the first run. low, high: 95 % interval of the paired difference; None if the prompts
-    differ or are not known."""
+    """A score minus that of the first run. low, high: 95 % interval of the paired difference; None if the scores cannot
+    be paired. other: what differs, in one word, such as prompts or judge; None if it is not known."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    other: str | None = None
 
     @property
     def paired(self) -> bool:
@@ -54,17 +55,26 @@ def rows(entries: Sequence[Entry]) -> Iterator[Row]:
 
 
 def difference(score: Score, base: Score) -> Difference | None:
-    """Return the difference of two scores, paired over prompts if they have the same ones; None without values."""
+    """Return the difference of two scores, paired over prompts if they measure the same; None without values."""
     if score.value is None or base.value is None:
         return None
     value = score.value - base.value
-    if score.identity is None or score.identity != base.identity:
+    if score.identity is None or base.identity is None:
         return Difference(value)
+    for name in dict.fromkeys([*score.identity, *base.identity]):
+        if name not in score.identity or name not in base.identity:
+            return Difference(value)
+        if score.identity[name] != base.identity[name]:
+            return Difference(value, other=name)
     if score.resampled is not None and base.resampled is not None and len(score.resampled) == len(base.resampled):
         drawn = score.resampled - base.resampled
         known = drawn[~np.isnan(drawn)]
-        return Difference(value, *map(float, np.quantile(known, LEVEL))) if len(known) else Difference(value)
+        low, high = np.quantile(known, LEVEL) if len(known) else (None, None)
+        return Difference(value, None if low is None else float(low), None if high is None else float(high))
     if score.per_prompt is not None and base.per_prompt is not None:
-        interval = two_way_interval((score.per_prompt - base.per_prompt)[None], score.tasks)
+        differences = score.per_prompt - base.per_prompt
+        if np.isnan(differences).all():
+            return Difference(value)
+        interval = two_way_interval(differences[None], score.tasks)
         return Difference(value, interval.low, interval.high)
     return Difference(value)

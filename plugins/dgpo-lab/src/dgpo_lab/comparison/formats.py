@@ -55,7 +55,8 @@ def _difference(difference: Difference | None) -> str:
     if difference is None:
         return ""
     if difference.low is None or difference.high is None:
-        return f"{difference.value:+.3f} (other prompts)"
+        why = f"other {difference.other}" if difference.other else "not paired"
+        return f"{difference.value:+.3f} ({why})"
     sure = "*" if difference.low > 0 or difference.high < 0 else ""
     return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]{sure}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from dgpo_core.config.components import lasting_options
 from dgpo_core.errors import UserError
-from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.storage.run_directory import RunDirectory, read_config
 from dgpo_core.system.reading import LARGEST_LOG, parse_json, read_file
 from dgpo_schemas.metrics import EvaluationRecord, PromptScores
+from dgpo_schemas.run import RunConfig
 from dgpo_schemas.suites import SuiteRecord, SuiteScore
 
 __all__ = ["HELDOUT", "Entry", "Name", "Score", "distinct", "read_entry"]
@@ -28,7 +30,8 @@ HELDOUT = "held-out prompts"
 class Score:
     """A score of one run with its 95 % interval.
 
-    missing: number of samples without a score. identity: what two scores must share to be compared prompt by prompt.
+    missing: number of samples without a score. identity: what two scores must share to be compared prompt by prompt, by
+    name: prompts, judge, settings and sampling, but not the seed; None if the prompts are not known.
     resampled [B]: of a suite, on resampled prompts; per_prompt [P] with tasks: of an evaluation, nan where missing;
     None if they are not known. notes: why it cannot be compared with published scores.
     """
@@ -37,7 +40,7 @@ class Score:
     low: float | None
     high: float | None
     missing: int
-    identity: Any = None
+    identity: Mapping[str, Any] | None = None
     resampled: NDArray[np.float64] | None = None
     per_prompt: NDArray[np.float64] | None = None
     tasks: Sequence[str] = ()
@@ -100,7 +103,7 @@ def _suites_of(run: Path) -> dict[Name, Score]:
 
 
 def _of_suite(record: SuiteRecord) -> dict[Name, Score]:
-    identity = (record.suite, record.digest, record.samples_per_prompt)
+    identity = _identity(record)
     missing = sum(judge.missing for judge in record.rewards.values())
     return {
         (record.suite, name): Score(
@@ -114,6 +117,33 @@ def _of_suite(record: SuiteRecord) -> dict[Name, Score]:
         )
         for name, score in record.scores.items()
     }
+
+
+def _identity(record: SuiteRecord) -> dict[str, Any]:
+    """Return what the scores of a suite depend on, besides the model and the noise."""
+    judges = {
+        label: (judge.use, _lasting(judge.use, judge.options), judge.provenance)
+        for label, judge in record.rewards.items()
+    }
+    files = {file.name for file in record.files}  # their content is in the digest; the rewards' options are above
+    settings = {
+        key: value
+        for key, value in record.options.items()
+        if isinstance(value, str | int | float) and Path(str(value)).name not in files
+    }
+    sampling = {key: value for key, value in record.sampling.items() if key != "seed"}
+    return {
+        "prompts": (record.suite, record.digest),
+        "judge": judges,
+        "settings": settings,
+        "sampling": (record.samples_per_prompt, sampling),
+    }
+
+
+def _lasting(use: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    from dgpo_core.plugins.registry import get_registry  # imported here because tests replace it
+
+    return lasting_options("reward", use, options, get_registry())
 
 
 def _array(values: Sequence[float | None] | None) -> NDArray[np.float64] | None:
@@ -130,22 +160,46 @@ def _evaluation(run: Path) -> dict[Name, Score]:
             continue
     last = max((record.iteration for record in records), default=None)
     prompts = None if last is None else _prompts(run, last)
+    config = _config(run)
     return {
-        (HELDOUT, record.reward): _of_record(record, prompts)
+        (HELDOUT, record.reward): _of_record(record, prompts, config)
         for record in records
         if record.iteration == last and record.role != "statistic"
     }
 
 
-def _of_record(record: EvaluationRecord, prompts: PromptScores | None) -> Score:
+def _of_record(record: EvaluationRecord, prompts: PromptScores | None, config: RunConfig | None) -> Score:
     score = SuiteScore(value=record.value, low=record.low, high=record.high)
     known = None if prompts is None else prompts.rewards.get(record.reward)
     if prompts is None or known is None:
         return Score(score.value, score.low, score.high, record.missing)
-    identity = (tuple(prompts.prompts), tuple(known.tasks))
+    identity = {"prompts": (prompts.prompts, known.tasks)} | (
+        {} if config is None else _measured(config, record.reward)
+    )
     return Score(
         score.value, score.low, score.high, record.missing, identity, per_prompt=_array(known.values), tasks=known.tasks
     )
+
+
+def _measured(config: RunConfig, label: str) -> dict[str, Any]:
+    """Return the reward with a label, and how the samples that it scores are drawn."""
+    evaluation, rollout = config.evaluation, config.rollout
+    blocks = [*(evaluation.rewards or config.rewards), *evaluation.monitors.rewards]
+    judges = [(block.use, _lasting(block.use, block.options)) for block in blocks if block.label == label]
+    sampler = evaluation.sampler or rollout.sampler
+    sampling = {
+        key: getattr(rollout, key) if getattr(evaluation, key) is None else getattr(evaluation, key)
+        for key in ("steps", "guidance", "guidance_interval")
+    }
+    return {"judge": judges, "sampling": (evaluation.samples_per_prompt, sampling, sampler.model_dump())}
+
+
+def _config(run: Path) -> RunConfig | None:
+    """Return the configuration of a run; None if it cannot be read, such as that of another version."""
+    try:
+        return read_config(run)
+    except UserError:
+        return None
 
 
 def _prompts(run: Path, iteration: int) -> PromptScores | None:
