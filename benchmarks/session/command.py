@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.page import DOCS, write_page
-from benchmarks.record import save
+from benchmarks.page import DOCS
 from benchmarks.session.cases import CASES, configuration
 from benchmarks.session.installing import STARTED
+from benchmarks.session.recorded import publish, read
 from benchmarks.session.runner import run_steps
 from benchmarks.session.steps import STEPS, TOTAL
 from benchmarks.session.training import tiny_checkpoint
@@ -63,7 +63,7 @@ def run(
         python -m benchmarks gpu --device cpu --tiny
     """
     if write is not None:
-        typer.echo(str(write_page(save(DOCS / "performance" / "record.json", "gpu", _read(write)), DOCS)))
+        typer.echo(str(publish(write, DOCS)))
         return
     if count_to is not None:
         with tempfile.TemporaryDirectory() as directory:
@@ -78,7 +78,7 @@ def run(
     _check_device(device, tiny)
     with tempfile.TemporaryDirectory() as directory:
         settings = {
-            "device": device, "tiny": tiny, "directory": directory, "counts": {} if counts is None else _read(counts),
+            "device": device, "tiny": tiny, "directory": directory, "counts": {} if counts is None else read(counts),
         }  # fmt: skip
         started = float(os.environ.get(STARTED, time.time()))
         chosen = [step for step in STEPS if not steps or step.name in steps]
@@ -113,11 +113,3 @@ def _check_device(device: str, tiny: bool) -> None:
         raise UserError("--device cpu: models of published sizes need a GPU; add --tiny for a dry run")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use; `--device cpu --tiny` is a dry run without one")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
-    return found
