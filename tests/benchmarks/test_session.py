@@ -13,6 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -62,7 +63,7 @@ class Canned:
         self.asked.append((step.name, seconds))
         return next(self.answers)
 
-    def is_alive(self) -> bool:
+    def goes_on(self) -> bool:
         return True
 
     def send(self, message: object) -> None:
@@ -108,8 +109,10 @@ def test_a_step_that_hangs_or_fails_is_left_behind(tmp_path: Path) -> None:
         Step("tells", 60, f"{HERE}:tells"), Step("fails", 60, f"{HERE}:fails"), Step("hangs", 2, f"{HERE}:hangs"),
         Step("again", 60, f"{HERE}:tells"),
     ]  # fmt: skip
-    found = run_steps(steps, SETTINGS, tmp_path / "gpu.json")["steps"]
+    found = run_steps(steps, SETTINGS | {"directory": str(tmp_path)}, tmp_path / "gpu.json")["steps"]
     assert [one["status"] for one in found.values()] == ["done", "failed", "timed out", "done"]
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert found["fails"]["error"] == "ValueError: no\nsecond line"
     assert [row.get("passed") for row in found["tells"]["rows"]] == [None, None, True]
     assert found["again"]["rows"][2] == {"what": "found before", "value": 0.5, "bound": 0.0, "passed": False}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +15,9 @@ import pytest
 import torch
 
 from benchmarks import page
-from benchmarks.session import command, models, recorded, timers
+from benchmarks.session import command, exactness, models, recorded, runner, timers, worker
 from benchmarks.session.rewards import _on_the_default_stream
-from benchmarks.session.steps import Session
+from benchmarks.session.steps import Session, Step
 from benchmarks.session.timers import Launched, Timers
 from dgpo_core.errors import UserError
 from dgpo_core.training import handover
@@ -28,6 +31,68 @@ def test_rewards_share_the_stream_of_the_rollouts(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(entered.append(stream)))
     with _on_the_default_stream(Session(CUDA, True, tmp_path)), handover.own_stream(CUDA):
         assert entered == [("default", CUDA)]
+
+
+# -- the worker -------------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """The worker's end of a connection: gives it steps, and keeps what it says."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.asked: list[Any] = [*((step, {}) for step in steps), None]
+        self.told: list[Any] = []
+
+    def recv(self) -> Any:
+        return self.asked.pop(0)
+
+    def send(self, message: Any) -> None:
+        self.told.append(message)
+
+
+STEPS = "tests.benchmarks.session_steps"
+SETTINGS = {"device": "cpu", "tiny": True, "directory": ".", "counts": {}}
+
+
+@pytest.mark.parametrize("where", ["synchronize", "free"])
+def test_an_error_that_stays_is_told_before_the_worker_ends(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(device: Any = None) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker, "choose_device", lambda name: CUDA)
+    monkeypatch.setattr(torch.cuda, "synchronize", raises if where == "synchronize" else lambda device: None)
+    monkeypatch.setattr(worker, "free", raises)
+    line = Line(Step("fails", 1, f"{STEPS}:fails"), Step("tells", 1, f"{STEPS}:tells"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        worker.answer_steps(SETTINGS, line)  # type: ignore[arg-type]
+    assert line.told == [{"status": "failed", "error": "ValueError: no\nsecond line"}]
+
+
+def test_a_worker_goes_on_when_it_has_freed_what_a_step_held() -> None:
+    line = Line(Step("fails", 1, f"{STEPS}:fails"), Step("tells", 1, f"{STEPS}:tells"))
+    worker.answer_steps(SETTINGS, line)  # type: ignore[arg-type]
+    assert [one if isinstance(one, str) else one["status"] for one in line.told] == ["failed", "freed", "done", "freed"]
+
+
+@pytest.mark.parametrize("says", ["freed", None])
+def test_a_worker_that_ends_after_its_answer_is_replaced(says: str | None) -> None:
+    made = object.__new__(runner._Worker)
+    made.connection, other = multiprocessing.Pipe()
+    other.send({"status": "done", "rows": []})
+    if says:
+        other.send(says)
+    other.close()
+    assert made.connection.recv()["status"] == "done"
+    assert made.goes_on() is (says is not None)
+    made.connection.close()
+
+
+def test_runs_beside_one_that_failed_are_ended() -> None:
+    words = [[sys.executable, "-c", code] for code in ("raise SystemExit('no')", "import time; time.sleep(60)")]
+    started = [("one", subprocess.Popen(one, stderr=subprocess.PIPE, text=True)) for one in words]
+    with pytest.raises(RuntimeError, match="the one run: no"):
+        exactness._all_end(started)
+    assert [process.returncode for _, process in started] == [1, -9]
 
 
 # -- what is timed ----------------------------------------------------------------------------------------------------
