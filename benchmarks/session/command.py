@@ -21,6 +21,7 @@ from benchmarks.session.steps import STEPS, TOTAL
 from benchmarks.session.training import tiny_checkpoint
 from dgpo_core.errors import UserError
 from dgpo_lab.planning.cards import BANDWIDTH, CARDS, REACHED
+from dgpo_lab.program import number_option
 from dgpo_schemas.problems import nearest
 
 __all__ = ["count", "run"]
@@ -39,7 +40,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="`cuda`; `cpu` only with --tiny.")] = "cuda",
     tiny: Annotated[bool, typer.Option("--tiny", help="A dry run with tiny models and sizes.")] = False,
-    seconds: Annotated[float, typer.Option(min=1, help="Of the whole session.")] = TOTAL,
+    seconds: Annotated[float, number_option(min=1, help="Of the whole session.")] = TOTAL,
     output: Annotated[Path, typer.Option(help="Record of the session, written after each step.")] = Path("gpu.json"),
     write: Annotated[
         Path | None, typer.Option(help="Measure nothing: write docs/performance.md from such a record.")
