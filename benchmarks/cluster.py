@@ -20,7 +20,8 @@ from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.planning.cards import CARDS
 from dgpo_lab.planning.fit import at_largest_size, changed
 from dgpo_lab.planning.plan import Plan, make_plan, measure_model
-from dgpo_lab.planning.traffic import iteration_seconds, traffic
+from dgpo_lab.planning.traffic import LINKS, iteration_seconds, traffic
+from dgpo_lab.program import number_option
 from dgpo_schemas.problems import nearest
 
 __all__ = ["RUNS", "Row", "run", "written"]
@@ -68,7 +69,7 @@ class Row:
 
 def run(
     card: Annotated[str, typer.Option(help="GPU to plan for.")] = "h200",
-    network: Annotated[float, typer.Option(help="GB/s that a machine sends to others.", min=1e-3)] = 400.0,
+    network: Annotated[float, number_option(help="GB/s that a machine sends to others.", min=1e-3)] = 400.0,
 ) -> None:
     """Plan published runs on clusters, and write the table of docs/scaling.md."""
     if card not in CARDS:
@@ -109,8 +110,9 @@ def written(page: str, rows: list[Row], card: str, network: float) -> str:
     assert after, f"{PAGE.name} has no markers of the table"
     body = [tuple(row.cells()) for row in rows]
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ("---",) * len(HEAD), *body)]
+    within = LINKS[card]
     note = (
-        f"{card.upper()}, at {FRACTION:.0%} of its peak; {network:g} GB/s between machines, NVLink within.\nEfficiency "
-        "is the share of an iteration in which a GPU with the mean number of samples computes."
+        f"{card.upper()}, at {FRACTION:.0%} of its peak; {network:g} GB/s between machines, {within} GB/s within.\n"
+        "Efficiency is the share of an iteration in which a GPU with the mean number of samples computes."
     )
     return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n\n{note}\n\n{END}{after}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["load", "machine", "save"]
+__all__ = ["load", "machine", "save", "with_part", "write"]
 
 
 def machine() -> dict[str, Any]:
@@ -32,11 +32,23 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, part: str, measured: Any) -> dict[str, Any]:
     """Replace the measurements of a part; returns the complete record."""
+    record = with_part(path, part, measured)
+    write(path, record)
+    return record
+
+
+def with_part(path: Path, part: str, measured: Any) -> dict[str, Any]:
+    """Return the record of a file with other measurements of a part, as it would be read; the file stays as it is."""
     record = load(path)
     record[part] = {"machine": machine(), "measured": _plain(measured)}
+    found: dict[str, Any] = json.loads(json.dumps(_rounded(record)))
+    return found
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a complete record."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(record), indent=1) + "\n", encoding="utf-8")
-    return load(path)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

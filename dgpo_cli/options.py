@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +27,19 @@ __all__ = [
     "Set",
     "Steps",
     "TargetPath",
+    "number_option",
 ]  # fmt: skip
 
+
+def _finite(value: float | None) -> float | None:
+    """Callback of options for numbers: refuse nan, which no `min` or `max` refuses, and infinity."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+number_option = partial(typer.Option, callback=_finite)
+"""An option for a finite number."""
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.yaml")]
 Overrides = Annotated[
     list[str] | None,
@@ -40,7 +53,7 @@ Steps = Annotated[
     int | None, typer.Option(min=1, help="Solver steps (num_inference_steps in diffusers); default: as configured.")
 ]
 Guidance = Annotated[
-    float | None, typer.Option(min=1, help="Guidance scale (guidance_scale in diffusers); default: as configured.")
+    float | None, number_option(min=1, help="Guidance scale (guidance_scale in diffusers); default: as configured.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]

@@ -78,8 +78,11 @@ def _checked(key: str, path: Path) -> Path:
 
 
 def _revision(path: Path) -> str | None:
-    """Return the commit of a copy, if it has one."""
-    told = subprocess.run(
-        ["git", "-C", str(path), "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip() or None
+    """Return the commit of a copy, if it has one: not of a repository that the copy is in, and None without git."""
+    words = ["git", "-C", str(path), "rev-parse", "--show-toplevel", "--short=10", "HEAD"]
+    try:
+        told = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    top, _, commit = told.stdout.rstrip("\n").rpartition("\n")
+    return commit if told.returncode == 0 and Path(top).resolve() == path.resolve() else None

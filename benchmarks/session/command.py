@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.page import DOCS, write_page
-from benchmarks.record import save
+from benchmarks.page import DOCS
 from benchmarks.session.cases import CASES, configuration
 from benchmarks.session.installing import STARTED
+from benchmarks.session.recorded import publish, read
 from benchmarks.session.runner import run_steps
 from benchmarks.session.steps import STEPS, TOTAL
 from benchmarks.session.training import tiny_checkpoint
 from dgpo_core.errors import UserError
 from dgpo_lab.planning.cards import BANDWIDTH, CARDS, REACHED
+from dgpo_lab.program import number_option
 from dgpo_schemas.problems import nearest
 
 __all__ = ["count", "run"]
@@ -39,7 +40,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="`cuda`; `cpu` only with --tiny.")] = "cuda",
     tiny: Annotated[bool, typer.Option("--tiny", help="A dry run with tiny models and sizes.")] = False,
-    seconds: Annotated[float, typer.Option(min=1, help="Of the whole session.")] = TOTAL,
+    seconds: Annotated[float, number_option(min=1, help="Of the whole session.")] = TOTAL,
     output: Annotated[Path, typer.Option(help="Record of the session, written after each step.")] = Path("gpu.json"),
     write: Annotated[
         Path | None, typer.Option(help="Measure nothing: write docs/performance.md from such a record.")
@@ -63,7 +64,7 @@ def run(
         python -m benchmarks gpu --device cpu --tiny
     """
     if write is not None:
-        typer.echo(str(write_page(save(DOCS / "performance" / "record.json", "gpu", _read(write)), DOCS)))
+        typer.echo(str(publish(write, DOCS)))
         return
     if count_to is not None:
         with tempfile.TemporaryDirectory() as directory:
@@ -78,7 +79,7 @@ def run(
     _check_device(device, tiny)
     with tempfile.TemporaryDirectory() as directory:
         settings = {
-            "device": device, "tiny": tiny, "directory": directory, "counts": {} if counts is None else _read(counts),
+            "device": device, "tiny": tiny, "directory": directory, "counts": {} if counts is None else read(counts),
         }  # fmt: skip
         started = float(os.environ.get(STARTED, time.time()))
         chosen = [step for step in STEPS if not steps or step.name in steps]
@@ -113,11 +114,3 @@ def _check_device(device: str, tiny: bool) -> None:
         raise UserError("--device cpu: models of published sizes need a GPU; add --tiny for a dry run")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use; `--device cpu --tiny` is a dry run without one")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
-    return found

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -119,16 +119,26 @@ def determinism(session: Session) -> list[Row]:
             (kind, _start(session, kind, ends[turn], resume=turn > 0))
             for kind, ends in kinds.items() if turn < len(ends)
         ]  # fmt: skip
-        for kind, process in started:
-            _, error = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"the {kind} run: {error.strip().splitlines()[-1] if error.strip() else 'failed'}")
+        _all_end(started)
     digests = {kind: _digest(session.directory / f"deterministic-{kind}") for kind in kinds}
     return [
         Row("weights of a second run differ", int(digests["second"] != digests["first"]), bound=0),
         Row("weights of a resumed run differ", int(digests["resumed"] != digests["first"]), bound=0),
         Row("digest of the weights", digests["first"][:16]),
     ]
+
+
+def _all_end(started: Sequence[tuple[str, subprocess.Popen[str]]]) -> None:
+    """Wait for all runs. If one fails the others are ended, because a later step has the GPU for itself."""
+    try:
+        for kind, process in started:
+            _, error = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"the {kind} run: {error.strip().splitlines()[-1] if error.strip() else 'failed'}")
+    finally:
+        for _, process in started:
+            with process:
+                process.kill()
 
 
 def _start(session: Session, kind: str, end: int, *, resume: bool) -> subprocess.Popen[str]:

@@ -114,10 +114,11 @@ def _measured(
     session: Session, name: str, more: Mapping[str, Mapping[str, Any]] | None = None, *, label: str | None = None,
     profile: bool = False,
 ) -> tuple[list[Row], Timers, Said]:  # fmt: skip
-    """Train a case, on a GPU that holds nothing else."""
+    """Train a case, on a GPU that holds nothing else; profile: in one more iteration at the end."""
     free()
-    config = _configuration(session, name, CASES[name].iterations, more)
-    timers, watch = Timers(session.device, profile=profile), Watch()
+    iterations = CASES[name].iterations
+    config = _configuration(session, name, iterations + profile, more)
+    timers, watch = Timers(session.device, profile=iterations if profile else None), Watch()
     trainer = Trainer(config, registry_with_components(), callbacks=[timers, watch])
     torch.manual_seed(0)  # the same random weights, whatever the settings
     timers.watch(trainer.build())

@@ -69,5 +69,5 @@ def _on_the_default_stream(session: Session) -> Iterator[None]:
     if not session.cuda:
         yield
         return
-    with patch.object(handover, "_own_stream", lambda device: torch.cuda.default_stream(device)):
+    with patch.object(handover, "_stream_of_thread", torch.cuda.default_stream):
         yield

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.session.steps import TOTAL, Step
-from benchmarks.session.worker import serve
+from benchmarks.session.worker import FREED, serve
 
 __all__ = ["run_steps"]
 
 LEAST = 5.0
 """Seconds that must be left for a step to be started."""
+FREEING = 10.0
+"""Seconds in which a worker frees what a step held."""
 Say = Callable[[str], None]
 
 
@@ -47,8 +51,18 @@ class _Worker:
             return {"status": "failed", "error": f"the process ended with code {self.process.exitcode}"}
         return {"status": "timed out"}
 
+    def goes_on(self) -> bool:
+        """Return whether it has freed what the step held and can do another one."""
+        try:
+            return self.connection.poll(FREEING) and self.connection.recv() == FREED
+        except (EOFError, OSError):
+            return False
+
     def end(self) -> None:
-        """End it, whatever it does."""
+        """End it and all processes that it started, whatever they do."""
+        if self.process.pid is not None:
+            with suppress(ProcessLookupError):  # it has no group yet, or nothing of it is left
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -78,7 +92,7 @@ def run_steps(
                 began = time.monotonic()
                 answer = worker.ask(step, found, min(step.seconds * total / TOTAL, left))
                 spent = time.monotonic() - began
-                if answer["status"] == "timed out" or not worker.process.is_alive():
+                if answer["status"] == "timed out" or not worker.goes_on():
                     worker.end()
                     worker = None
             record["steps"][step.name] = {**answer, "seconds": spent, "limit": step.seconds * total / TOTAL}

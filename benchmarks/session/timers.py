@@ -33,9 +33,10 @@ class Launched:
 class Timers(Callback):
     """Seconds of calls by label, of every iteration but the first: "sample" (all steps of a micro-batch), "step" (a
     solver step's pass), "fixed" (a training pass without a gradient), "policy" (one with), "backward", "decode"; and of
-    the phases "rollout" and "optimize". profiled: of the last roll-out pass, if asked for."""
+    the phases "rollout" and "optimize". profiled: the first roll-out pass of an iteration, if asked for."""
 
-    def __init__(self, device: torch.device, *, profile: bool = False) -> None:
+    def __init__(self, device: torch.device, *, profile: int | None = None) -> None:
+        """profile: the iteration with the profiler, which slows all that it runs in, so that nothing of it is timed."""
         self.profiled: Launched | None = None
         self._device, self._profile = device, profile
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
@@ -69,8 +70,12 @@ class Timers(Callback):
 
     def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
         """Keep the seconds of the phases."""
-        for phase in ("rollout", "optimize") if self._iteration else ():
+        for phase in ("rollout", "optimize") if self._timing else ():
             self._phases[phase].append(timing.phases[phase].seconds)
+
+    @property
+    def _timing(self) -> bool:
+        return self._iteration not in (0, self._profile)
 
     def _kind(self) -> str:
         if self._phase == "rollout":
@@ -82,11 +87,11 @@ class Timers(Callback):
 
         @functools.wraps(call)
         def timed(*arguments: Any, **keywords: Any) -> Any:
-            if not self._iteration:
-                return call(*arguments, **keywords)
             label = kind()
-            if self._profile and label == "step" and self.profiled is None:
+            if self._iteration == self._profile and label == "step" and self.profiled is None:
                 return self._profiling(functools.partial(call, *arguments, **keywords))
+            if not self._timing:
+                return call(*arguments, **keywords)
             start = self._now()
             result = call(*arguments, **keywords)
             self._spans[label].append((start, self._now()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 from benchmarks.session.steps import Row, Session
@@ -21,6 +23,8 @@ def fails(session: Session) -> list[Row]:
 
 
 def hangs(session: Session) -> list[Row]:
-    """Take too long."""
+    """Take too long, as does a process that it started."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (session.directory / "child").write_text(str(child.pid), encoding="utf-8")
     time.sleep(600)
     return []

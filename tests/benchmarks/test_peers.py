@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks.__main__ import main
 from benchmarks.page import write_page
 from benchmarks.parts import Numbered
 from benchmarks.peers import comparison, ours, ours_merged, turns
-from benchmarks.peers.command import lines
+from benchmarks.peers.command import _revision, lines
 from benchmarks.peers.comparison import Comparison, Ratio, compare, median_interval
 from benchmarks.peers.pace import Enough, Pace
 from benchmarks.peers.stand_ins import Nothing, stand_in
@@ -202,6 +203,26 @@ def test_paths_that_do_not_do(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
+
+
+def test_the_revision_is_of_the_copy_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a repository that a copy without one of its own lies in."""
+    whole, copy = tmp_path / "whole", tmp_path / "whole" / "copy"
+    copy.mkdir(parents=True)
+
+    def git(*words: str) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *names, *words], cwd=whole, capture_output=True, text=True, check=True).stdout
+
+    git("init", "--quiet")
+    assert _revision(whole) is None, "no commit yet"
+    git("commit", "--quiet", "--allow-empty", "-m", "first")
+    assert _revision(whole) == git("rev-parse", "HEAD")[:10]
+    assert _revision(copy) is None
+    (tmp_path / "link").symlink_to(whole)
+    assert _revision(tmp_path / "link") == _revision(whole)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _revision(whole) is None, "without git"
 
 
 def test_the_page_has_what_was_compared(tmp_path: Path) -> None:

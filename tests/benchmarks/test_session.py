@@ -13,6 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -62,7 +63,7 @@ class Canned:
         self.asked.append((step.name, seconds))
         return next(self.answers)
 
-    def is_alive(self) -> bool:
+    def goes_on(self) -> bool:
         return True
 
     def send(self, message: object) -> None:
@@ -108,8 +109,10 @@ def test_a_step_that_hangs_or_fails_is_left_behind(tmp_path: Path) -> None:
         Step("tells", 60, f"{HERE}:tells"), Step("fails", 60, f"{HERE}:fails"), Step("hangs", 2, f"{HERE}:hangs"),
         Step("again", 60, f"{HERE}:tells"),
     ]  # fmt: skip
-    found = run_steps(steps, SETTINGS, tmp_path / "gpu.json")["steps"]
+    found = run_steps(steps, SETTINGS | {"directory": str(tmp_path)}, tmp_path / "gpu.json")["steps"]
     assert [one["status"] for one in found.values()] == ["done", "failed", "timed out", "done"]
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert found["fails"]["error"] == "ValueError: no\nsecond line"
     assert [row.get("passed") for row in found["tells"]["rows"]] == [None, None, True]
     assert found["again"]["rows"][2] == {"what": "found before", "value": 0.5, "bound": 0.0, "passed": False}
@@ -196,17 +199,18 @@ def test_without_wheels_to_install(
     assert f"--wheels: there are no wheels in {tmp_path}; make them with" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_closed_under_requirements() -> None:
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_what_is_missing_is_closed_under_requirements(python: str) -> None:
     """Every requirement of what is carried is carried or present, and all that is carried is required."""
     present = {"torch", "numpy", "transformers", "scipy", "matplotlib", "peft", "accelerate"}
-    found = wheels.missing(present)
+    found = wheels.missing(present, python)
     assert not present & found.keys()
     assert found["pydantic-core"] == distribution("pydantic-core").version
     required = set()
     for name in (*wheels.DISTRIBUTIONS, *found):
         for line in distribution(name).requires or ():
             requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": "", "python_version": python}):
                 required.add(wheels._normal(requirement.name))
     assert required <= present | found.keys() | wheels.DISTRIBUTIONS.keys()
     assert found.keys() - {"peft"} <= required
@@ -220,11 +224,10 @@ def test_wheels_that_are_too_much(
     def run(*words: str, cwd: Path) -> None:
         ran.append(words)
         if "download" in words:
-            (tmp_path / "large-1.whl").write_bytes(bytes(2**21))
+            (Path(words[words.index("-d") + 1]) / "large-1.whl").write_bytes(bytes(2**21))
 
     monkeypatch.setattr(wheels, "_run", run)
     monkeypatch.setattr(wheels, "tree_bytes", lambda: 2**20)
-    (tmp_path / "old.whl").touch()
     assert wheels.collect(tmp_path, wheels.PRESENT) == {"large-1.whl": 2**21}
     assert sum("hatchling" in words for words in ran) == len(wheels.DISTRIBUTIONS)
     pinned = [word for word in ran[-1] if "==" in word]

@@ -192,6 +192,7 @@ def live(request: dict[str, Any], output: IO[bytes], counts: IO[bytes], ready: i
         moments.before(os, name, name)
     moments.before(dgpo_core.storage.run_directory, "append_json", "append")
     moments.before(Processes, "_collective", "host")
+    moments.before(Processes, "_meet", "meet")  # where ranks with GPUs would, see test_meetings
     moments.before(Processes, "all_reduce_sum", "all_reduce on the device")
     if at is not None and at[0] == "clock":  # milliseconds
         killer = threading.Timer(at[1] / 1000, os.kill, (os.getpid(), signal.SIGKILL))

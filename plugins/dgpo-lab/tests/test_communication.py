@@ -175,10 +175,11 @@ def run_of(directory: Path, name: str, checkpoint: Path, train: str, shard: bool
 
 
 def counted(driver: Driver, run: Run, count: int, machines: int) -> Counter[str]:
-    """The collectives of the main process, as "KIND PLACE BYTES"."""
+    """The collectives of the main process, as "KIND PLACE BYTES", and "meet" for each meeting that ranks with GPUs
+    would have in addition."""
     ended = driver.train(run, count, machines=machines)
     assert_all_well(ended)
-    counts, form = ended[0]["counts"], re.compile(r"\w+ (host|device|\d ranks) \d+")
+    counts, form = ended[0]["counts"], re.compile(r"\w+ (host|device|\d ranks) \d+|meet")
     return Counter({key: number for key, number in counts.items() if form.fullmatch(key)})
 
 
@@ -196,6 +197,7 @@ def test_exchanges_of_a_real_iteration(
     long, short = (run_of(tmp_path, f"of-{n}", checkpoint, train, shard, n) for n in (3, 1))
     three, one = (counted(driver, run, count, machines) for run in (long, short))
     three.subtract(one)
+    meets = three.pop("meet")
     assert all(number % 2 == 0 for key, number in three.items() if "host" not in key), three
     found = Counter({key: number // 2 for key, number in three.items() if number and "host" not in key})
     config = load_run_config(long.file, (), everything)
@@ -216,7 +218,9 @@ def test_exchanges_of_a_real_iteration(
     meetings = sum(number for key, number in on_host.items() if key.startswith("all_reduce"))
     gathers = sum(number for key, number in on_host.items() if key.startswith("list"))
     planned = {kind: sum(e.count for e in plan.exchanges if e.kind == kind) for kind in ("meeting", "host_gather")}
-    assert meetings == pytest.approx(planned["meeting"], abs=2 if shard else 0)
+    gpus = sum(e.count for e in plan.exchanges if e.name.startswith("before "))
+    assert meets / 2 == gpus - 1, "the thumbnails are not on a GPU here"
+    assert meetings == pytest.approx(planned["meeting"] - gpus, abs=2 if shard else 0)
     assert gathers == 2 * planned["host_gather"] + 1, "sizes, then JSON; and the thumbnails"
 
 
@@ -235,6 +239,41 @@ def test_a_split_group_meets(everything: Registry, checkpoint: Path, tmp_path: P
     assert balance_of(config, 9) == 1.0
     assert balance_of(config, 2) == pytest.approx(4.5 / 5)
     assert balance_of(config, 512) == pytest.approx(9 / 512)
+
+
+def test_gpus_meet_before_what_nccl_would_not_report(everything: Registry, checkpoint: Path, tmp_path: Path) -> None:
+    """Two micro-batches of two and of one member in each of 4 groups; a pass of the reference and one with gradient,
+    which has a backward pass too; guidance shares a pass."""
+
+    def found(shard: bool) -> dict[str, tuple[float, str | None]]:
+        config = load_run_config(run_of(tmp_path, f"meet-{shard}", checkpoint, "lora", shard, 1).file, (), everything)
+        plan = make_plan(config, measure_model(config, everything), everything, 2)
+        weights = {e.phase: e.count for e in plan.exchanges if e.name.startswith("weights")}
+        made = {e.name: (e.count, e.phase) for e in plan.exchanges if e.name.startswith("before")}
+        for phase, gathers in weights.items():  # two in a pass with gradient: as many as meetings
+            assert made[f"before passes in {phase}"] == (gathers, phase)
+        assert weights.keys() == ({"rollout", "optimize"} if shard else set())
+        return made
+
+    whole, sharded = found(False), found(True)
+    assert whole == {"before reductions": (3, None)}, "gradients, statistics of the split group, thumbnails"
+    assert sharded["before reductions"] == (2, None), "gradients, thumbnails"
+    assert len(sharded) == 3
+
+
+def test_meetings_before_passes_are_hidden_by_long_ones() -> None:
+    made = Cluster(512, 64, WITHIN, BETWEEN)
+    each = 2 * 511 * HOST_LATENCY
+    meetings = Exchange("before passes in rollout", "meeting", 8, 100, phase="rollout")
+    plan = replace(some_plan(), processes=512, machines=64, exchanges=[*some_plan().exchanges, meetings])
+    for seconds, exposed in ((1000.0, 0.0), (1.0, 100 * each - 1.0)):
+        found = communicate(made, [meetings], {"rollout": seconds}, 1.0)
+        assert found.exposed["before passes in rollout"] == pytest.approx(exposed, abs=1e-3)
+    with_them, without = (
+        traffic(one, "h100", {"rollout": 1e4, "optimize": 1.0}, None, 50.0)
+        for one in (plan, replace(plan, exchanges=some_plan().exchanges))
+    )
+    assert with_them.exposed["weights in rollout"] == without.exposed["weights in rollout"], "the same first blocks"
 
 
 def test_a_run_with_thousands_of_samples(everything: Registry, checkpoint: Path, tmp_path: Path) -> None:

@@ -170,10 +170,18 @@ def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     [
         (["--card", "h20"], "--card: unknown GPU 'h20'; did you mean h200? (known: all, b200,"),
         (["--measured", "none.json"], "--measured: none.json is not an output of `dgpo bench --json`"),
+        (
+            ["--measured", "odd.json"],
+            "not an output of `dgpo bench --json`: nan TFLOP/s in rollout",
+        ),
         (["--card", "all", "--measured", "none.json"], "--measured: a measurement is of one GPU"),
     ],
 )
-def test_invalid_options_are_reported(options: list[str], complaint: str, run: Run, file: str) -> None:
+def test_invalid_options_are_reported(
+    options: list[str], complaint: str, run: Run, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd.json").write_text('{"phases": {"rollout": {"tflops": NaN}, "optimize": {"tflops": 1}}}', encoding="utf-8")
     found = run("plan", file, *options)
     assert found.code == 2
     assert complaint in found.err

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import typer
 
+from dgpo_cli.options import number_option
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.system.openmp import spin_briefly
 from dgpo_schemas.problems import ConfigError
 
-__all__ = ["program"]
+__all__ = ["number_option", "program"]
 
 
 def program(function: Callable[..., object]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.options import number_option
+
 if TYPE_CHECKING:
     from dgpo_geneval.detector import Detector
     from dgpo_geneval.labeled_pictures import Entry
@@ -30,7 +32,7 @@ def detector_thresholds(
         list[str] | None,
         typer.Option("--option", help="An option of the detector; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
-    lowest: Annotated[float, typer.Option(min=0, max=0.99, help="Lowest threshold to try.")] = 0.05,
+    lowest: Annotated[float, number_option(min=0, max=0.99, help="Lowest threshold to try.")] = 0.05,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.options import Preset
+from dgpo_cli.options import Preset, number_option
 
 if TYPE_CHECKING:
     from dgpo_lab.planning.cards import Card
@@ -38,22 +39,23 @@ def plan(
     machines: Annotated[int, typer.Option(min=1, help="Number of machines that these GPUs are in.")] = 1,
     nvlink: Annotated[
         float | None,
-        typer.Option(min=0.01, help="GB/s that a GPU sends within its machine; default: NVLink or PCIe of the GPU."),
+        number_option(min=0.01, help="GB/s that a GPU sends within its machine; default: NVLink or PCIe of the GPU."),
     ] = None,
     network: Annotated[
-        float, typer.Option(min=0.01, help="GB/s that a machine sends to others, over all its ports.")
+        float, number_option(min=0.01, help="GB/s that a machine sends to others, over all its ports.")
     ] = NETWORK,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Price of one GPU in USD per hour; default: an approximate cloud price.")
+        float | None,
+        number_option(min=0, help="Price of one GPU in USD per hour; default: an approximate cloud price."),
     ] = None,
     fraction: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Assumed fraction of the GPU's peak FLOP/s that the model reaches.")
+        float, number_option(min=0.01, max=1, help="Assumed fraction of the GPU's peak FLOP/s that the model reaches.")
     ] = FRACTION,
     measured: Annotated[
         Path | None, typer.Option(help="Output of `dgpo bench --json` on the GPU, used instead of --fraction.")
     ] = None,
     fit: Annotated[
-        float | None, typer.Option(min=1, help="Find settings with which the run fits this memory.", metavar="GIB")
+        float | None, number_option(min=1, help="Find settings with which the run fits this memory.", metavar="GIB")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -173,9 +175,13 @@ def _fractions(path: Path, tflops: float) -> dict[str, float]:
 
     try:
         phases = json.loads(path.read_text(encoding="utf-8"))["phases"]
-        return {phase: float(phases[phase]["tflops"]) / tflops for phase in ("rollout", "optimize")}
+        reached = {phase: float(phases[phase]["tflops"]) for phase in ("rollout", "optimize")}
+        for phase, value in reached.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{value} TFLOP/s in {phase}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--measured: {path} is not an output of `dgpo bench --json`: {error}") from error
+    return {phase: value / tflops for phase, value in reached.items()}
 
 
 def _row(

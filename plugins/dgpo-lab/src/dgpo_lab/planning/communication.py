@@ -6,9 +6,9 @@ MPICH", 2005): a collective of n ranks takes n - 1 steps, or 2 (n - 1) for an al
 rank sends (n - 1) / n of the message in it, or twice as much.
 
 Overlap: weights of a sharded model are gathered, and their gradients reduced, while another block is computing. Of
-these, only what takes longer than computing is exposed, and the first block of each pass. All else is exposed:
-gradients of adapters are reduced once, after the last backward pass of an update, and the host waits for all ranks in
-its meetings.
+these, only what takes longer than computing is exposed, and the first block of each pass. So it is with the meetings
+before these passes, which come while earlier passes are still queued. All else is exposed: gradients of adapters are
+reduced once, after the last backward pass of an update, and the host waits for all ranks in its other meetings.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The collectives of a run's iteration: what is summed and gathered, of which size, and how often.
 
-Without those of evaluations, checkpoints, and rewards that compare samples of several ranks.
+Without those of evaluations, checkpoints, rewards that compare samples of several ranks, and media that ranks without
+rewards send (`run.reward_ranks`: on the host, while the next samples are drawn).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["balance_of", "exchanges_of", "shards_of"]
 
 MEETINGS = 4
-"""Meetings of an iteration: whether a rank was asked to stop (before it, after the rollout, after scoring), and whether
-weights are finite."""
+"""Meetings of an iteration of any run: whether a rank was asked to stop (before it, after the rollout, after scoring),
+and whether weights are finite. Others come before collectives on GPUs (`_meetings`)."""
 GATHERS = 5
 """Gathers of an iteration: scores, sizes of thumbnails, metrics, seconds, memory."""
 SCORE = 300
@@ -64,6 +65,7 @@ def exchanges_of(
     shards = shards_of(config, processes, machines)
     made = [*_gradients(config, backbone, sharded=shards > 1), *_statistics(config, objective, processes)]
     made += _scores(config, backbone)
+    made += _meetings(made, passes if shards > 1 else {})
     if shards > 1:
         made += _weights(config, backbone, passes, shards, replicated=shards < processes)
         made += _agreements(config, objective, passes, processes)
@@ -114,6 +116,17 @@ def _scores(config: RunConfig, backbone: Backbone) -> Iterator[Exchange]:
     yield Exchange("scores", "host_gather", SCORE * samples * len(config.rewards), 1)
     yield Exchange("metrics and times", "host_gather", SCORE, GATHERS - 1)
     yield Exchange("whether to stop", "meeting", 8, MEETINGS)
+
+
+def _meetings(made: Sequence[Exchange], passes: Mapping[str, Counter[str]]) -> Iterator[Exchange]:
+    """Of ranks with GPUs on the host, since NCCL does not raise if one is gone: before each reduction and gather of
+    `made`, with nothing left to compute; and before each pass and backward pass of a sharded network (`passes`), while
+    queued work is computed."""
+    count = sum(exchange.count for exchange in made if exchange.kind in ("all_reduce", "all_gather"))
+    yield Exchange("before reductions", "meeting", 8, count)
+    for phase, of in passes.items():
+        if of.total():
+            yield Exchange(f"before passes in {phase}", "meeting", 8, of.total() + of["gradient"], phase=phase)
 
 
 def _frames(config: RunConfig, backbone: Backbone) -> int:

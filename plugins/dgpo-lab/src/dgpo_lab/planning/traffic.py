@@ -43,7 +43,7 @@ def traffic(plan: Plan, card: str, seconds: Mapping[str, float], within: float |
     seconds: of each GPU by phase, for its mean number of samples; within, between: GB/s, see `Cluster`.
     """
     cluster = Cluster(plan.processes, plan.machines, (within or LINKS.get(card, 32)) * GIGA, between * GIGA)
-    units = sum(exchange.phase == "rollout" for exchange in plan.exchanges)
+    units = sum(exchange.phase == "rollout" and exchange.kind == "all_gather" for exchange in plan.exchanges)
     computing = {phase: value / plan.balance for phase, value in seconds.items()}
     return communicate(cluster, plan.exchanges, computing, plan.balance, first=1 / max(units, 1))
 
