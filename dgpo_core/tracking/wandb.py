@@ -34,7 +34,7 @@ class WandbTracker(Tracker):
         import wandb
 
         self._library = wandb
-        mode = os.environ.get("WANDB_MODE")
+        mode: Any = os.environ.get("WANDB_MODE")  # the library refuses others
         if not mode and not wandb.api.api_key:
             mode = "offline"
             log.warning(
