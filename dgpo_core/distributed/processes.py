@@ -74,11 +74,17 @@ class Processes:
         self.lost = False
         self._host: dist.ProcessGroup | None = None
         self._device: torch.device | None = None  # of tensors that are reduced by NCCL
+        self.gathers = False
+        """Whether passes of the model gather its weights from other ranks."""
         self._within: timedelta | None = None
 
     @cached_property
     def channel(self) -> Channel:
-        """Messages between two ranks; all ranks must first ask for it together."""
+        """Messages between two ranks; all ranks must first ask for it together.
+
+        Raises ProcessLostError if one of them is gone: creating a group would wait for it as long as for a message.
+        """
+        self.barrier()
         return Channel()
 
     @property
@@ -281,10 +287,13 @@ class Processes:
         NCCL does not raise if a rank is lost: its calls return at once, the host waits where it next reads a value, and
         after the timeout a watchdog ends the process, without a message and without a saved state. gloo raises.
         finished: first wait for this rank's own work, so that ranks meet just before their GPUs do; otherwise only the
-        hosts meet, so that work stays queued.
+        hosts meet, so that work stays queued. The work of a sharded model has collectives of its own (`gathers`), which
+        never end if a rank is lost: the hosts then also meet before they wait.
         """
         if self._device is None or self.count == 1:
             return
+        if finished and self.gathers:
+            self.barrier()
         if finished:
             torch.cuda.synchronize(self._device)
         self.barrier()

@@ -34,7 +34,7 @@ class WandbTracker(Tracker):
         import wandb
 
         self._library = wandb
-        mode: Any = os.environ.get("WANDB_MODE")  # the library refuses others
+        mode: Any = os.environ.get("WANDB_MODE")
         if not mode and not wandb.api.api_key:
             mode = "offline"
             log.warning(

@@ -85,7 +85,7 @@ class Accumulation:
     """Accumulates the gradient of an update in the policy's parameters.
 
     micro_batch: members per micro-batch, halved when memory runs out; on_message: called when that happens; progress:
-    called with the number of members processed.
+    called with the number of members processed, and with a negative one if they have to be processed again.
     """
 
     models: Models
@@ -93,6 +93,7 @@ class Accumulation:
     micro_batch: int
     on_message: Callable[[str], None]
     progress: Callable[[int], None]
+    _done: int = 0
 
     def add(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> Accumulated:
         """Set the parameters' gradients to that of the mean loss over the update's groups and timesteps.
@@ -101,6 +102,7 @@ class Accumulation:
         asked to stop.
         """
         self.models.policy.forget_gradient()
+        self._done = 0
         loss, metrics = torch.zeros((), device=self.models.policy.backbone.device), dict[str, list[Tensor]]()
         if update.active:  # otherwise no rank has anything to learn from
             complete = None
@@ -120,6 +122,8 @@ class Accumulation:
         """Accumulate the gradients of this rank's members in micro-batches of `size`; return the rank's part of the
         loss and its metrics."""
         self.models.policy.forget_gradient()  # of an attempt that ran out of memory
+        if self._done:
+            self._processed(-self._done)
         loss = torch.zeros((), device=self.models.policy.backbone.device)
         metrics: dict[str, list[Tensor]] = {}
         bundles = list(update.bundles(update.local_members, size))
@@ -136,8 +140,12 @@ class Accumulation:
                 for b in batches:
                     loss += self._backward(update, b, known, metrics, first)
                     first = None
-                self.progress(sum(map(len, bundle)))
+                self._processed(sum(map(len, bundle)))
         return loss, metrics
+
+    def _processed(self, members: int) -> None:
+        self._done += members
+        self.progress(members)
 
     def _passes(self, update: Update, bundle: Bundle) -> list[Pass]:
         """The forward passes of a bundle at all timesteps."""

@@ -112,8 +112,8 @@ class Phases:
         started = time.perf_counter()
         try:
             yield
+            self.synchronize()  # not after an error: if another rank was lost, queued collectives of this one never end
         finally:
-            self.synchronize()
             seconds = time.perf_counter() - started
             self.seconds[phase] += seconds
             self.callbacks.on_phase_end(phase, seconds)

@@ -113,13 +113,19 @@ def in_parts(
     stop: int,
     refused: Callable[[BaseException], Exception],
     note: Callable[[BaseException], None] = lambda error: None,
+    *,
+    smallest: int = 1,
 ) -> list[T]:
-    """Run work on slice(start, stop), recursively in halves if memory runs out; return the results in order."""
-    done = attempt(lambda size: work(slice(start, stop)), stop - start, refused, note)
+    """Run work on slice(start, stop), recursively in halves if memory runs out; return the results in order.
+
+    smallest: size of a slice that is not halved.
+    """
+    done = attempt(lambda size: work(slice(start, stop)), stop - start, refused, note, smallest=smallest)
     if done:
         return done
     middle = (start + stop + 1) // 2
-    return in_parts(work, start, middle, refused, note) + in_parts(work, middle, stop, refused, note)
+    first = in_parts(work, start, middle, refused, note, smallest=smallest)
+    return first + in_parts(work, middle, stop, refused, note, smallest=smallest)
 
 
 def decoded_media(backbone: Backbone, rollout: Rollout, *, training: bool = False) -> Tensor:

@@ -70,7 +70,8 @@ class PolicyProbe(Probe):
         size = self.rollout_sampler.micro_batch or len(x0)
         target = velocity_target(x0, noise)
         errors: list[Tensor] = []
-        refused = TooLittleMemoryError("timesteps: the device runs out of memory when it measures a single sample")
+        measured = f"{size} samples; lower rollout.micro_batch" if self.policy.sharded else "a single sample"
+        refused = TooLittleMemoryError(f"timesteps: the device runs out of memory when it measures {measured}")
 
         def of_part(sigma: float, part: slice) -> Tensor:
             at = x0.new_full((len(x0[part]),), sigma)
@@ -82,7 +83,9 @@ class PolicyProbe(Probe):
             for sigma in sigmas.tolist():
                 for start in range(0, len(x0), size):
                     work, stop = partial(of_part, sigma), min(start + size, len(x0))
-                    errors += in_parts(work, start, stop, lambda error: refused)
+                    # Halving a batch would add a pass, which a sharded model runs on all ranks or on none.
+                    smallest = stop - start if self.policy.sharded else 1
+                    errors += in_parts(work, start, stop, lambda error: refused, smallest=smallest)
         return torch.cat(errors).view(len(sigmas), len(x0)).double().cpu()
 
     def _prompts(self, count: int) -> list[Prompt]:

@@ -50,6 +50,7 @@ class ShardedPolicy(Policy):
             self._saved_policy = [torch.empty_like(t) for t in self._live]
             self._loaded: ModelName = "policy"
         self._processes = processes
+        processes.gathers = True
         self._blank = blank
         self._autocast = autocast
         self._schedule = PassSchedule(processes, self._blank_pass)

@@ -16,7 +16,7 @@ from dgpo_core.errors import ProcessLostError, UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
 from dgpo_core.storage.store import RunStore
-from dgpo_core.training.callbacks import Callback
+from dgpo_core.training.callbacks import Callback, Phases
 from dgpo_core.training.scoring import Scorer
 from dgpo_core.training.trainer import Trainer, run_path
 from dgpo_kit.toy import BrightnessReward
@@ -178,3 +178,16 @@ def test_a_process_that_does_not_write_has_a_store_that_keeps_nothing(tmp_path: 
     assert store.checkpoint_paths() == []
     store.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_phase_that_fails_does_not_wait_for_the_device() -> None:
+    """What is queued may be a collective with a rank that was lost, which never ends."""
+    waited: list[str] = []
+    phases = Phases(Callback(), lambda: waited.append("device"))
+    with phases.timed("rollout"):
+        pass
+    assert waited == ["device"]
+    with pytest.raises(ProcessLostError), phases.timed("optimize"):
+        raise ProcessLostError("gone")
+    assert waited == ["device"]
+    assert set(phases.seconds) == {"rollout", "optimize"}

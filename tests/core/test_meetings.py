@@ -57,6 +57,30 @@ def test_they_meet_when_their_own_work_is_done_and_then_reduce(group: Group) -> 
     assert group.log == ["finish the work on cuda:0", "meet", "reduce"]
 
 
+def test_with_a_sharded_model_they_also_meet_before_they_wait_for_their_own_work(group: Group) -> None:
+    """Queued gathers of a lost rank's weights would never end."""
+    group.processes.gathers = True
+    group.processes.all_reduce_sum([torch.ones(2)])
+    assert group.log == ["meet", "finish the work on cuda:0", "meet", "reduce"]
+    group.log.clear()
+    group.lost = True
+    with pytest.raises(ProcessLostError):
+        group.processes.all_reduce_sum([torch.ones(2)])
+    assert group.log == ["meet"]
+
+
+def test_ranks_meet_before_they_make_a_group_for_messages(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To make one with a lost rank would take as long as to wait for a message from it."""
+    monkeypatch.setattr(dist, "new_group", lambda **_: group.log.append("make a group"))
+    group.lost = True
+    with pytest.raises(ProcessLostError):
+        _ = group.processes.channel
+    assert group.log == ["meet"]
+    group.lost = False
+    _ = group.processes.channel
+    assert group.log == ["meet", "meet", "make a group"]
+
+
 def test_they_meet_on_the_way_into_a_sharded_pass(group: Group) -> None:
     with group.processes.exchanging():
         assert group.log == ["meet"]  # work stays queued

@@ -166,6 +166,9 @@ def test_every_kind_of_shortage_is_halved(error: Exception) -> None:
     assert halving(tight, 9, "x", lambda text: None) == (2, 2)
     assert in_parts(lambda part: tight(part.stop - part.start), 0, 7, OutOfMemory.alone) == [2, 2, 2, 1]
     assert tried == [9, 4, 2, 7, 4, 2, 2, 3, 2, 1]
+    with pytest.raises(OutOfMemory):
+        in_parts(lambda part: tight(part.stop - part.start), 0, 7, OutOfMemory.alone, smallest=7)
+    assert tried[10:] == [7]
 
 
 @pytest.mark.parametrize(

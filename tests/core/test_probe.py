@@ -150,6 +150,11 @@ def test_errors_in_halves_are_the_same(engine: TrainingRun, monkeypatch: pytest.
     most = 0
     with pytest.raises(TooLittleMemoryError, match=r"timesteps: .* a single sample"):
         probe(engine).errors(x0, sigmas)
+    monkeypatch.setattr(engine.policy, "sharded", True)  # all ranks run the same passes
+    sizes.clear()
+    with pytest.raises(TooLittleMemoryError, match=r"timesteps: .* 4 samples; lower rollout\.micro_batch"):
+        probe(engine).errors(x0, sigmas)
+    assert sizes == [4]
 
 
 def test_errors_of_single_precision_are_counted_in_double(make_config: Make, registry: Registry) -> None:

@@ -185,3 +185,24 @@ def test_a_run_without_its_passes_is_the_same(
     first, second = run_path(saving), run_path(always)
     for file in ("metrics.jsonl", "checkpoints/000004/weights.safetensors", "checkpoints/000004/optimizer.safetensors"):
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
+def test_members_that_are_processed_again_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress after memory ran out in the middle of an update."""
+    o = make({"clip": None, "kl": 0.0}, micro_batch=MEMBERS)
+    told: list[int] = []
+    o.accumulation.progress = told.append
+    velocity, calls = o.policy.velocity, 0
+
+    def tight(x: Tensor, *rest: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return velocity(x, *rest)
+
+    monkeypatch.setattr(o.policy, "velocity", tight)
+    update = prepared(o)
+    o.accumulation.add(update)
+    assert min(told) == -2 * MEMBERS, "two micro-batches were done"
+    assert sum(told) == update.active * len(SIGMAS)

@@ -87,7 +87,10 @@ def nested(changes: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(config: RunConfig, chunk: int) -> Iterator[dict[str, Any]]:
-    rollout_size, training_size = drawn_at_once(config, CUDA), trained_at_once(config, CUDA)
+    rollout_size, training_size = (
+        drawn_at_once(config, CUDA),
+        trained_at_once(config, CUDA, sharded=bool(config.run.shard)),
+    )
     for checkpointing in (False, True):
         if checkpointing and config.backbone.gradient_checkpointing:
             return

@@ -77,7 +77,8 @@ class Iteration:
         cache = ConditioningCache(backbone)
         sampler = registry.create("sampler", rollout.sampler)
         objective = registry.create("objective", config.objective)
-        check_sampling(config, backbone, objective, sharded=bool(config.run.shard) and processes > 1)
+        sharded = bool(config.run.shard) and processes > 1
+        check_sampling(config, backbone, objective, sharded=sharded)
         prompts = [backbone.example(rollout.height_width).sized(rollout.height_width, backbone.fps)] * rollout.groups
 
         def autocast() -> torch.autocast:
@@ -106,6 +107,7 @@ class Iteration:
         rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64, generator=Draws(0).generator())
         scored = torch.ones_like(rewards, dtype=torch.bool)
         with meter, closing(_Policy(backbone, config.objective, meter, laps, self._passed)) as policy:
+            policy.sharded = sharded
             optimizer = _Optimizer(
                 self._phase, _with_32_bit_adamw(config), policy, objective, cache, autocast=autocast, sampler=sampler,
                 processes=_One(parts.index(local), processes),
