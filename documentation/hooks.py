@@ -9,13 +9,14 @@ from mkdocs.structure.files import File
 
 from dgpo_core.plugins.registry import get_registry
 from documentation.links import ROOT, rewritten, slug
-from documentation.pages import copied, generated, lists_apart, sources
+from documentation.pages import copied, expanded, generated, lists_apart, sources
 
 __all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
 
 
 def on_config(config: Any) -> Any:
-    """Make anchors of headings as GitHub does."""
+    """Make anchors of headings as GitHub does, and list the pages of folders in the navigation."""
+    config.nav = expanded(config.nav)
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
     return config
 

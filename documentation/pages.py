@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from dgpo_core.plugins.registry import Registry
 from documentation.components import component_pages
@@ -11,7 +12,7 @@ from documentation.links import ROOT, address, rewritten, shown_file
 from documentation.recipes import recipes_page
 from documentation.reference import api_pages, commands_page, run_file_page
 
-__all__ = ["copied", "generated", "lists_apart", "sources"]
+__all__ = ["copied", "expanded", "generated", "lists_apart", "sources"]
 
 
 def sources() -> dict[str, str]:
@@ -42,6 +43,22 @@ def copied() -> dict[str, str]:
         if not path.startswith("docs/"):
             pages[place] = shown
     return pages | {address(path): shown_file(path) for path in sorted(linked) if _is_text(ROOT / path)}
+
+
+def expanded(navigation: list[Any]) -> list[Any]:
+    """Return the navigation of mkdocs.yml with each folder, an address that ends with `/`, as the list of its pages."""
+    return [_expanded(entry) for entry in navigation]
+
+
+def _expanded(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {title: _expanded(inner) for title, inner in entry.items()}
+    if isinstance(entry, list):
+        return expanded(entry)
+    if not entry.endswith("/"):
+        return entry
+    pages = [place for place in sources().values() if place.startswith(entry)]
+    return sorted(pages, key=lambda place: (not place.endswith("README.md"), place))
 
 
 def lists_apart(markdown: str) -> str:

@@ -23,7 +23,7 @@ from dgpo_schemas.base import UseBlock
 from dgpo_schemas.changes import effect_of
 from dgpo_schemas.run import RunConfig
 from documentation.links import ROOT, address, rewritten, slug
-from documentation.pages import copied, generated, lists_apart, sources
+from documentation.pages import copied, expanded, generated, lists_apart, sources
 from documentation.reference import PUBLIC
 
 
@@ -121,9 +121,17 @@ def in_navigation(entries: list[Any]) -> Iterator[str]:
 
 
 def test_the_navigation_has_every_page(reference: dict[str, str]) -> None:
-    listed = list(in_navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    listed = list(in_navigation(expanded(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])))
     assert len(listed) == len(set(listed))
     assert set(listed) == {*sources().values(), *reference}
+
+
+def test_a_folder_in_the_navigation_is_its_pages() -> None:
+    found = expanded(["index.md", {"Results": [{"Experiments": "experiments/"}]}])
+    assert found[0] == "index.md"
+    first, *others = found[1]["Results"][0]["Experiments"]
+    assert first == "experiments/README.md"
+    assert others == sorted(f"experiments/{file.name}" for file in ROOT.glob("docs/experiments/[a-z]*.md"))
 
 
 def test_addresses() -> None:
