@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +18,12 @@ import pytest
 import torch
 
 from dgpo_core.errors import UserError
+from dgpo_core.types import Prompt
 from dgpo_judge.answers import Answer, Position
+from dgpo_judge.demo_server import answer_to, completion, send
 from dgpo_judge.store import SEGMENTS, Store
 
-from .conftest import Playing, pictures, status
+from .conftest import Playing, Respond, pictures, status
 from .test_rewards import prompts
 
 Judge = Callable[..., Any]
@@ -36,8 +43,8 @@ def kept(number: int) -> Answer:
 def test_answers_are_found_again(tmp_path: Path) -> None:
     first = Store(tmp_path / "a" / "b", 1)
     for number in range(100):
-        first.put(key(number), kept(number))
         first.put(key(number), kept(number + 1))
+        first.put(key(number), kept(number))  # the later one counts
     for store in (first, Store(tmp_path / "a" / "b", 1)):
         assert [store.get(key(number)) for number in range(100)] == [kept(number) for number in range(100)]
         assert store.get(key(100)) is None
@@ -92,7 +99,7 @@ def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_journal_repeats_answers_and_asks_nothing(play: Play, judge: Judge, tmp_path: Path) -> None:
-    """Also those that no form can read; a failed request is asked again."""
+    """A failed request is asked again."""
     server, media = play(), pictures(4)
     reward = judge(server)
     reward.keep_in(tmp_path / "journal")
@@ -105,13 +112,139 @@ def test_a_journal_repeats_answers_and_asks_nothing(play: Play, judge: Judge, tm
     assert again.score(pictures(1, seed=1), prompts(1)).missing.all()
     server.play = None
     assert not again.score(pictures(1, seed=1), prompts(1)).missing.any()
-    server.play = status(200, b'{"choices": []}')
-    assert again.score(pictures(1, seed=2), prompts(1)).missing.all()
+
+
+def _without_probabilities(handler: Any, request: Any) -> None:
+    answer = answer_to(request)
+    answer["choices"][0]["logprobs"] = None
+    send(handler, 200, json.dumps(answer).encode())
+
+
+def _hesitating(handler: Any, request: Any) -> None:
+    """Say something else with a probability of 0.6."""
+    answer = answer_to(request)
+    top = [{"token": "Well", "logprob": math.log(0.6)}, {"token": "Yes", "logprob": math.log(0.4)}]
+    answer["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+    send(handler, 200, json.dumps(answer).encode())
+
+
+def _saying(text: str, finish: str = "stop") -> Respond:
+    return lambda handler, request: send(handler, 200, json.dumps(completion(request, text, finish=finish)).encode())
+
+
+@pytest.mark.parametrize("kept_in", ["journal", "cache"])
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({}, status(200, b'{"choices": []}')),
+        ({}, _without_probabilities),
+        ({}, _hesitating),
+        ({"form": "soft-tifa"}, _without_probabilities),
+        ({"form": "rating"}, _hesitating),
+        ({"form": "rubric"}, _saying("I rate it 5 out of 5.")),
+        ({"form": "rubric"}, _saying('{"alignment": 5', "length")),
+        ({"form": "rubric"}, _saying('{"alignment": 5}')),
+    ],
+)
+def test_answers_without_use_are_asked_for_again(
+    play: Play, judge: Judge, tmp_path: Path, options: dict[str, Any], fault: Respond, kept_in: str
+) -> None:
+    """A server that was started wrongly, and then rightly, has no lasting effect."""
+    server, media = play(fault), pictures(2)
+
+    def scores() -> Any:
+        reward = judge(server, **options, **({"cache": str(tmp_path)} if kept_in == "cache" else {}))
+        if kept_in == "journal":
+            reward.keep_in(tmp_path)
+        return reward.score(media, prompts(2))
+
+    assert scores().missing.all()
+    server.play = None
+    assert not scores().missing.any()
     asked = len(server.requests)
-    third = judge(server)
-    third.keep_in(tmp_path / "journal")
-    assert third.score(pictures(1, seed=2), prompts(1)).missing.all()
+    assert not scores().missing.any()
     assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("kind", ["pairs", "list"])
+def test_comparisons_without_use_are_asked_for_again(play: Play, judge: Judge, tmp_path: Path, kind: str) -> None:
+    server, media = play(_saying("neither")), pictures(3)
+
+    def missing() -> torch.Tensor:
+        reward = judge(server, kind, cache=str(tmp_path))
+        found: torch.Tensor = reward.score_group(media, Prompt("a cat"), [("key", i) for i in range(3)]).missing
+        return found
+
+    assert missing().all()
+    server.play = None
+    assert not missing().any()
+
+
+def test_answers_that_an_earlier_version_kept_are_replaced(play: Play, judge: Judge, tmp_path: Path) -> None:
+    reward = judge(play(), cache=str(tmp_path / "cache"))
+    reward.keep_in(tmp_path / "journal")
+    (question,) = reward._questions(pictures(1)[0], prompts(1)[0])
+    digest = reward.judge.digest(question)
+    reward.judge._journal.put(digest, Answer(problem="the answer has no `message`"))
+    reward.judge._cache.put(reward.judge._cached(digest), Answer("Yes", "stop"))
+    assert not reward.score(pictures(1), prompts(1)).missing.any()
+    for store, name in ((Store(tmp_path / "journal", 1), digest), (reward.judge._cache, reward.judge._cached(digest))):
+        answer = store.get(name)
+        assert answer is not None
+        assert answer.tokens
+
+
+def test_equal_questions_have_one_answer_and_so_has_a_resumed_run(play: Play, judge: Judge, tmp_path: Path) -> None:
+    """Within a batch, and in batches at once, although the server never answers equally."""
+    count, together = itertools.count(1), threading.Barrier(2)
+
+    def varies(handler: Any, request: Any) -> None:
+        together.wait(20)
+        answer, p = answer_to(request), 0.5 + 0.4 / next(count)
+        top = [{"token": "Yes", "logprob": math.log(p)}, {"token": "No", "logprob": math.log(1 - p)}]
+        answer["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+        send(handler, 200, json.dumps(answer).encode())
+
+    server, media = play(varies), pictures(1).repeat(2, 1, 1, 1)
+    reward = judge(server)
+    reward.keep_in(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        batches = [pool.submit(reward.score, media, prompts(1) * 2) for _ in range(2)]
+        values = torch.cat([batch.result().values for batch in batches])
+    assert len(server.requests) == 2, "once in each batch"
+    assert len(set(values.tolist())) == 1
+    again = judge(server)
+    again.keep_in(tmp_path)
+    assert torch.equal(again.score(media, prompts(1) * 2).values, values[:2])
+    assert len(server.requests) == 2
+
+
+def test_equal_questions_with_different_expected_answers(play: Play, judge: Judge) -> None:
+    server, asked = play(), {"questions": [["Is it red?", "yes"], ["Is it red?", "no"]]}
+    scores = judge(server, form="soft-tifa", mean="arithmetic").score(pictures(1), [Prompt("a cat", asked)])
+    first, second = scores.diagnostics[0]["probabilities"]
+    assert first + second == pytest.approx(1)
+    assert first != second
+    assert len(server.requests) == 1
+
+
+def test_processes_that_begin_at_once_see_whole_files(play: Play, judge: Judge, tmp_path: Path) -> None:
+    """`judge.json` is never opened for writing: what takes its place has been written."""
+    path, watched, put = tmp_path / "judge.json", [True], []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:  # cannot be removed, only silenced
+        if watched and event == "open" and str(arguments[0]) == str(path):
+            assert not arguments[2] & (os.O_WRONLY | os.O_RDWR), "another process may read a part"
+        elif watched and event == "os.rename" and str(arguments[1]) == str(path):
+            put.append(json.loads(Path(arguments[0]).read_text())["model"])
+
+    sys.addaudithook(watch)
+    try:
+        judge(play()).keep_in(tmp_path)
+    finally:
+        watched.clear()
+    assert put == ["demo-judge"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_journal_is_of_one_judge(play: Play, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,10 +278,3 @@ def test_a_cache_is_shared_and_keyed_by_everything(play: Play, judge: Judge, tmp
     judge(server, **options).score(media, prompts(3)[1:])
     judge(play(), **options).score(media, prompts(2))
     assert len(server.requests) == 2 + 3 * 2 + 1 + 2
-
-
-def test_answers_without_use_are_not_cached(play: Play, judge: Judge, tmp_path: Path) -> None:
-    server = play(status(200, b'{"choices": []}'))
-    for _ in range(2):
-        assert judge(server, cache=str(tmp_path)).score(pictures(1), prompts(1)).missing.all()
-    assert len(server.requests) == 2

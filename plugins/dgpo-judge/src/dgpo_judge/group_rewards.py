@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from torch import Tensor
 from dgpo_core.contracts import GroupReward
 from dgpo_core.types import Example, Prompt, SampleKey, Scores
 from dgpo_judge.answers import Answer, as_json
-from dgpo_judge.client import Failure
 from dgpo_judge.comparing import (
     bradley_terry,
     kendall_distance,
@@ -26,7 +26,7 @@ from dgpo_judge.comparing import (
     with_ties,
 )
 from dgpo_judge.examples import drawn_examples
-from dgpo_judge.forms import Unscored, preference, usable
+from dgpo_judge.forms import Unscored, Verdict, preference
 from dgpo_judge.pictures import Picture, pictures_of
 from dgpo_judge.questions import Judge, Question
 from dgpo_judge.templating import read_template
@@ -106,11 +106,11 @@ class PairsReward(_Comparing):
         firsts: dict[tuple[int, int], float] = {}
         reasons = {i: NO_PIXELS for i in range(len(media)) if i not in shown}
         for (i, j), answer in zip(orders, answers, strict=True):
-            try:
-                firsts[i, j] = preference(usable(answer)).value
-            except Unscored as error:
-                reasons.setdefault(i, str(error))
-                reasons.setdefault(j, str(error))
+            if isinstance(answer, Unscored):
+                reasons.setdefault(i, str(answer))
+                reasons.setdefault(j, str(answer))
+            else:
+                firsts[i, j] = answer.value
         margin = self.options.tie_band
         preferences = {
             (i, j): with_ties((firsts[i, j] + 1 - firsts[j, i]) / 2, margin)
@@ -120,11 +120,13 @@ class PairsReward(_Comparing):
         values = self._combined(order_of(keys), preferences)
         return _pair_scores(values, orders, firsts, reasons)
 
-    def _question(self, pictures: Sequence[tuple[Picture, ...] | None], order: tuple[int, int], text: str) -> Question:
+    def _question(
+        self, pictures: Sequence[tuple[Picture, ...] | None], order: tuple[int, int], text: str
+    ) -> Question[Verdict]:
         first, second = (pictures[i] for i in order)
         assert first is not None
         assert second is not None
-        return Question(first + second, text, logprobs=True)
+        return Question(first + second, text, preference, logprobs=True)
 
     def _combined(self, order: Sequence[int], preferences: Mapping[tuple[int, int], float]) -> list[float]:
         """Return the values of the members, computed in the order of their keys: bitwise the same in any other."""
@@ -183,16 +185,17 @@ class ListReward(_Comparing):
         questions = [
             Question(
                 tuple(one for place in order for one in pictures[members[place]] or ()),
-                text, self.options.max_tokens, schema=schema,
+                text, partial(_permutation, letters=letters), self.options.max_tokens, schema=schema,
             )
             for order in orders
         ]  # fmt: skip
+        answers = self.judge.ask(questions)
         rankings, reason = [], ""
-        for order, answer in zip(orders, self.judge.ask(questions), strict=True):
-            try:
-                rankings.append([order[place] for place in _permutation(answer, letters)])
-            except Unscored as error:
-                reason = reason or str(error)
+        for order, answer in zip(orders, answers, strict=True):
+            if isinstance(answer, Unscored):
+                reason = reason or str(answer)
+            else:
+                rankings.append([order[place] for place in answer])
         if 2 * len(rankings) < len(orders):
             return _all_missing(len(media), reason)
         return _list_scores(len(media), members, rankings)
@@ -209,13 +212,12 @@ def _list_scores(count: int, members: Sequence[int], rankings: Sequence[Sequence
     return Scores(values, missing, tuple(diagnostics))
 
 
-def _permutation(answer: Answer | Failure, letters: str) -> list[int]:
+def _permutation(answer: Answer, letters: str) -> list[int]:
     """Return the places of the letters in a ranking, best first. Raises Unscored."""
-    good = usable(answer)
-    if good.finish != "stop":
+    if answer.finish != "stop":
         raise Unscored("the answer was cut at max_tokens (finish_reason 'length')")
     try:
-        data = as_json(good.text)
+        data = as_json(answer.text)
     except ValueError as error:
         raise Unscored("the answer is not the JSON that was asked for") from error
     ranking = data.get("ranking") if isinstance(data, dict) and set(data) == {"ranking"} else None

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dgpo_core.errors import RewardUnusable, UserError
 from dgpo_judge.answers import TOP, Answer, as_json
 from dgpo_judge.client import Client, Failure
 from dgpo_judge.failures import token_of
+from dgpo_judge.forms import Unscored, usable
 from dgpo_judge.pictures import Picture
 from dgpo_judge.store import Store
 
@@ -25,21 +29,24 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "Question"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ABOUT = "judge.json"
 """The file in the journal that tells which judge answered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Question(Generic[T]):
     """What is sent: pictures, then the text.
 
-    max_tokens: longest answer; logprobs: whether the probabilities of tokens are asked for; schema: the JSON schema
-    that the answer must follow, by name.
+    read: makes of an answer what is wanted, or raises Unscored, and does the same for an equal answer; max_tokens:
+    longest answer; logprobs: whether the probabilities of tokens are asked for; schema: the JSON schema that the answer
+    must follow, by name.
     """
 
     pictures: tuple[Picture, ...]
     text: str
+    read: Callable[[Answer], T]
     max_tokens: int = 1
     logprobs: bool = False
     schema: tuple[str, Mapping[str, Any]] | None = None
@@ -55,6 +62,7 @@ class Judge:
     _journal: Store | None = field(default=None, init=False)
     _proven: bool = field(default=False, init=False)
     _reported: bool = field(default=False, init=False)
+    _keeping: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         """Connect to the servers. Raises UserError, see `Client`, and for a cache that cannot be used."""
@@ -91,7 +99,7 @@ class Judge:
         try:
             before = as_json(path.read_bytes()) if path.exists() else None
             if before is None:
-                path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+                _write_whole(path, json.dumps(about, indent=2) + "\n")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be used: {error}; move it away") from error
         for key in ("model", "root", "template"):
@@ -101,24 +109,29 @@ class Judge:
                     f"{about[key]}; a resumed run needs the same judge: restore it, or start a new run"
                 )
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer | Failure]:
-        """Return an answer or the reason why there is none for each question, in their order.
+    def ask(self, questions: Sequence[Question[T]]) -> list[T | Unscored]:
+        """Return what each question's `read` makes of its answer, or why there is nothing, in their order.
 
-        Raises RewardUnusable if the servers refuse all questions before they have answered any.
+        Equal questions are asked once, and have the answer that is kept: a resumed run finds no other. Raises
+        RewardUnusable if the servers refuse all questions before they have answered any.
         """
         digests = [self.digest(question) for question in questions]
-        found: list[Answer | Failure | None] = [self._known(digest) for digest in digests]
-        open_ = [i for i, known in enumerate(found) if known is None]
+        equal: dict[str, list[Question[T]]] = {}
+        for digest, question in zip(digests, questions, strict=True):
+            equal.setdefault(digest, []).append(question)
+        known = {digest: self._known(digest, same) for digest, same in equal.items()}
+        found: dict[str, Answer | Failure] = {digest: answer for digest, answer in known.items() if answer is not None}
+        open_ = [digest for digest in equal if digest not in found]
 
         def done(number: int, answer: Answer) -> None:
-            self._keep(digests[open_[number]], answer)
+            found[open_[number]] = self._keep(open_[number], answer, equal[open_[number]])
 
-        asked = self.client.ask([partial(self._body, questions[i]) for i in open_], done) if open_ else []
-        for i, answer in zip(open_, asked, strict=True):
-            found[i] = answer
+        asked = self.client.ask([partial(self._body, equal[digest][0]) for digest in open_], done) if open_ else []
+        for digest, answer in zip(open_, asked, strict=True):
+            found.setdefault(digest, answer)
         self._judge_first(asked)
         self.client.costs.count(failed=sum(isinstance(answer, Failure) for answer in asked))
-        return [answer for answer in found if answer is not None]
+        return [_read(question, found[digest]) for digest, question in zip(digests, questions, strict=True)]
 
     def _judge_first(self, asked: Sequence[Answer | Failure]) -> None:
         """Raise RewardUnusable if nothing but refusals has come so far: a wrong key is not a few missing scores."""
@@ -128,13 +141,13 @@ class Judge:
             assert isinstance(first, Failure)
             raise RewardUnusable(f"reward {self.name!r}: the judge refuses every question: {first.reason}")
 
-    def digest(self, question: Question) -> str:
+    def digest(self, question: Question[Any]) -> str:
         """Return the SHA-256 of everything that the answer depends on, but the server's address."""
         fields = self._fields(question, [[p.pixels.shape, p.digest] for p in question.pictures])
         text = json.dumps([fields, self.served.get("root"), self.template.digest], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def _fields(self, question: Question, pictures: Sequence[Any]) -> dict[str, Any]:
+    def _fields(self, question: Question[Any], pictures: Sequence[Any]) -> dict[str, Any]:
         content = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
         content.append({"type": "text", "text": question.text})
         fields: dict[str, Any] = {
@@ -155,38 +168,50 @@ class Judge:
             }
         return fields | self.options.request
 
-    def _body(self, question: Question) -> bytes:
+    def _body(self, question: Question[Any]) -> bytes:
         fields = self._fields(question, [picture.url for picture in question.pictures])
         return json.dumps(fields, ensure_ascii=True, allow_nan=False).encode("ascii")
 
     # -- what is kept -------------------------------------------------------------------------------------------
 
-    def _known(self, digest: str) -> Answer | None:
-        """Look an answer up in the journal, then in the cache."""
-        if self._journal is not None and (answer := self._journal.get(digest)) is not None:
-            self.client.costs.count(from_journal=1)
-            return answer
-        if self._cache is not None and (answer := self._cache.get(self._cached(digest))) is not None:
-            self.client.costs.count(from_cache=1)
-            if self._journal is not None:
-                self._put(self._journal, digest, answer)
-            return answer
+    def _known(self, digest: str, equal: Sequence[Question[T]]) -> Answer | None:
+        """Look an answer that all of the equal questions can use up in the journal, then in the cache."""
+        if self._journal is not None:
+            answer = self._journal.get(digest)
+            if answer is not None and _suits(answer, equal):
+                self.client.costs.count(from_journal=1)
+                return answer
+        if self._cache is not None:
+            answer = self._cache.get(self._cached(digest))
+            if answer is not None and _suits(answer, equal):
+                self.client.costs.count(from_cache=1)
+                return answer if self._journal is None else self._kept(self._journal, digest, answer, equal)
         return None
 
-    def _keep(self, digest: str, answer: Answer) -> None:
+    def _keep(self, digest: str, answer: Answer, equal: Sequence[Question[T]]) -> Answer:
+        """Write an answer to journal and cache, and return the one that counts."""
         if self._journal is not None:
-            self._put(self._journal, digest, answer)
-        if self._cache is not None and answer.problem is None:
-            self._put(self._cache, self._cached(digest), answer)
+            answer = self._kept(self._journal, digest, answer, equal)
+        if self._cache is not None:
+            cached = self._kept(self._cache, self._cached(digest), answer, equal)
+            answer = cached if self._journal is None else answer
+        return answer
 
-    def _put(self, store: Store, key: str, answer: Answer) -> None:
-        """Write an answer; a full disk costs the record and not the score."""
-        try:
-            store.put(key, answer)
-        except (OSError, ValueError) as error:
-            if not self._reported:
-                self._reported = True
-                log.warning("reward %s: an answer could not be kept: %s", self.name, error)
+    def _kept(self, store: Store, key: str, answer: Answer, equal: Sequence[Question[T]]) -> Answer:
+        """Return the answer that a store has, or write this one if the questions can use it: one that they cannot is
+        asked for anew by a resumed run, as if it had failed. A full disk costs the record and not the score."""
+        with self._keeping:
+            try:
+                before = store.get(key)
+                if before is not None and _suits(before, equal):
+                    return before
+                if _suits(answer, equal):
+                    store.put(key, answer)
+            except (OSError, ValueError) as error:
+                if not self._reported:
+                    self._reported = True
+                    log.warning("reward %s: an answer could not be kept: %s", self.name, error)
+        return answer
 
     def _cached(self, digest: str) -> str:
         """Runs share a cache, and two servers may give different models one name."""
@@ -195,3 +220,29 @@ class Judge:
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
+
+
+def _read(question: Question[Any], answer: Answer | Failure) -> Any:
+    """Return what a question reads, or the Unscored that it raises."""
+    try:
+        return question.read(usable(answer))
+    except Unscored as error:
+        return error.with_traceback(None)
+
+
+def _suits(answer: Answer, equal: Sequence[Question[Any]]) -> bool:
+    """Return whether each of the questions can use an answer."""
+    return not any(isinstance(_read(question, answer), Unscored) for question in equal)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that another process sees all of it or none."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

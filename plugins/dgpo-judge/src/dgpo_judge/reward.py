@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_judge.answers import Answer
-from dgpo_judge.client import Failure
 from dgpo_judge.examples import drawn_examples, written_examples
 from dgpo_judge.forms import (
     Unscored,
@@ -25,7 +25,6 @@ from dgpo_judge.forms import (
     rubric_schema,
     said,
     transcript,
-    usable,
     vqascore,
 )
 from dgpo_judge.pictures import Picture, pictures_of
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JudgeReward"]
 
+Found = tuple[Verdict, dict[str, Any]]
+"""A verdict, and further diagnostics."""
 CONCURRENCY = 2
 """Micro-batches that are asked about at once, so that the servers never wait for the end of one."""
 
@@ -97,10 +98,8 @@ class JudgeReward(RewardModel):
         values: list[float] = []
         diagnostics: list[dict[str, Any]] = []
         for asked, prompt in zip(samples, prompts, strict=True):
-            of_sample = [] if isinstance(asked, Unscored) else [next(answers) for _ in asked]
+            of_sample = [asked] if isinstance(asked, Unscored) else [next(answers) for _ in asked]
             try:
-                if isinstance(asked, Unscored):
-                    raise asked
                 verdict, more = self._verdict(of_sample, prompt)
             except Unscored as error:
                 values.append(math.nan)
@@ -121,7 +120,7 @@ class JudgeReward(RewardModel):
 
     # -- one sample ---------------------------------------------------------------------------------------------
 
-    def _questions(self, sample: Tensor, prompt: Prompt) -> list[Question] | Unscored:
+    def _questions(self, sample: Tensor, prompt: Prompt) -> list[Question[Any]] | Unscored:
         """Return what is asked about a sample, or why nothing can be asked."""
         options = self.options
         try:
@@ -132,24 +131,30 @@ class JudgeReward(RewardModel):
         except (ValueError, UserError) as error:
             return Unscored(str(error))
 
-    def _asked(self, pictures: tuple[Picture, ...], prompt: Prompt, medium: str) -> Sequence[Question]:
+    def _asked(self, pictures: tuple[Picture, ...], prompt: Prompt, medium: str) -> Sequence[Question[Any]]:
+        """Return the questions: of soft-tifa, they read (probability, whether it is said), of others what `_verdict`
+        returns."""
         options, template = self.options, self.judge.template
         values = {"prompt": prompt.text, "medium": medium}
         if options.form == "soft-tifa":
-            texts = [template.filled({**values, "question": question}) for question, _ in questions_of(prompt)]
-            return [Question(pictures, text, logprobs=True) for text in texts]
+            return [
+                Question(pictures, template.filled({**values, "question": question}),
+                         partial(_expected, question=question, expected=expected), logprobs=True)
+                for question, expected in questions_of(prompt)
+            ]  # fmt: skip
         if options.form == "rating":
             low, high = options.scale.split("-")
             text = template.filled({**values, "low": low, "high": high})
-            return [Question(pictures, text, 1 if options.after is None else options.max_tokens, logprobs=True)]
+            longest = 1 if options.after is None else options.max_tokens
+            return [Question(pictures, text, self._rating, longest, logprobs=True)]
         if options.form == "rubric":
             text = template.filled({**values, "aspects": self._aspects()})
             schema = ("rubric", rubric_schema(options.aspects)) if options.answers == "json" else None
-            return [Question(pictures, text, options.max_tokens, schema=schema)]
+            return [Question(pictures, text, self._rubric, options.max_tokens, schema=schema)]
         if options.form == "reading":
-            target_of(prompt)
-            return [Question(pictures, template.filled({"medium": medium}), options.max_tokens)]
-        return [Question(pictures, template.filled(values), logprobs=True)]
+            read = partial(_reading, target=target_of(prompt))
+            return [Question(pictures, template.filled({"medium": medium}), read, options.max_tokens)]
+        return [Question(pictures, template.filled(values), self._vqascore, logprobs=True)]
 
     def _aspects(self) -> str:
         return "\n".join(
@@ -157,34 +162,44 @@ class JudgeReward(RewardModel):
             for one in self.options.aspects
         )
 
-    def _verdict(self, answers: Sequence[Answer | Failure], prompt: Prompt) -> tuple[Verdict, dict[str, Any]]:
-        """Return the verdict and further diagnostics. Raises Unscored."""
-        options = self.options
-        good = [usable(answer) for answer in answers]
-        if options.form == "soft-tifa":
-            return self._tifa(good, prompt)
-        if options.form == "rating":
-            return rating(good[0], scale=options.scale, after=options.after), {}
-        if options.form == "rubric":
-            return rubric(good[0], options.aspects, options.answers), {"answer": good[0].text}
-        if options.form == "reading":
-            read = transcript(good[0])
-            return Verdict(found_share(read, target_of(prompt))), {"text": read}
-        return vqascore(good[0], raw=options.raw), {}
+    def _vqascore(self, answer: Answer) -> Found:
+        return vqascore(answer, raw=self.options.raw), {}
 
-    def _tifa(self, answers: Sequence[Answer], prompt: Prompt) -> tuple[Verdict, dict[str, Any]]:
+    def _rating(self, answer: Answer) -> Found:
+        return rating(answer, scale=self.options.scale, after=self.options.after), {}
+
+    def _rubric(self, answer: Answer) -> Found:
+        return rubric(answer, self.options.aspects, self.options.answers), {"answer": answer.text}
+
+    def _verdict(self, read: Sequence[Any], prompt: Prompt) -> Found:
+        """Return the verdict on what the questions read. Raises Unscored if one could not be."""
+        for one in read:
+            if isinstance(one, Unscored):
+                raise one
+        if self.options.form != "soft-tifa":
+            found: Found = read[0]
+            return found
+        return self._tifa(read, prompt)
+
+    def _tifa(self, read: Sequence[tuple[float, bool]], prompt: Prompt) -> Found:
         """Return the mean over a prompt's questions: arithmetic (AM) or geometric (GM)."""
-        asked = questions_of(prompt)
-        found = [
-            expected_probability(answer, question, expected)
-            for answer, (question, expected) in zip(answers, asked, strict=True)
-        ]
+        found = [p for p, _ in read]
         means = {
             "arithmetic": math.fsum(found) / len(found),
             "geometric": math.exp(math.fsum(map(math.log, found)) / len(found)) if min(found) > 0 else 0.0,
         }
         clauses = [
-            {"text": f"{question} {expected}: probability {p:.3f}", "ok": said(answer, expected, p)}
-            for p, answer, (question, expected) in zip(found, answers, asked, strict=True)
+            {"text": f"{question} {expected}: probability {p:.3f}", "ok": ok}
+            for (p, ok), (question, expected) in zip(read, questions_of(prompt), strict=True)
         ]
         return Verdict(min(1.0, means[self.options.mean]), means), {"clauses": clauses, "probabilities": found}
+
+
+def _expected(answer: Answer, question: str, expected: str) -> tuple[float, bool]:
+    probability = expected_probability(answer, question, expected)
+    return probability, said(answer, expected, probability)
+
+
+def _reading(answer: Answer, target: str) -> Found:
+    read = transcript(answer)
+    return Verdict(found_share(read, target)), {"text": read}

@@ -2,7 +2,8 @@
 
 A store is a directory of segments, files of lines `key digest answer`. A process appends only to segments of its own
 and replaces none, so any number of processes on any file system may use a store. A line that was cut or damaged is
-skipped. The oldest segments are deleted when the store exceeds its size.
+skipped; of two with the same key, the later one counts. The oldest segments are deleted when the store exceeds its
+size.
 """
 
 from __future__ import annotations
@@ -63,12 +64,10 @@ class Store:
         return None if found is None or found[0] != bytes.fromhex(key) else Answer.load(json.loads(found[1]))
 
     def put(self, key: str, answer: Answer) -> None:
-        """Append an answer. An OSError (a full disk) is the caller's to report."""
+        """Append an answer in place of an earlier one. An OSError (a full disk) is the caller's to report."""
         data = json.dumps(answer.dump(), ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
         line = b" ".join((key.encode(), _seal(data), data)) + b"\n"
         with self._lock:
-            if bytes.fromhex(key) in self._places:
-                return
             if self._file is None or self._size + len(line) > self._most // SEGMENTS:
                 self._begin()
             assert self._file is not None
@@ -99,7 +98,7 @@ class Store:
         for start, line in _lines(path):
             found = _parsed(line)
             if found is not None:
-                self._places.setdefault(found[0], (path, start, len(line)))
+                self._places[found[0]] = (path, start, len(line))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
