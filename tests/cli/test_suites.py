@@ -56,7 +56,8 @@ def test_what_a_reward_is_made_of_is_named(kind: str) -> None:
     )  # fmt: skip
     record = SuiteRecord(
         suite="s", distribution="d 1", options={}, target="t", model="", iteration=None, prompts=1,
-        samples_per_prompt=1, digest="0" * 64, files=[], sampling={}, scores={}, rewards={"x": judge}, not_comparable=[], resampled={},
+        samples_per_prompt=1, digest="0" * 64, files=[], sampling={}, scores={}, rewards={"x": judge},
+        not_comparable=[], resampled={},
     )  # fmt: skip
     assert list(suite_lines(record))[1] == f"judge x: outer, checkpoint owner/name, revision 0123, {kind} inner"
 
