@@ -158,7 +158,8 @@ def _described(judge: JudgeRecord) -> str:
     chosen: dict[str, Any] = {
         key: value for key, value in judge.provenance.items() if isinstance(value, str | int | float)
     }
-    detector = judge.options.get("detector")
-    if isinstance(detector, Mapping):
-        chosen["detector"] = detector.get("use")
+    for kind in ("detector", "reward"):  # what the reward is made of, such as that whose values `pairwise` compares
+        inner = judge.options.get(kind)
+        if isinstance(inner, Mapping):
+            chosen[kind] = inner.get("use")
     return ", ".join([judge.use, *(f"{key} {value}" for key, value in chosen.items())])

@@ -156,8 +156,8 @@ class Evaluator:
             chosen = [self.prompts[i] for i in self._solved_twice]
             for name, values in self._step_statistics(self.many_step, compared, model, interrupt):
                 records.append(record(name, "statistic", values, chosen))
-        for label, values, reworded in self._wording(scored, model, interrupt) if self.reworded else ():
-            records.append(record(label, "monitor", values, [self.prompts[i] for i in reworded]))
+        for label, values, asked in self._wording(scored, model, interrupt) if self.reworded else ():
+            records.append(record(label, "monitor", values, [self.prompts[i] for i in asked]))
         media = self.processes.all_gather_tensors(shown)
         return Evaluation(records, media, [self.prompts[i] for i in self._shown], self._lines(scored))
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from dgpo_cli.suites import suite_lines
 from dgpo_core.plugins.registry import Registry
-from dgpo_schemas.suites import SuiteRecord
+from dgpo_schemas.suites import JudgeRecord, SuiteRecord
 from tests.suited import SuitePlugin
 
 Run = Callable[..., Any]
@@ -45,6 +46,20 @@ def test_the_table_has_the_tasks_and_what_they_depend_on(dgpo: Run, trained: Any
     assert lines[-1] == "judge light: brightness"
     assert kept.not_comparable == []
     assert kept.sampling == {"seed": 3, "steps": 3, "guidance": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["reward", "detector"])
+def test_what_a_reward_is_made_of_is_named(kind: str) -> None:
+    judge = JudgeRecord(
+        use="outer", options={kind: {"use": "inner", "options": {}}}, missing=0,
+        provenance={"checkpoint": "owner/name", "revision": "0123", "overlap": None},
+    )  # fmt: skip
+    record = SuiteRecord(
+        suite="s", distribution="d 1", options={}, target="t", model="", iteration=None, prompts=1,
+        samples_per_prompt=1, digest="0" * 64, files=[], sampling={}, scores={}, rewards={"x": judge},
+        not_comparable=[], resampled={},
+    )  # fmt: skip
+    assert list(suite_lines(record))[1] == f"judge x: outer, checkpoint owner/name, revision 0123, {kind} inner"
 
 
 def test_a_base_model_of_a_run_file_is_evaluated_and_nothing_is_kept(dgpo: Run, trained: Any) -> None:

@@ -17,6 +17,7 @@ from dgpo_cli.main import main
 from dgpo_geneval.detector import Detection
 from dgpo_geneval.detectors.testing import make_tiny_yolox
 from dgpo_geneval.evaluator import keep
+from dgpo_geneval.labeled_pictures import read_entries
 from dgpo_geneval.thresholds import Choice, Labeled, agreement, choose, exact_share, f1
 
 BOX = (0.0, 0.0, 1.0, 1.0)
@@ -107,6 +108,13 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["score"]["present"], found["counting"]["present"]) == (0.4, 0.5)
     for one in (found["score"], found["counting"]):
         assert one["agreement"] >= one["present_agreement"]
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.jsonl"
+    path.write_text('{"file": "a\u2028b.png", "objects": {"cat": 1}}\n\n{"file": "c.png", "objects": {"cat": 0}}\n')
+    found = [(entry.where, entry.path.name) for entry in read_entries(path)]
+    assert found == [(f"{path}:1", "a\u2028b.png"), (f"{path}:3", "c.png")]
 
 
 @pytest.mark.parametrize(

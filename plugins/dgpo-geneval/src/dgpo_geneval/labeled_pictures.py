@@ -34,7 +34,7 @@ class Entry:
 def read_entries(path: Path) -> list[Entry]:
     """Read the lines of a file. Raises UserError, naming the line, for an unreadable or empty file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would split at U+2028 in a name
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     entries = []
