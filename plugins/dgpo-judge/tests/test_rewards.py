@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,72 @@ def test_the_token_is_sent_and_never_shown(
     assert scores.missing.tolist() == [False, True, True]
     assert all("(token)" in entry["reason"] for entry in scores.diagnostics[1:])
     assert secret not in repr(scores.diagnostics) + repr(reward.options) + caplog.text
+
+
+@pytest.mark.parametrize("secret", ["token", "message", "1", "s", "Yes"])
+@pytest.mark.parametrize("options", [{}, {"form": "rating"}])
+def test_a_token_that_is_a_word_changes_no_answer(
+    play: Play, judge: Judge, monkeypatch: pytest.MonkeyPatch, secret: str, options: dict[str, Any]
+) -> None:
+    """It is replaced where people would see it, and not where numbers are read."""
+    monkeypatch.setenv("JUDGE_TOKEN", secret)
+    server, media = play(), pictures(3)
+    found = judge(server, token_variable="JUDGE_TOKEN", **options).score(media, prompts(3))
+    assert torch.equal(found.values, judge(server, **options).score(media, prompts(3)).values)
+    assert not found.missing.any()
+
+
+def _escapings(secret: str) -> list[str]:
+    """The token as JSON texts may write it."""
+    return [
+        json.dumps(secret)[1:-1], secret.replace("/", "\\/"), "".join(f"\\u{ord(one):04X}" for one in secret),
+        json.dumps(json.dumps(secret.replace("/", "\\/")))[1:-1],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"error": {"message": "bad key SECRET"}}',
+        '{"choices": [{"message": {"content": "SECRET"}, "finish_reason": "stop"}]}',
+        '{"choices": [{"message": {"content": "a", "refusal": "FILLERSECRET"}, "finish_reason": "stop"}]}',
+        '{"choices": [{"message": {"content": "a"}, "finish_reason": "SECRET"}]}',
+        '{"choices": [{"message": {"content": ["SECRET"]}, "finish_reason": "stop"}]}',
+        "<html>FILLERSECRET",
+    ],
+)
+def test_a_token_is_hidden_however_it_is_escaped(
+    play: Play, judge: Judge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, number: int
+) -> None:
+    """Also where an excerpt is cut within it."""
+    secret = 'sk/ab"c\\d-0123456789'
+    monkeypatch.setenv("JUDGE_TOKEN", secret)
+    body = said.replace("SECRET", _escapings(secret)[number]).replace("FILLER", "x" * 70).encode()
+    for code in (200, 400):
+        reward = judge(play(first(good, then=status(code, body))), token_variable="JUDGE_TOKEN", form="reading",
+                       retries=0, concurrency=1)  # fmt: skip
+        reward.keep_in(tmp_path / str(code))
+        asked = [Prompt("a sign", {"target": "open"})] * 2
+        scores = reward.score(pictures(2), asked)
+        assert scores.missing[1]
+        kept = "".join(path.read_text() for path in (tmp_path / str(code)).iterdir())
+        for shown in (scores.diagnostics[1]["reason"], kept):
+            assert not re.search(r"sk\\*/|ab\\*\"|u00[67]3", shown, re.IGNORECASE), shown
+
+
+def test_what_a_server_says_of_its_model_is_kept_without_the_token(
+    play: Play, judge: Judge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JUDGE_TOKEN", "demo")
+    models = {"data": [{"id": "demo-judge", "owned_by": "the demo", "more": [{"id": "a demo"}]}]}
+    body = json.dumps(models).encode()
+    monkeypatch.setattr("dgpo_judge.demo_server._Handler.do_GET", lambda handler: send(handler, 200, body))
+    reward = judge(play(), token_variable="JUDGE_TOKEN")
+    reward.keep_in(tmp_path)
+    about = json.loads((tmp_path / "judge.json").read_text())
+    assert about["model"] == "demo-judge", "the name is sent"
+    assert about["served"] == {"id": "demo-judge", "owned_by": "the (token)", "more": [{"id": "a (token)"}]}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import socket
@@ -121,6 +122,9 @@ def test_a_run_that_was_killed_repeats_itself(play: Play, tmp_path: Path) -> Non
         top = data["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         for one in top:
             one["logprob"] -= rng.random() * 0.3
+        total = math.log(math.fsum(math.exp(one["logprob"]) for one in top))
+        for one in top:
+            one["logprob"] -= total
         send(handler, 200, json.dumps(data).encode())
 
     server = play(moody)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dgpo_schemas.text import clean
 
-__all__ = ["TOP", "Answer", "Malformed", "Position", "Top", "as_json", "normal", "read_answer"]
+__all__ = ["TOP", "Answer", "Malformed", "Position", "Top", "as_json", "hidden_values", "normal", "read_answer"]
 
 Top = tuple[tuple[str, float], ...]
 """The most probable tokens at a position with their log-probabilities. A list and not a mapping: the same text may
@@ -23,6 +23,8 @@ TOP = 20
 """
 EXCERPT = 80
 """Most characters of an answer in a reason."""
+DEEPEST = 50
+"""Most levels of JSON data of which texts are hidden."""
 SURPLUS = 1e-3
 """How far the probabilities at a position may add up to more than 1, from rounding."""
 LIKELY = 1e-3
@@ -108,20 +110,48 @@ def as_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_answer(body: bytes) -> Answer:
-    """Read a response with status 200. Raises Malformed if the body is not a JSON object."""
+def hidden_values(data: Any, hide: Callable[[str], str], depth: int = 0) -> Any:
+    """Return JSON data with `hide` applied to all texts but keys."""
+    if isinstance(data, str):
+        return hide(data)
+    if depth == DEEPEST and isinstance(data, dict | list):
+        return "(nested too deeply)"
+    if isinstance(data, dict):
+        return {key: hidden_values(value, hide, depth + 1) for key, value in data.items()}
+    return [hidden_values(value, hide, depth + 1) for value in data] if isinstance(data, list) else data
+
+
+def read_answer(body: bytes, hide: Callable[[str], str] = str) -> Answer:
+    """Read a response with status 200. Raises Malformed if the body is not a JSON object.
+
+    hide: replaces the token (API key) in a text, which a server may repeat. It is applied to what is shown, and to a
+    text that no score depends on; a text that is to be read must not contain the token.
+    """
     try:
         data = as_json(body)
     except ValueError as error:
-        raise Malformed(f"the response is not JSON ({clean(str(error), EXCERPT)}): {_excerpt(body)}") from error
+        raise Malformed(f"the response is not JSON ({clean(str(error), EXCERPT)}): {_excerpt(body, hide)}") from error
     if not isinstance(data, dict):
-        raise Malformed(f"the response is not a JSON object: {_excerpt(body)}")
+        raise Malformed(f"the response is not a JSON object: {_excerpt(body, hide)}")
     spent = _usage(data.get("usage"))
     try:
         text, finish, tokens = _choice(data)
+        if (shown := hide(text)) != text and len(tokens) != 1:
+            raise ValueError("the answer contains the token (API key), and must not be kept")
     except ValueError as error:
-        return Answer(problem=str(error), prompt_tokens=spent[0], completion_tokens=spent[1])
+        problem = _problem(data, hide) or str(error)
+        return Answer(problem=hide(problem), prompt_tokens=spent[0], completion_tokens=spent[1])
+    text = shown  # with one token, the score is that of its probabilities
     return Answer(text, finish, tokens, None, *spent)
+
+
+def _problem(data: Mapping[str, Any], hide: Callable[[str], str]) -> str | None:
+    """Return why an answer is unusable, its texts hidden before they are cut; None if its parts are in order."""
+    try:
+        _choice(hidden_values(data, hide))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _choice(data: Mapping[str, Any]) -> tuple[str, str, tuple[Position, ...]]:
@@ -196,6 +226,6 @@ def _usage(usage: Any) -> tuple[int, int]:
     return first, second
 
 
-def _excerpt(body: bytes) -> str:
-    text = " ".join(body[:200].decode("utf-8", "replace").split())
+def _excerpt(body: bytes, hide: Callable[[str], str]) -> str:
+    text = " ".join(hide(body[:2000].decode("utf-8", "replace"))[:200].split())
     return f"'{clean(text, EXCERPT)}'" if text else "nothing"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dgpo_core.errors import DgpoError, UserError
-from dgpo_judge.answers import Answer, Malformed, as_json, read_answer
+from dgpo_judge.answers import Answer, Malformed, as_json, hidden_values, read_answer
 from dgpo_judge.costs import Costs
 from dgpo_judge.endpoints import Endpoint, Endpoints
 from dgpo_judge.failures import Broken, Busy, Refused, Unreachable
@@ -125,7 +125,7 @@ class Client:
         try:
             left = max(0.001, min(self._timeout, deadline - started))
             body = await self._transport.send("POST", f"{endpoint.url}/v1/chat/completions", make(), left)
-            answer = read_answer(body)
+            answer = read_answer(body, self._transport.hide)
         except Unreachable as error:
             await self.endpoints.unreachable(endpoint, str(error))
             raise
@@ -188,11 +188,12 @@ class Client:
             isinstance(e, dict) and isinstance(e.get("id"), str) for e in entries
         ):
             raise UserError(f"{self._where}: urls: {url} does not list models: not an OpenAI-compatible server")
-        return entries
+        # What is kept of a model must not repeat the token; its name is needed as it is.
+        return [{**hidden_values(entry, self._transport.hide), "id": entry["id"]} for entry in entries]
 
     def _chosen(self, url: str, entries: Sequence[dict[str, Any]], model: str | None) -> tuple[str, dict[str, Any]]:
         names = [entry["id"] for entry in entries]
-        shown = ", ".join(clean(name, 100) for name in names[:10]) or "none"
+        shown = ", ".join(clean(self._transport.hide(name), 100) for name in names[:10]) or "none"
         if model is None and len(names) == 1:
             model = names[0]
         if model is None:

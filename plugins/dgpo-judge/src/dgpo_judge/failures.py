@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
 from dgpo_core.errors import UserError
 from dgpo_schemas.text import clean
 
-__all__ = ["Broken", "Busy", "Refused", "Unreachable", "retry_after", "shown_body", "token_of"]
+__all__ = ["Broken", "Busy", "Refused", "Unreachable", "hiding", "retry_after", "shown_body", "token_of"]
 
 LONGEST_PAUSE = 600.0
 """Longest wait in seconds that a Retry-After header can ask for."""
@@ -66,9 +68,24 @@ def token_of(variable: str | None, where: str) -> str | None:
     return token
 
 
-def shown_body(body: bytes, token: str | None) -> str:
+def hiding(token: str | None) -> Callable[[str], str]:
+    """Return a function that replaces the token in texts, also where it is escaped as JSON or percent-encoded.
+
+    For texts that people see, and not for what is parsed: a token may be a word such as `token` or `1`.
+    """
+    if token is None:
+        return str
+    pattern = re.compile("".join(map(_written, token)))
+    return lambda text: pattern.sub("(token)", text)
+
+
+def _written(letter: str) -> str:
+    """Return a pattern for how a character of a token may be written: JSON within JSON has several backslashes."""
+    code = f"(?i:{ord(letter):02x})"
+    return rf"(?:\\*{re.escape(letter)}|\\+u00{code}|%{code})"
+
+
+def shown_body(body: bytes, hide: Callable[[str], str]) -> str:
     """Return the beginning of an error response for a message, without the token if the server repeats it."""
-    text = " ".join(body[: 4 * EXCERPT].decode("utf-8", "replace").split())
-    if token is not None:
-        text = text.replace(token, "(token)")
+    text = " ".join(hide(body.decode("utf-8", "replace")).split())  # hidden before it is cut
     return f"'{clean(text, EXCERPT)}'" if text else "an empty response"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from dgpo_core.errors import UserError
-from dgpo_judge.failures import Broken, Busy, Refused, Unreachable, retry_after, shown_body
+from dgpo_judge.failures import Broken, Busy, Refused, Unreachable, hiding, retry_after, shown_body
 from dgpo_schemas.addresses import shown_address
 from dgpo_schemas.text import clean, error_text
 
@@ -30,7 +30,8 @@ class Transport:
 
     def __init__(self, urls: Sequence[str], token: str | None, connections: int, where: str) -> None:
         """Raises UserError if the environment names a proxy or certificates that cannot be used."""
-        self._token = token
+        self.hide = hiding(token)
+        """Replaces the token in a text."""
         headers = {"Accept-Encoding": "identity", "Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -50,7 +51,8 @@ class Transport:
     async def send(self, method: str, url: str, content: bytes | None, timeout: float) -> bytes:
         """Send a request and return the body of a response with status 200.
 
-        timeout: total seconds. Raises Unreachable, Broken, Busy and Refused.
+        timeout: total seconds. The body may repeat the token: `hide` what of it is shown or kept. Raises Unreachable,
+        Broken, Busy and Refused.
         """
         headers = {} if content is None else {"Content-Type": "application/json"}
         try:
@@ -61,14 +63,14 @@ class Transport:
                 async with request as response:
                     body = await _read(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Unreachable(self._clean(error_text(error, 300))) from error
+            raise Unreachable(self.hide(error_text(error, 300))) from error
         except TimeoutError as error:
             raise Broken(f"no complete response within {timeout:g} s") from error
         # RuntimeError: the client was closed; ValueError: a header cannot be decoded.
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, RuntimeError, ValueError, OSError) as error:
-            raise Broken(self._clean(error_text(error, 300))) from error
+            raise Broken(self.hide(error_text(error, 300))) from error
         self._check(response, body)
-        return body if self._token is None else body.replace(self._token.encode(), b"(token)")
+        return body
 
     def _check(self, response: httpx.Response, body: bytes) -> None:
         """Raise the error that the response means, unless its status is 200."""
@@ -80,19 +82,16 @@ class Transport:
             if len(body) > LARGEST:
                 raise Refused(f"the response is larger than {LARGEST >> 20} MiB")
             return
-        message = f"status {status}: {shown_body(body, self._token)}"
+        message = f"status {status}: {shown_body(body, self.hide)}"
         pause = retry_after(response.headers.get("Retry-After"))
         if status == 429 or (status == 503 and pause is not None):
             raise Busy(message, pause)
         if status == 408 or status >= 500:
             raise Broken(message)
         if 300 <= status < 400:
-            to = self._clean(shown_address(response.headers.get("Location", "nowhere")))
+            to = self.hide(shown_address(response.headers.get("Location", "nowhere")))
             raise Refused(f"status {status}: a redirect to {to}, which is not followed")
         raise Refused(message)
-
-    def _clean(self, text: str) -> str:
-        return text if self._token is None else text.replace(self._token, "(token)")
 
     async def close(self) -> None:
         """Close the connections."""
