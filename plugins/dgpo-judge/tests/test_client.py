@@ -18,6 +18,7 @@ import pytest
 
 import dgpo_judge.endpoints as endpoints_module
 from dgpo_core.errors import UserError
+from dgpo_judge import demo_server
 from dgpo_judge.demo_server import answer_to, send
 from dgpo_judge.failures import retry_after
 
@@ -276,11 +277,21 @@ def test_servers_that_cannot_be_used_are_refused_at_the_start(
     assert not any(thread.name == "judge" for thread in threading.enumerate())
 
 
-def test_no_server_at_all(play: Play, judge: Judge) -> None:
+def test_no_server_at_all(
+    play: Play, judge: Judge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dgpo_judge.client.PATIENT", 0.0)
     server = play()
     server.close()
-    with pytest.raises(UserError, match=r"reward 'judge': urls: no server can be reached \(http://127"):
+    with pytest.raises(UserError, match=r"reward 'judge': urls: no server can be reached \(http://127.*is it started"):
         judge(server)
+    assert caplog.text.count("waits up to") == 1, "a person is told why nothing happens"
+
+
+def test_the_demo_server_names_a_port_that_is_taken(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
+    port = play().url.rpartition(":")[2]
+    assert demo_server.main([port]) == 2
+    assert capsys.readouterr().err == f"port {port} cannot be used: Address already in use; give another one\n"
 
 
 def test_one_of_two_servers_is_enough_to_start(play: Play, judge: Judge, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 START = 30.0
 """Seconds to wait for a first server when the reward is built."""
+PATIENT = 2.0
+"""Seconds of this wait after which it is told."""
 PROBE = 10.0
 """Timeout in seconds of GET /v1/models."""
 LOOK = 0.5
@@ -150,7 +152,8 @@ class Client:
         Waits for a first server. Raises UserError if none can be reached, if one rejects the token or is no such
         server, if it does not serve `model`, or serves several and `model` is None.
         """
-        until = time.monotonic() + START
+        started = time.monotonic()
+        until, told = started + START, False
         known: tuple[str, dict[str, Any]] | None = None
         while known is None:
             for endpoint in self.endpoints.all:
@@ -159,7 +162,12 @@ class Client:
                     chosen = self._chosen(endpoint.url, found, model if known is None else known[0])
                     known = known or chosen
             if known is None and time.monotonic() > until:
-                raise UserError(f"{self._where}: urls: no server can be reached ({self.endpoints.why()})")
+                raise UserError(
+                    f"{self._where}: urls: no server can be reached ({self.endpoints.why()}); is it started?"
+                )
+            if known is None and not told and time.monotonic() > started + PATIENT:
+                told = True
+                log.warning("%s: waits up to %.0f s for a server: %s", self._where, START, self.endpoints.why())
             if known is None:
                 time.sleep(LOOK)
         for endpoint in self.endpoints.all:

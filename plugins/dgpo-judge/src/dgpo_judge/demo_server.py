@@ -186,7 +186,12 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1 or not all(argument.isdecimal() for argument in arguments):
         sys.stderr.write("usage: python -m dgpo_judge.demo_server [PORT]\n")
         return 2
-    server = Server(int(arguments[0]) if arguments else 8000)
+    port = int(arguments[0]) if arguments else 8000
+    try:
+        server = Server(port)
+    except (OSError, OverflowError) as error:
+        sys.stderr.write(f"port {port} cannot be used: {getattr(error, 'strerror', None) or error}; give another one\n")
+        return 2
     sys.stdout.write(f"{MODEL} is served at {server.url}; Ctrl-C ends it\n")
     sys.stdout.flush()
     try:

@@ -20,7 +20,8 @@ def dgpo_rewards() -> Sequence[Component]:
     return [
         Component(
             "judge",
-            f"A vision-language model's answer about each sample: VQAScore, Soft-TIFA, rating or rubric; {NEEDS}",
+            "A vision-language model's answer about each sample: VQAScore, Soft-TIFA, rating, rubric or reading; "
+            f"{NEEDS}",
             "dgpo_judge.reward:JudgeReward",
             "dgpo_judge.options:JudgeOptions",
         ),

@@ -104,9 +104,10 @@ class Judge:
             raise UserError(f"{path}: cannot be used: {error}; move it away") from error
         for key in ("model", "root", "template"):
             if isinstance(before, dict) and before.get(key) != about[key]:
+                was, now = (str(value)[:12] if key == "template" else value for value in (before.get(key), about[key]))
                 raise UserError(
-                    f"{path}: this run was judged with {key} {before.get(key)}, and the reward {self.name!r} now has "
-                    f"{about[key]}; a resumed run needs the same judge: restore it, or start a new run"
+                    f"{path}: this run was judged with {key} {was}, and the reward {self.name!r} now has {now}; a "
+                    "resumed run needs the same judge: restore it, or choose another run.name for a new run"
                 )
 
     def ask(self, questions: Sequence[Question[T]]) -> list[T | Unscored]:

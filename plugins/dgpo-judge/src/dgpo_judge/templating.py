@@ -72,7 +72,7 @@ def read_template(form: str, path: str | None) -> Template:
     if path is None:
         text = resources.files("dgpo_judge.templates").joinpath(f"{form}.txt").read_text(encoding="utf-8")
         return Template(text.strip(), form, f"the template {form}.txt of dgpo-judge")
-    where = f"template: {path}"
+    where = f"template: {Path(path).absolute()}"
     try:
         with Path(path).open("rb") as file:
             data = file.read(LARGEST + 1)
