@@ -301,5 +301,5 @@ def test_a_tracker_that_is_not_installed(world: World) -> None:
     refused(
         world,
         ["train", "run.yaml", "--set", "logging.trackers=[wandb]"],
-        "logging.trackers: wandb is not installed: pip install wandb",
+        'logging.trackers: wandb is not installed: pip install "dgpo[wandb]"',
     )
