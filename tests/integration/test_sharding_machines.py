@@ -66,7 +66,7 @@ def test_a_resume_and_an_export(driver: Driver, tmp_path: Path) -> None:
     for made, count in ((one, 1), (run, 4)):
         out = tmp_path / f"exported {made.path.name}"
         assert_all_well(
-            driver.run(["export", str(made.path), "--out", str(out)], count, machines=2 if count > 1 else 1)
+            driver.run(["export", str(made.path), "--output", str(out)], count, machines=2 if count > 1 else 1)
         )
         exported.append({name: t for file in sorted(out.rglob("*.safetensors")) for name, t in load_file(file).items()})
     assert exported[0]
