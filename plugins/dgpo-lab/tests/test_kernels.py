@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_attention(dtype: torch.dtype, mask: bool, name: str, precision: str) ->
     }  # fmt: skip
     assert lap.operations == 3 * products
     assert {kernel.precision for kernel in found.values()} == {precision}
+
+
+@pytest.mark.parametrize("heads", [(), (3, 1)])
+def test_attention_without_four_dimensions_is_matrix_products(heads: tuple[int, ...]) -> None:
+    """torch's fused kernels take four; two products forward, and two for each of them backward."""
+    batch, rows, columns, width = 2, 40, 24, 16
+
+    def work() -> None:
+        q, k, v = (empty(batch, *heads, n, width).requires_grad_() for n in (rows, columns, columns))
+        functional.scaled_dot_product_attention(q, k, v).sum().backward()
+
+    lap = lap_of(work)
+    assert not [kernel for kernel in lap.kernels if kernel.kind == "attention"]
+    assert lap.operations == 6 * 2 * batch * math.prod(heads) * rows * columns * width
 
 
 def test_lists_of_tensors_take_several_launches() -> None:

@@ -161,7 +161,8 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Attention with the kernel that torch would choose on the GPU among the enabled ones: flash attention without a
-    mask in half precision, memory-efficient attention otherwise, and matrix products as the last resort."""
+    mask in half precision, memory-efficient attention otherwise, and matrix products as the last resort, also for
+    tensors that do not have four dimensions."""
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = (t.to(dtype) if t.dtype == torch.float32 else t for t in (query, key, value))
@@ -169,17 +170,18 @@ def _attention(
             attn_mask = attn_mask.to(dtype)
     backends: Any = torch.backends.cuda
     half = query.dtype in (torch.bfloat16, torch.float16)
-    fast = backends.flash_sdp_enabled() or backends.cudnn_sdp_enabled()
+    fused = query.dim() == key.dim() == value.dim() == 4
+    fast = fused and (backends.flash_sdp_enabled() or backends.cudnn_sdp_enabled())
     if fast and half and attn_mask is None and query.shape[-1] <= LARGEST_HEAD:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         out: Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
         return out
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.where(attn_mask.logical_not(), float("-inf"), torch.zeros((), dtype=query.dtype))
-    if enable_gqa and key.shape[1] != query.shape[1]:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
-    if backends.mem_efficient_sdp_enabled():
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(repeats, -3) for t in (key, value))
+    if fused and backends.mem_efficient_sdp_enabled():
         if attn_mask is not None:
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
         efficient = torch.ops.aten._scaled_dot_product_efficient_attention
