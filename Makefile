@@ -29,7 +29,7 @@ quickstart: $(VENV)/.installed  ## Train the miniature model for a few minutes a
 	$(BIN)/dgpo train examples/quickstart.yaml --resume auto
 	$(BIN)/dgpo report $(RUN)
 
-test: $(VENV)/.installed  ## Run the tests (half an hour on two cores)
+test: $(VENV)/.installed  ## Run the tests (about 40 minutes on two cores)
 	$(PYTEST) -m "not slow" $(if $(COVER),--cov --cov-report=) $(TEST)
 
 # Property tests are run again, with more examples. Coverage is that of both.

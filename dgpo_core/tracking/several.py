@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,6 +36,7 @@ class Several:
     """Calls each tracker that has not failed. Raises UserError at once if a library is not installed."""
 
     def __init__(self, names: Sequence[str]) -> None:
+        self._started = False
         self._trackers: dict[str, Tracker] = {}
         for name in names:
             module, _, kind = TRACKERS[name].partition(":")
@@ -47,6 +49,7 @@ class Several:
 
     def start(self, run: TrackedRun) -> None:
         """Start all."""
+        self._started = True
         self._each(lambda tracker: tracker.start(run))
 
     def scalars(self, values: Mapping[str, float], iteration: int) -> None:
@@ -72,8 +75,16 @@ class Several:
         self._each(lambda tracker: tracker.finish(outcome))
         self._trackers.clear()
 
+    @contextmanager
+    def preparing(self, what: str) -> Iterator[None]:
+        """Context in which something is made to be shown: if that fails, it is not shown, and the run goes on."""
+        try:
+            yield
+        except Exception as error:
+            log.warning("logging.trackers: %s cannot be shown: %s: %s", what, type(error).__name__, error)
+
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
+        for name, tracker in list(self._trackers.items()) if self._started else ():  # a run may end before it starts
             try:
                 call(tracker)
             except Exception as error:

@@ -50,8 +50,10 @@ class Trackers(Callback):
 
     def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
         """Start the trackers."""
-        if self.several:
-            where, section = directory / DIRECTORY, self.config.logging
+        if not self.several:
+            return
+        where, section = directory / DIRECTORY, self.config.logging
+        with self.several.preparing("the run"):
             self.several.start(
                 TrackedRun(
                     name=self.config.run.name,
@@ -85,9 +87,10 @@ class Trackers(Callback):
             return
         self.several.table("evaluation/tasks", _tasks(evaluation.records), iteration)
         if evaluation.media:
-            files = list(_files(self.images / f"{iteration:06d}"))
-            self.several.media("samples", files, iteration)
-            self.several.media("before-and-after", self._beside(files, iteration), iteration)
+            with self.several.preparing("the samples"):
+                files = list(_files(self.images / f"{iteration:06d}"))
+                self.several.media("samples", files, iteration)
+                self.several.media("before-and-after", self._beside(files, iteration), iteration)
 
     def on_end(self, outcome: OutcomeRecord) -> None:
         """Finish."""

@@ -68,3 +68,24 @@ def test_numbers_are_grouped() -> None:
     assert grouped({"reward.mean": 1.0, "kl": 2.0, "sources.a.reward.mean": 3.0}) == {
         "reward/mean": 1.0, "train/kl": 2.0, "sources/a.reward.mean": 3.0,
     }  # fmt: skip
+
+
+def test_samples_that_cannot_be_shown_stop_nothing(
+    recorders: list[Recorder],
+    make_config: Make,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def lost(directory: object) -> None:
+        raise FileNotFoundError("somebody has deleted them")
+
+    monkeypatch.setattr("dgpo_core.training.tracked._files", lost)
+    config = make_config(
+        evaluation={"every": 1, "images": 3, "prompts": 4, "at_start": True},
+        logging={"console": False, "trackers": ["wandb"]},
+    )
+    assert Trainer(config, registry).train(max_iterations=1) == "finished"
+    assert "logging.trackers: the samples cannot be shown: FileNotFoundError: somebody has deleted them" in caplog.text
+    (recorder,) = recorders
+    assert (recorder.files, list(recorder.numbers), recorder.outcome) == ([], [0, 1], "finished")

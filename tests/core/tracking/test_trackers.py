@@ -204,3 +204,11 @@ def test_no_tracker_leaves_no_trace(tmp_path: Path) -> None:
     seen: Mapping[str, Any] = dict.fromkeys(calls(Several([]), tmp_path))
     assert len(seen) == 6
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_ends_before_it_starts_has_nothing_to_finish(caplog: pytest.LogCaptureFixture) -> None:
+    trackers, sound = Several([]), Broken("nowhere")
+    trackers._trackers = {"wandb": sound}  # type: ignore[dict-item]
+    trackers.finish("failed")
+    assert sound.called == []
+    assert not caplog.records
