@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.types import Prompt
 from dgpo_kit.contracts import check_reward
+from dgpo_pickscore import loading
 from dgpo_pickscore.options import AestheticOptions, PickScoreOptions
 from dgpo_pickscore.rewards import AestheticReward, PickScoreReward
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head
 
 CPU = torch.device("cpu")
+Asked = list[tuple[str, str | None, list[str]]]
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +81,23 @@ def images() -> Tensor:
     noise = torch.rand(1, 3, 40, 48, generator=draws)
     flat = torch.stack([torch.zeros(3, 40, 48), torch.ones(3, 40, 48)])
     return (torch.cat([smooth, noise, flat]) * 255).round() / 255
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Asked]:
+    """`hub(checkpoint)` plays the Hub by a directory of its cache, named by the commit 0123abc; returns the list of
+    what is asked: repository, revision and patterns of files."""
+
+    def play(checkpoint: Path) -> Asked:
+        snapshot = Path(shutil.copytree(checkpoint, tmp_path / "snapshots" / "0123abc"))
+        asked: Asked = []
+
+        def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+            asked.append((repository, revision, allow_patterns))
+            return str(snapshot)
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(loading, "snapshot_download", download)
+        return asked
+
+    return play

@@ -18,7 +18,6 @@ from transformers import BertTokenizer
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
-from dgpo_pickscore import loading
 from dgpo_pickscore.blip import published_name
 from dgpo_pickscore.imagereward import ImageRewardReward
 from dgpo_pickscore.options import ImageRewardOptions
@@ -313,17 +312,8 @@ def test_no_configuration_or_vocabulary(copy: Path, tmp_path: Path) -> None:
     assert "med_config.json does not exist" in message(copy)
 
 
-def test_what_is_asked_of_the_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Played by a directory of the Hub's cache, whose name is the commit."""
-    snapshot = Path(shutil.copytree(tiny, tmp_path / "snapshots" / "0123abc"))
-    asked: list[tuple[str, str | None, list[str]]] = []
-
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repository, revision, allow_patterns))
-        return str(snapshot)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "snapshot_download", download)
+def test_what_is_asked_of_the_hub(tiny: Path, hub: Callable[[Path], list[Any]]) -> None:
+    asked = hub(tiny)
     reward = ImageRewardReward(ImageRewardOptions(revision="v1"), device=torch.device("cpu"))
     assert [one[:2] for one in asked] == [("THUDM/ImageReward", "v1"), ("google-bert/bert-base-uncased", None)]
     assert asked[0][2] == [WEIGHTS, "med_config.json"]

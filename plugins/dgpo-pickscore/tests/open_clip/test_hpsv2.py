@@ -22,7 +22,6 @@ from torchvision.transforms import InterpolationMode
 
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt
-from dgpo_pickscore import loading
 from dgpo_pickscore.hpsv2 import HpsReward
 from dgpo_pickscore.images import Preprocessing
 from dgpo_pickscore.options import HpsOptions
@@ -259,17 +258,8 @@ def test_the_default_is_the_published_architecture() -> None:
     assert (config["embed_dim"], vision["image_size"], config.get("quick_gelu", False)) == (1024, 224, False)
 
 
-def test_what_is_asked_of_the_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Played by a directory of the Hub's cache, whose name is the commit."""
-    snapshot = Path(shutil.copytree(tiny, tmp_path / "snapshots" / "0123abc"))
-    asked: list[tuple[str, str | None, list[str]]] = []
-
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repository, revision, allow_patterns))
-        return str(snapshot)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "snapshot_download", download)
+def test_what_is_asked_of_the_hub(tiny: Path, hub: Callable[[Path], list[Any]]) -> None:
+    asked = hub(tiny)
     options = HpsOptions(revision="v1", architecture=str(tiny / "architecture.json"))
     reward = HpsReward(options, device=torch.device("cpu"))
     assert asked == [("xswu/HPSv2", "v1", [WEIGHTS])]
