@@ -118,7 +118,7 @@ def test_cells_that_are_left_are_reported_of(search: dict[str, Any], monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["e9"], "unknown experiment 'e9'"),
+        (["nonsense"], "unknown experiment 'nonsense'"),
         (["e1", "--base", "nowhere.yaml"], "nowhere.yaml"),
         (["e5", "--quick", "--pages"], "run the experiment first"),
     ],

@@ -20,7 +20,7 @@ __all__ = ["Increment", "columns", "increment", "last_records", "number"]
 
 CHUNK = 2 * 2**20
 """Maximum bytes of one reading: some 2,000 iterations."""
-GUARD = 4096
+CHECKED = 4096
 """Bytes before the cursor that are compared with the last reading."""
 LAST = 64 * 2**10
 """Bytes at the end of a log from which the latest records are read: some 60 iterations."""
@@ -141,6 +141,6 @@ def _cursor(handle: BufferedReader, offset: int) -> str:
     """Return the cursor of an offset: the file's number, the offset, and a checksum of what stands before it."""
     if not offset:
         return f"{os.fstat(handle.fileno()).st_ino:x}.0.0"
-    start = max(0, offset - GUARD)
+    start = max(0, offset - CHECKED)
     handle.seek(start)
     return f"{os.fstat(handle.fileno()).st_ino:x}.{offset}.{zlib.crc32(handle.read(offset - start)):x}"

@@ -53,8 +53,8 @@ class Figure {
       this.rules.push(make("line", { class: "rule" })); this.labels.push(make("text"));
       this.svg.append(this.rules[i], this.labels[i]);
     }
-    this.band = make("path", { class: "band run-0" }); this.cursor = make("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
-    this.svg.append(this.band, this.cursor);
+    this.interval = make("path", { class: "interval run-0" }); this.cursor = make("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM });
+    this.svg.append(this.interval, this.cursor);
     this.moment = make("span"); this.values = [];
     this.readout = make("p", { class: "latest" }, this.moment);
     this.body = make("tbody"); this.head = make("tr");
@@ -91,8 +91,8 @@ class Figure {
       if (line) { path.setAttribute("class", `line run-${line.run}`); path.setAttribute("stroke-dasharray", DASHES[line.dash % 3]); }
     });
     this.name();
-    const banded = this.lines[0].low ? this.lines[0] : null;
-    this.band.setAttribute("d", banded ? this.area(banded) : "");
+    const between = this.lines[0].low ? this.lines[0] : null;
+    this.interval.setAttribute("d", between ? this.area(between) : "");
     const ends = this.lines.map((line) => `${line.name}: ${figure(line.y.find(known))} at first, ${figure(line.latest)} now`);
     this.svg.setAttribute("aria-label", `${this.panel.title}. ${ends.join("; ")}. Use the arrow keys to read values.`);
     this.place(this.at);

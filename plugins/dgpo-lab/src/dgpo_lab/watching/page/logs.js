@@ -1,6 +1,6 @@
 // What is known of the runs: their logs, thinned to a bounded number of points, however long the runs are.
 
-const POINTS = 400; // points of a curve; from twice as many on, neighbours are averaged
+const POINTS = 400; // points of a curve; from twice as many on, adjacent ones are averaged
 
 export const known = (value) => typeof value === "number" && Number.isFinite(value);
 
