@@ -117,11 +117,13 @@ def measure(file: Path, iterations: int, warmup: int) -> dict[str, float]:
         watch.wrap(run.backbone, "velocity", "model forward")
         for encode in ("encode", "unconditional"):
             watch.wrap(run.backbone, encode, "text encoders")
-        watch.wrap(run.backbone, "decode", "autoencoder")
+        watch.wrap(run.backbone, "decode_rollouts", "autoencoder")
         watch.wrap(run.policy, "backward", "model backward")
         watch.wrap(run.optimizer.adamw, "step", UPDATE)
         watch.wrap(run.policy, "update_averages", UPDATE)
         trainer.train()
+        if missing := {"model forward", "autoencoder", "model backward", UPDATE} - watch.seconds.keys():
+            raise RuntimeError(f"never called, so that its time was counted as the engine's: {', '.join(missing)}")
         return {label: spent / iterations for label, spent in watch.seconds.items()}
 
 

@@ -159,15 +159,16 @@ class LoraAdapter(Adapter):
     @contextmanager
     def off(self) -> Iterator[None]:
         """Disable the adapter inside the context; restore the previous state on exit, including after an exception."""
-        # peft's enable_adapters would also set requires_grad to True on every matrix.
+        # peft's enable_adapters would also set requires_grad to True on every matrix. Module.__setattr__ looks for
+        # parameters, buffers and modules first, for each of hundreds of layers around each pass.
         before = [layer._disable_adapters for layer in self.layers.values()]
         try:
             for layer in self.layers.values():
-                layer._disable_adapters = True
+                object.__setattr__(layer, "_disable_adapters", True)
             yield
         finally:
             for layer, disabled in zip(self.layers.values(), before, strict=True):
-                layer._disable_adapters = disabled
+                object.__setattr__(layer, "_disable_adapters", disabled)
 
     def merged(self) -> AbstractContextManager[None] | None:
         """Merge the current adapter, in float32, into a copy of the base weights inside the context.

@@ -90,6 +90,9 @@ class Scorer:
         """
         prompts = tuple(prompts)
         broken = ~media.flatten(1).isfinite().all(1)
+        # Computed on the media's device without synchronizing, and moved to the CPU in `collect`. Before the rewards
+        # start: on a CPU they would share its cores with them.
+        small, statistics = thumbnails(media), media_statistics(media)
         scores = {}
         handover: dict[tuple[tuple[int, ...], bool], Handover] = {}  # rewards that ask for the same rows share copies
         for reward in self.rewards:
@@ -104,8 +107,7 @@ class Scorer:
                     handover[key] = hand_over(*part, on_host=key[1])
                 call = partial(self._score, reward, handover[key], tuple(prompts[i] for i in rows))
                 scores[reward.label] = self._executors[id(reward.model)].submit(call)
-        # Computed on the media's device without synchronizing; moved to the CPU in `collect`.
-        self._pending.append(_Submitted(scores, prompts, thumbnails(media), tuple(samples), media_statistics(media)))
+        self._pending.append(_Submitted(scores, prompts, small, tuple(samples), statistics))
         for reward in self.rewards:
             if reward.label in scores and self.process_state.disturbs(reward.name):
                 wait_for(scores[reward.label], interrupt)  # this reward must not run while samples are drawn
