@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.options import Overrides, Preset, RunFile
+from dgpo_cli.options import Overrides, Preset
 
 if TYPE_CHECKING:
     from dgpo_core.data.sources import Source
+    from dgpo_core.plugins.registry import Registry
     from dgpo_core.types import Prompt
     from dgpo_schemas.run import RunConfig
     from dgpo_schemas.sections.prompts import PromptsBlock
 
-__all__ = ["validate"]
+__all__ = ["checked", "validate"]
+
+File = Annotated[
+    Path | None, typer.Argument(help="The run file (YAML); not required with --explain.", metavar="RUN.yaml")
+]
+Explain = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--explain",
+        help="Explain a key or a section instead, such as rollout.group_size: meaning, type, default, effect on a "
+        "resumed run, and where the file sets it. May be repeated; files may have mistakes.",
+        metavar="KEY",
+    ),
+]
 
 
 def validate(
-    file: RunFile,
+    file: File = None,
     overrides: Overrides = None,
     preset: Preset = None,
+    explain: Explain = None,
 ) -> None:
     """Check a run file without loading models.
 
@@ -38,20 +54,48 @@ def validate(
 
         rewards: [{use: pickscore}]
 
-    Example:
+    Examples:
 
         dgpo validate run.yaml --set optimizer.learning_rate=1e-4
+
+        dgpo validate --explain rollout.group_size --explain objective
+
+        dgpo validate run.yaml --explain rewards.0.options
     """
     from dgpo_core.config.pipeline import load_run_config
+    from dgpo_core.errors import UserError
+    from dgpo_core.plugins.registry import get_registry
+
+    registry = get_registry()
+    if explain:
+        from dgpo_cli.explain import explained
+
+        for line in explained(explain, file, overrides or (), preset, registry):
+            typer.echo(line)
+        return
+    if file is None:
+        raise UserError("RUN.yaml: name the run file to check, or a key to explain with --explain KEY")
+    config = load_run_config(file, overrides or (), registry, preset=preset)
+    summary, warnings = checked(config, registry)
+    typer.echo(f"{file}: valid")
+    for line in summary:
+        typer.echo(f"  {line}")
+    for warning in warnings:
+        typer.echo(f"  warning: {warning}")
+
+
+def checked(config: RunConfig, registry: Registry) -> tuple[list[str], list[str]]:
+    """Check what a run file names, without loading models, and return lines about the run, and warnings.
+
+    Raises UserError for settings that the backbone does not support, included weights that are not there, and prompts
+    that cannot be read.
+    """
     from dgpo_core.data.notes import guided, notes, overlap, unheard
     from dgpo_core.data.prompts import load_sources, some_of_each
-    from dgpo_core.plugins.registry import get_registry
     from dgpo_core.plugins.sections import asks_for_more, check_section
     from dgpo_core.weights import resolve_checkpoint
     from dgpo_core.weights.packages import PACKAGE
 
-    registry = get_registry()
-    config = load_run_config(file, overrides or (), registry, preset=preset)
     if config.backbone.checkpoint.startswith(PACKAGE):  # other paths may exist only on the machine that trains
         resolve_checkpoint(config.backbone.checkpoint)
     if asks_for_more(config.backbone):  # otherwise the backbone's class, a slow import, is not needed
@@ -66,12 +110,9 @@ def validate(
     evaluated = heldout[0].prompts if len(heldout) == 1 else some_of_each(heldout, config.evaluation.prompts)
     learned, held = (_flat(sources) for sources in (train, heldout))
     warning = overlap(learned, evaluated, config.evaluation.prompts)
-    typer.echo(f"{file}: valid")
-    for line in _summary(config, train, heldout):
-        typer.echo(f"  {line}")
     truncated_prompts = unheard([*learned, *held], guided(config))
-    for reported in [*filter(None, [warning]), *notes(learned), *notes(held), *filter(None, [truncated_prompts])]:
-        typer.echo(f"  warning: {reported}")
+    warnings = [*filter(None, [warning]), *notes(learned), *notes(held), *filter(None, [truncated_prompts])]
+    return list(_summary(config, train, heldout)), warnings
 
 
 def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Source]) -> Iterator[str]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dgpo_core.plugins.declared import RegisteredComponent
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.changes import declared
-from documentation.keys import keys_of, table
+from dgpo_schemas.keys import keys_of
+from documentation.keys import table
 
 __all__ = ["component_pages"]
 

@@ -10,8 +10,9 @@ from typing import Any
 from dgpo_cli.main import app
 from dgpo_core.plugins.registry import Registry
 from dgpo_schemas.changes import effect_of
+from dgpo_schemas.keys import keys_of
 from dgpo_schemas.run import RunConfig
-from documentation.keys import keys_of, table
+from documentation.keys import table
 
 __all__ = ["PUBLIC", "api_pages", "commands_page", "public_objects", "run_file_page"]
 

@@ -14,7 +14,18 @@ from pydantic.fields import FieldInfo
 
 from dgpo_schemas.annotations import models_of, plain
 
-__all__ = ["ConfigError", "KeyPath", "Problem", "dotted", "explain", "is_number", "nearest", "show", "split_key"]
+__all__ = [
+    "ConfigError",
+    "KeyPath",
+    "Problem",
+    "dotted",
+    "explain",
+    "field_at",
+    "is_number",
+    "nearest",
+    "show",
+    "split_key",
+]
 
 KeyPath = tuple[str | int, ...]
 
@@ -175,7 +186,7 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
     """Return (message, value to show) for a pydantic error."""
     kind, context, value = detail["type"], detail.get("ctx") or {}, show(detail["input"])
     if kind == "missing":
-        return _with_description("is missing", _field(model, path)), ""
+        return _with_description("is missing", field_at(model, path)), ""
     if kind == "extra_forbidden":
         return _unknown_key(model, path), ""
     if kind in _KINDS:
@@ -204,7 +215,7 @@ def _words(model: type[BaseModel], path: KeyPath, detail: Any, here: Any) -> tup
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters", str(len(detail["input"]))
     if kind == "string_pattern_mismatch":
-        field = _field(model, path)
+        field = field_at(model, path)
         rule = field.description if field and field.description else f"it must match {context['pattern']}"
         return f"{value} is not allowed here: {rule}", ""
     if kind == "address":  # do not show the value, which may contain a password
@@ -260,7 +271,8 @@ def _models(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
     return [found for annotation in annotations for found in models_of(annotation)]
 
 
-def _field(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
+def field_at(model: type[BaseModel], path: KeyPath) -> FieldInfo | None:
+    """Return the field of a model, or of a model in it, at a path of keys and list indices; None if it has none."""
     if not path or not isinstance(path[-1], str):
         return None
     fields = (found.model_fields.get(path[-1]) for found in _models(model, path[:-1]))
