@@ -232,6 +232,10 @@ class _Policy(Policy):
         fast = self.objective.ema_fast
         return min(fast.max_decay, fast.ramp) == 0
 
+    def _point_at(self, model: ModelName) -> None:
+        """All stored models cost the same: the trained one is not replaced, which a plan does hundreds of times."""
+        self._changed = True
+
     def close(self) -> None:
         """Remove the hooks from the backbone."""
         for hook in self._hooks:
