@@ -32,6 +32,12 @@ PHASES = ("rollout", "score", "compute_advantages", "optimize")
 IMPORTANCE = ("reward", "missing", "optimize", "rollout", "score", "compute_advantages", "kl", "sigmoid")
 """Fields that a narrow terminal keeps, most important first. The bar shows the remaining time."""
 
+TERMS = (
+    "  reward: mean ± std of the samples; kl: squared distance to the base model;\n"
+    "  σ(S): 0.5 at first, lower as better samples are preferred (docs/glossary.md)"
+)
+"""What the fields of an iteration's line mean, for who sees them for the first time."""
+
 
 def make_progress(*, quiet: bool = False) -> PlainProgress:
     """Return progress bars for a terminal, plain lines otherwise."""
@@ -134,6 +140,7 @@ class PlainProgress(Callback):
             f"  {facts['trained parameters']:,} of {facts['all parameters']:,} parameters, "
             f"{facts['train prompts']} prompts to train on, {facts['held-out prompts']} held out"
         )
+        self.say(TERMS)
 
     def on_progress(self, phase: str, done: int, total: int) -> None:
         """Print nothing within an iteration."""

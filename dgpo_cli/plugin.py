@@ -13,6 +13,7 @@ __all__ = ["dgpo_commands"]
 def dgpo_commands() -> Sequence[Command]:
     """Return the commands; `order` sorts the help page."""
     return [
+        Command("init", "Write a commented run file after a few questions.", "dgpo_cli.init:init", 5),
         Command("train", "Train a model with Direct Group Preference Optimization.", "dgpo_cli.train:app", 10),
         Command("sample", "Draw images or videos from a run or from a base model.", "dgpo_cli.sample:sample", 20),
         Command("evaluate", "Score a run or a base model on prompts.", "dgpo_cli.evaluate:evaluate", 30),

@@ -28,6 +28,9 @@ def test_a_new_run(dgpo: Run, write_run: Write) -> None:
     assert lines[0] == "training runs/toy for 4 iterations on cpu"
     # Two layers, 37 -> 48 -> 32 with biases: 3392 weights; adapters of rank 4 on both: 660.
     assert lines[1] == "  660 of 4,052 parameters, 6 prompts to train on, 4 held out"
+    assert lines[2].startswith("  reward: mean ± std of the samples; kl: ")
+    assert lines[3].startswith("  σ(S): 0.5 at first")
+    assert max(map(len, lines[2:4])) <= 80
     assert lines[-2].startswith("finished in ")
     assert lines[-1] == "view the report: dgpo report runs/toy"
     found = [match for line in lines if (match := re.fullmatch(LINE, line))]

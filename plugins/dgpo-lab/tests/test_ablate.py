@@ -53,6 +53,14 @@ def test_an_ablation_from_end_to_end(dgpo: Run, ablation: Run, started: list[Any
         ]
     text = (HERE / "results.md").read_text()
     assert "not reached in 2 of 2" in text
+    # `dgpo report` writes the same page.
+    page = (HERE / "results.html").read_text()
+    (HERE / "results.html").unlink()
+    reported = dgpo("report", HERE)
+    assert (reported.code, reported.out, reported.err) == (0, "runs/trial/results.html\n", f"{said[-1]}\n")
+    assert (HERE / "results.html").read_text() == page
+    assert dgpo("report", HERE, "--output", "mine.html").out == "mine.html\n"
+    assert Path("mine.html").read_text() == page
     # Every cell is an ordinary run.
     cell = HERE / "cells/best-vs-worst/seed-1"
     assert dgpo("report", cell).code == 0

@@ -33,7 +33,7 @@ from dgpo_schemas.run import RunConfig
 from dgpo_schemas.text import clean
 from dgpo_schemas.yaml_text import dump_yaml
 
-__all__ = ["AblationDirectory", "State", "outcome_of", "read_plan"]
+__all__ = ["AblationDirectory", "State", "is_ablation", "outcome_of", "read_plan"]
 
 PLAN = "plan.json"
 STATES = "states.json"
@@ -157,6 +157,11 @@ def held(cell: Cell) -> Iterator[RunDirectory]:
         yield run
     finally:
         run.release()
+
+
+def is_ablation(path: Path) -> bool:
+    """Whether a directory is that of an ablation, not of a run."""
+    return (path / PLAN).is_file() and not (path / "config.yaml").is_file()
 
 
 def read_plan(path: Path) -> Plan:
