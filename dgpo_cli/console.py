@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dgpo_cli.log import OneLine
+from dgpo_cli.working import working
 from dgpo_core.system.units import number, seconds
 from dgpo_core.training.callbacks import Callback
 from dgpo_schemas.text import clean
@@ -50,15 +51,9 @@ def loading(what: str) -> None:
 
 @contextmanager
 def bar(description: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Context manager with a progress bar on a terminal; gives a function of what is finished and the total."""
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield lambda done, total: None
-        return
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bars:
-        task = bars.add_task(description, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    """Context manager that shows how much is done (`working`); gives a function of what is finished and the total."""
+    with working(description, shown=shown) as work:
+        yield work.count
 
 
 def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:

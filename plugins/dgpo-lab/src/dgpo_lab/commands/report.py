@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.working import working
+
 __all__ = ["report"]
 
 
@@ -28,21 +30,24 @@ def report(
         dgpo report runs/quickstart --output quickstart.html
     """
     from dgpo_core.errors import UserError
-    from dgpo_core.plugins.registry import get_registry
-    from dgpo_core.system.files import write_text
-    from dgpo_lab.reporting.data import read_run
-    from dgpo_lab.reporting.page import render
-    from dgpo_lab.reporting.summary import outcome
 
     page = output or run / "report.html"
     if page.is_dir():
         raise UserError(f"--output {page}: is a directory; give a file name, for example {page / 'report.html'}")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: no such directory: {output.parent}")
-    data = read_run(run, get_registry())
-    try:
-        write_text(page, render(data))
-    except UserError as error:
-        raise UserError(f"{error}; write the page to another path with --output") from error
+    with working(f"reading {run}") as work:
+        from dgpo_core.plugins.registry import get_registry
+        from dgpo_core.system.files import write_text
+        from dgpo_lab.reporting.data import read_run
+        from dgpo_lab.reporting.page import render
+        from dgpo_lab.reporting.summary import outcome
+
+        data = read_run(run, get_registry())
+        work.say(f"writing {page}")
+        try:
+            write_text(page, render(data))
+        except UserError as error:
+            raise UserError(f"{error}; write the page to another path with --output") from error
     typer.echo(outcome(data), err=True)
     typer.echo(str(page))
