@@ -76,7 +76,7 @@ class _Device(TorchFunctionMode):
         return self._call(function, args, kwargs)
 
     def _backwards(self, tensor: Tensor, gradient: Any = None, **kwargs: Any) -> None:
-        """Gradients are made in C++, which does not say where they are, nor asks this mode in what it computes again."""
+        """Gradients are made in C++, which does not say where they are, nor asks this mode there."""
         self._backward = True
         try:
             with self:

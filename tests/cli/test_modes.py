@@ -21,7 +21,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_modes_follow_the_umask(dgpo: Run, write_run: Callable[..., Path], umask: int) -> None:
-    """Checkpoints, whose files safetensors creates for their owner alone, logs, images, the report, an adapter."""
+    """Checkpoints, whose files safetensors creates for their owner alone, logs, images, an adapter."""
     assert dgpo("train", write_run(logging={"trackers": ["tensorboard"]}), "--quiet").code == 0
     assert dgpo("sample", "runs/toy", "-p", "a", "-n", "1", "-o", "drawn").code == 0
     assert dgpo("export", "runs/toy", "-o", "adapter").code == 0
@@ -32,4 +32,4 @@ def test_modes_follow_the_umask(dgpo: Run, write_run: Callable[..., Path], umask
         if (mode := stat.S_IMODE(path.stat().st_mode)) != (0o777 if path.is_dir() else 0o666) & ~umask
     }
     assert wrong == {}
-    assert {path.suffix for path in made} >= {".safetensors", ".jsonl", ".png", ".html", ".yaml"}
+    assert {path.suffix for path in made} >= {".safetensors", ".jsonl", ".png", ".yaml"}

@@ -94,7 +94,10 @@ def uses(known: Registry, key: str, *values: Any) -> list[Any]:
      ("timesteps", ["uniform", "scheduled-t-min"]), ("prompts.train", ["toy", "toy-sizes"]),
      ("evaluation.sampler", ["flow-euler", "flow-dpmpp"])],
 )  # fmt: skip
-def test_a_name_alone_is_a_component_of_every_kind(key: str, names: list[str], twins: Registry) -> None:
+def test_a_name_alone_is_a_component_of_every_kind(
+    key: str, names: list[str], twins: Registry, write_run: Write
+) -> None:
+    write_run(evaluation={"rewards": [{"use": "brightness"}]})  # variants are compared by it, whatever they train on
     assert [block.use for block in uses(twins, key, *names)] == names
 
 
@@ -102,6 +105,7 @@ def test_a_name_alone_keeps_the_rest_of_its_section(twins: Registry, write_run: 
     write_run(
         timesteps={"count": 3, "t_min": 0.3, "use": "scheduled-t-min", "options": {"end": 0.4}},
         rewards=[{"use": "brightness", "options": {"scale": 0.5}, "weight": 2.0}],
+        evaluation={"rewards": [{"use": "brightness"}]},
     )
     uniform, scheduled = uses(twins, "timesteps", "uniform", "scheduled-t-min")
     assert (uniform.count, uniform.options) == (3, {})
@@ -130,9 +134,10 @@ def test_names_in_variants_and_for_all(twins: Registry) -> None:
         ("uniform", "awm"), ("scheduled-t-min", "awm")
     ]  # fmt: skip
     (mistake,) = refused(twins, axes({"key": "timesteps", "values": ["uniform", "unifrom"]}))
-    assert mistake.startswith("ablation.yaml:1 (axis timesteps, value unifrom): timesteps.use: ")
+    assert mistake.startswith("ablation.yaml:3 (axis timesteps, value unifrom): timesteps.use: ")
     assert "did you mean uniform?" in mistake
-    assert "nothing.txt" in refused(twins, axes({"key": "prompts.train", "values": ["nothing.txt", "toy"]}))[0]
+    file, generator = uses(twins, "prompts.train", "nothing.txt", "toy")
+    assert (file.file, file.use, generator.use) == ("nothing.txt", None, "toy")
 
 
 def test_a_product_and_one_at_a_time(known: Registry) -> None:
