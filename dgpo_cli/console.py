@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.evaluation import Evaluation
     from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
-__all__ = ["PlainProgress", "RichProgress", "bar", "loading", "make_progress", "print_evaluation"]
+__all__ = ["Loading", "PlainProgress", "RichProgress", "bar", "loading", "make_progress", "print_evaluation"]
 
 PHASES = ("rollout", "score", "compute_advantages", "optimize")
 IMPORTANCE = ("reward", "missing", "optimize", "rollout", "score", "compute_advantages", "kl", "sigmoid")
@@ -47,6 +47,22 @@ def loading(what: str) -> None:
     console = Console(stderr=True)
     if console.is_terminal and not int(os.environ.get("RANK", "0")):
         console.print(f"loading {what} ...", highlight=False, markup=False, soft_wrap=True)
+
+
+class Loading(Callback):
+    """Tells without a terminal that a run is still being loaded, until it starts; `loading` tells it on one."""
+
+    def __init__(self, what: str, *, shown: bool) -> None:
+        self._shown = ExitStack()
+        self._shown.enter_context(working(f"loading {what}", shown=shown and not Console(stderr=True).is_terminal))
+
+    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
+        """Tell nothing more."""
+        self.close()
+
+    def close(self) -> None:
+        """Tell nothing more. May be called repeatedly."""
+        self._shown.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from dgpo_cli import working as module
-from dgpo_cli.console import bar, loading
+from dgpo_cli.console import Loading, bar, loading
 from dgpo_cli.working import Work, working
 
 Run = Callable[..., Any]
@@ -91,6 +92,26 @@ def test_one_process_tells(
         assert "progress" not in {thread.name for thread in threading.enumerate()}
         work.count(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_is_loaded(dgpo: Run, write_run: Any, at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal too; nothing is told once it has started, nor if it is quiet."""
+    begin = Loading.on_start
+
+    def late(loading: Loading, *given: Any) -> None:
+        assert "progress" in {thread.name for thread in threading.enumerate()}
+        time.sleep(0.1)
+        begin(loading, *given)
+        assert "progress" not in {thread.name for thread in threading.enumerate()}
+
+    monkeypatch.setattr(Loading, "on_start", late)
+    done = dgpo("train", write_run(run={"iterations": 1}))
+    assert done.code == 0
+    assert re.match(r"loading toy from toy, \d+ s so far\n", done.err)
+    assert "loading" not in done.err.partition("training ")[2]
+    monkeypatch.setattr(Loading, "on_start", begin)
+    done = dgpo("train", write_run(run={"iterations": 2}), "--resume", "--quiet")
+    assert (done.code, done.err) == (0, "")
 
 
 def test_the_thread_ends_with_an_error() -> None:
