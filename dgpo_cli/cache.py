@@ -25,7 +25,7 @@ def fill(
     overrides: Overrides = None,
     preset: Preset = None,
     device: Annotated[
-        str | None, typer.Option(help="Device to encode on: auto, cpu or cuda; default run.device.")
+        str | None, typer.Option(help="Device to encode on: auto, cpu, cuda or mps; default run.device.")
     ] = None,
 ) -> None:
     """Encode all prompts of a run file into the cache (`backbone.cache`), so that its runs load no encoder.

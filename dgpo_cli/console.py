@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dgpo_cli.log import OneLine
+from dgpo_cli.working import working
 from dgpo_core.system.units import number, seconds
 from dgpo_core.training.callbacks import Callback
 from dgpo_schemas.text import clean
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dgpo_core.training.evaluation import Evaluation
     from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord, PromptScores, TimingRecord
 
-__all__ = ["PlainProgress", "RichProgress", "bar", "loading", "make_progress", "print_evaluation"]
+__all__ = ["Loading", "PlainProgress", "RichProgress", "bar", "loading", "make_progress", "print_evaluation"]
 
 PHASES = ("rollout", "score", "compute_advantages", "optimize")
 IMPORTANCE = ("reward", "missing", "optimize", "rollout", "score", "compute_advantages", "kl", "sigmoid")
@@ -54,17 +55,27 @@ def loading(what: str) -> None:
         console.print(f"loading {what} ...", highlight=False, markup=False, soft_wrap=True)
 
 
+class Loading(Callback):
+    """Tells without a terminal that a run is still being loaded, until it starts; `loading` tells it on one."""
+
+    def __init__(self, what: str, *, shown: bool) -> None:
+        self._shown = ExitStack()
+        self._shown.enter_context(working(f"loading {what}", shown=shown and not Console(stderr=True).is_terminal))
+
+    def on_start(self, directory: Path, iteration: int, iterations: int, facts: Mapping[str, Any]) -> None:
+        """Tell nothing more."""
+        self.close()
+
+    def close(self) -> None:
+        """Tell nothing more. May be called repeatedly."""
+        self._shown.close()
+
+
 @contextmanager
 def bar(description: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Context manager with a progress bar on a terminal; gives a function of what is finished and the total."""
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield lambda done, total: None
-        return
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bars:
-        task = bars.add_task(description, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    """Context manager that shows how much is done (`working`); gives a function of what is finished and the total."""
+    with working(description, shown=shown) as work:
+        yield work.count
 
 
 def print_evaluation(console: Console, records: Sequence[EvaluationRecord]) -> None:

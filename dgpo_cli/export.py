@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli import options
+from dgpo_cli.working import working
 
 __all__ = ["export"]
 
@@ -58,17 +59,19 @@ def export(
 
     check_export(run, model, format)
     check_directory(output, force=force, target=run)
-    from dgpo_core.api import exporting
-    from dgpo_core.api.target import open_target
+    with working(f"loading {run}") as work:
+        from dgpo_core.api import exporting
+        from dgpo_core.api.target import open_target
 
-    opened = open_target(
-        run,
-        model=model,
-        checkpoint=checkpoint,
-        overrides=overrides or (),
-        accept=accept or (),
-        alone=True,
-        on_message=note,
-    )
-    exporting.export(opened, output, format)
+        opened = open_target(
+            run,
+            model=model,
+            checkpoint=checkpoint,
+            overrides=overrides or (),
+            accept=accept or (),
+            alone=True,
+            on_message=note,
+        )
+        work.say(f"writing {output}")
+        exporting.export(opened, output, format)
     typer.echo(f"{opened.label}: {output}")

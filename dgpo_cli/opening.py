@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from dgpo_cli.working import working
+
 if TYPE_CHECKING:
     from dgpo_core.api.target import Target
 
@@ -32,7 +34,7 @@ def working_on(
     accept: Collection[str] | None,
     processes: int,
 ) -> Iterator[Target]:
-    """Context manager that opens a target (`open_target`) and closes it. On a terminal it says that it is loading.
+    """Context manager that opens a target (`open_target`) and closes it. It tells that it is loading.
 
     With `processes` > 1 the command of `context` is launched in that many processes instead, each of which enters this
     context manager and computes a part of the result.
@@ -42,14 +44,13 @@ def working_on(
 
     in_processes(context, processes)
     with left_to_launcher(), printing_aside():  # prints of rewards must not mix with the result
-        from dgpo_cli.console import loading
-        from dgpo_core.api import target
+        with working(f"loading {path}"):
+            from dgpo_core.api import target
 
-        loading(str(path))
-        opened = target.open_target(
-            path, model=model, checkpoint=checkpoint, overrides=overrides or (), preset=preset, accept=accept or (),
-            on_message=note,
-        )  # fmt: skip
+            opened = target.open_target(
+                path, model=model, checkpoint=checkpoint, overrides=overrides or (), preset=preset, accept=accept or (),
+                on_message=note,
+            )  # fmt: skip
         try:
             yield opened
         finally:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli import options
+from dgpo_cli.working import working
 
 __all__ = ["sample"]
 
@@ -86,11 +87,14 @@ def sample(
     ) as opened:  # fmt: skip
         from dgpo_core.api.samples import draw
 
-        samples = draw(
-            opened, chosen, count=count, seed=seed, steps=steps, guidance=guidance, sides=sides,
-            micro_batch=micro_batch, limit=limit, look=bool(file or images), fps=fps, on_message=note,
-        )  # fmt: skip
+        with working("drawing", shown=opened.processes.main) as work:
+            samples = draw(
+                opened, chosen, count=count, seed=seed, steps=steps, guidance=guidance, sides=sides,
+                micro_batch=micro_batch, limit=limit, look=bool(file or images), fps=fps, on_message=note,
+                on_progress=work.count,
+            )  # fmt: skip
     if opened.processes.main:
-        samples.write(output, fps=fps)
+        with working(f"writing {output}"):
+            samples.write(output, fps=fps)
         kind = "video" if samples.video else "image"
         typer.echo(f"{len(samples)} {kind}{'' if len(samples) == 1 else 's'} of the {samples.label}: {output}/grid.png")

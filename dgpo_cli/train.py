@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from dgpo_cli.options import Accept, Overrides, Preset, Resume, RunFile
 from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
-    from dgpo_cli.console import PlainProgress
+    from dgpo_cli.console import Loading, PlainProgress
     from dgpo_core.plugins.registry import Registry
     from dgpo_core.training.trainer import Accepted
     from dgpo_schemas.run import RunConfig
@@ -181,21 +182,25 @@ def _launched(command: Sequence[str], processes: int, machines: int, rank: int, 
     return launch(layout, command)
 
 
-def _progress(config: RunConfig, *, quiet: bool) -> PlainProgress:
-    from dgpo_cli.console import loading, make_progress
+def _progress(config: RunConfig, *, quiet: bool) -> tuple[Loading, PlainProgress]:
+    """Return what tells that the run is being loaded, and what tells of its iterations."""
+    from dgpo_cli.console import Loading, loading, make_progress
 
     quiet = quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0
+    what = f"{config.backbone.use} from {config.backbone.checkpoint or 'its package'}"
     if not quiet:
-        loading(f"{config.backbone.use} from {config.backbone.checkpoint or 'its package'}")
-    return make_progress(quiet=quiet)
+        loading(what)
+    return Loading(what, shown=not quiet), make_progress(quiet=quiet)
 
 
 def _dry_run(config: RunConfig, registry: Registry, *, quiet: bool) -> int:
-    from dgpo_core.training.dry_run import dry_run
-    from dgpo_core.training.trainer import Trainer
+    loading, progress = _progress(config, quiet=quiet)
+    with closing(loading):
+        from dgpo_core.training.dry_run import dry_run
+        from dgpo_core.training.trainer import Trainer
 
-    trainer = Trainer(config, registry, callbacks=[_progress(config, quiet=quiet)])
-    found = dry_run(trainer)
+        trainer = Trainer(config, registry, callbacks=[loading, progress])
+        found = dry_run(trainer)
     if trainer.processes.main:
         for name, value in found.items():
             for line in _lines(f"{name}: {value}"):
@@ -215,16 +220,17 @@ def _train(
 ) -> int:
     """Return the exit code."""
     from dgpo_cli.streams import unheeded_output
-    from dgpo_core.api import training
     from dgpo_core.config.locations import run_path
     from dgpo_core.system.stopping import StopRequest
     from dgpo_schemas.text import shell_word
 
-    progress, stop = _progress(config, quiet=quiet), StopRequest()
-    with unheeded_output():
+    (loading, progress), stop = _progress(config, quiet=quiet), StopRequest()
+    with unheeded_output(), closing(loading):
+        from dgpo_core.api import training
+
         outcome = training.train(
             config, registry, resume="auto" if resume is Resume.AUTO else resume is not None,
-            max_iterations=max_iterations, accept=accept, callbacks=[progress], announce=progress.on_message,
+            max_iterations=max_iterations, accept=accept, callbacks=[loading, progress], announce=progress.on_message,
             stop=stop,
         )  # fmt: skip
     if outcome == "finished":

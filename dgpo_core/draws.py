@@ -33,13 +33,13 @@ class Draws:
         return Draws(self.seed, self.key + key)
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return a new generator, seeded with a 63-bit hash of the key."""
+        """Return a new generator, seeded with a 63-bit hash of the key; for MPS it is on the CPU."""
         text = repr((self.seed, *self.key)).encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-        return torch.Generator(device).manual_seed(seed)
+        return torch.Generator("cpu" if torch.device(device).type == "mps" else device).manual_seed(seed)
 
     def normal(self, shape: int | tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """Draw standard normal float32 numbers. Reproducible on one type of device, but not across types.
+        """Draw standard normal float32 numbers. MPS gets the numbers of the CPU; those of CUDA are others.
 
         shape: sizes, or the only one.
         """
@@ -69,7 +69,12 @@ def fill_normal(out: Tensor, generator: torch.Generator) -> Tensor:
     of its own: which number an element gets depends on the number of multiprocessors as soon as the elements exceed
     these threads. Pieces of `CHUNK` elements never do. A generator on the CPU would be independent of the card too, but
     it takes the host about 20 ns an element: 40 ms for a video, for each member and timestep.
+
+    A tensor on MPS is filled from a generator on the CPU: torch's generator there is not documented to give the same
+    numbers on every chip, and a run has the same noise on both.
     """
+    if out.device.type == "mps":
+        return out.copy_(torch.empty(out.shape, dtype=out.dtype).normal_(generator=generator))
     if out.device.type != "cuda":
         return out.normal_(generator=generator)
     for chunk in torch.split(out.view(-1), CHUNK):

@@ -26,6 +26,7 @@ from dgpo_core.flow.preference import (
     with_kl,
 )
 from dgpo_core.flow.velocity import interpolate, velocity_target
+from dgpo_core.transfers import in_float64
 from dgpo_core.types import mean_square, weighted
 from dgpo_schemas.base import UseBlock
 from dgpo_schemas.sections.rewards import AdvantagesSection
@@ -50,7 +51,8 @@ def advantages(
         epsilon: added to the standard deviation, above 0.
 
     Returns:
-        float64, of the shape and on the device of `rewards`. Groups whose rewards are all equal get zeros.
+        float64, of the shape and on the device of `rewards` (of those on MPS, which has no float64, on the CPU). Groups
+        whose rewards are all equal get zeros.
 
     Raises:
         UserError: for rewards of another shape, and for values that an argument cannot have.
@@ -81,7 +83,7 @@ def signed_weights(
         balance: scale the two sides of each group to the same sum, so that the partition function cancels.
 
     Returns:
-        float64, of the shape and on the device of `advantages`.
+        float64, of the shape and on the device of `advantages` (of those on MPS on the CPU).
 
     Raises:
         UserError: for shapes that differ, an advantage that is not finite though its reward is, an unknown weighting,
@@ -199,7 +201,7 @@ def _rows(values: Tensor) -> tuple[Tensor, Tensor]:
     _check_tensors(rewards=values)
     if values.dim() not in (1, 2) or values.shape[-1] == 0:
         raise UserError(f"rewards must be [groups, members], or [members] of one group, not {tuple(values.shape)}")
-    found = values.detach().double()
+    found = in_float64(values.detach())
     found = found if found.dim() == 2 else found[None]
     return found, found.abs() <= _groups.LARGEST
 

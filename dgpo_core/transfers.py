@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["HostCopy", "to_device"]
+__all__ = ["HostCopy", "in_float64", "to_device"]
 
 
 def to_device(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -17,14 +17,23 @@ def to_device(values: Tensor | Sequence[Any], device: torch.device, dtype: torch
     After a copy from pageable memory to a CUDA device, torch waits until everything queued before it is done, so that
     the host falls behind in a loop; after one from pinned memory it does not. The values are converted to `dtype` on
     the host. On other devices this is an ordinary copy.
+
+    The host also converts for MPS, which has no float64.
     """
     tensor = values if isinstance(values, Tensor) else torch.tensor(values)
-    if tensor.device.type != "cpu" or device.type != "cuda":
+    if tensor.device.type != "cpu" or device.type not in ("cuda", "mps"):
         return tensor.to(device=device, dtype=dtype)
     tensor = tensor.to(dtype=dtype)
+    if device.type == "mps":
+        return tensor.to(device)
     if torch.cuda.is_available():
         tensor = tensor.pin_memory()  # the allocator keeps it until the copy is done
     return tensor.to(device, non_blocking=True)
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Convert a tensor to float64, which MPS does not have: from there it goes to the host first."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class HostCopy:

@@ -4,6 +4,7 @@ line."""
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ def pytest_collection_finish() -> None:
 def _one_thread() -> None:
     """Small tensors on two threads are slower than on one, and several tests may run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine makes no command print that it is still at work."""
+    monkeypatch.setattr("dgpo_cli.working.PATIENCE", threading.TIMEOUT_MAX)
 
 
 @pytest.fixture

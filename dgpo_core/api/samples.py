@@ -110,12 +110,14 @@ def draw(
     look: bool = False,
     fps: int | None = None,
     on_message: Callable[[str], None],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Samples:
     """Draw `count` samples per prompt, by default of `limit` held-out prompts, or training prompts if there are none.
 
     sides: (height, width) for prompts without a size. look: whether to report keys of the prompts that may be
-    misspelled. fps: frames per second of the videos to be written. on_message: called with notes. Several processes
-    share the work; the main process gets the samples. Raises UserError for prompts that cannot be drawn.
+    misspelled. fps: frames per second of the videos to be written. on_message: called with notes; on_progress: with the
+    number of samples that this process has drawn, and that it draws. Several processes share the work; the main process
+    gets the samples. Raises UserError for prompts that cannot be drawn.
     """
     engine = target.engine
     chosen = list(prompts) or (target.prompts("heldout") or target.prompts("train"))[:limit]
@@ -129,7 +131,7 @@ def draw(
     ]
     target.report(reported, on_message)
     rollout_sampler = engine.rollout_sampler(steps=steps, guidance=guidance, micro_batch=micro_batch)
-    media = _drawn(target, rollout_sampler, chosen, count, seed, on_message)
+    media = _drawn(target, rollout_sampler, chosen, count, seed, on_message, on_progress)
     shown = tuple(prompt for prompt in chosen for _ in range(count)) if target.processes.main else ()
     return Samples(media, shown, seed, count, target.label)
 
@@ -152,13 +154,16 @@ def _drawn(
     count: int,
     seed: int,
     on_message: Callable[[str], None],
+    on_progress: Callable[[int, int], None],
 ) -> list[Tensor]:
     """Return the media of all samples in order, on the CPU, in the main process; an empty list in others."""
     split_samples, processes = target.share(rollout_sampler, prompts, count, on_message), target.processes
     held: dict[int, Tensor] = {}
     with processes.together(rollout_sampler.policy.finish):
         own = split_samples[processes.rank]
+        on_progress(0, len(own))
         for one in rollout_sampler.sample_groups(prompts, count, Draws(seed).at("sample"), target.model, samples=own):
             held |= zip(one.samples, decoded_media(target.engine.backbone, one).cpu(), strict=True)
+            on_progress(len(held), len(own))
     holders = {sample: rank for rank, share in enumerate(split_samples) for sample in share}
     return list(exchange_tensors(processes, held, holders, dict.fromkeys(holders, 0)).values())

@@ -50,7 +50,7 @@ def score(
         prompts: one per sample, or one for all: strings, `Prompt` objects, or dicts with the keys of a prompt file; by
             default the prompts of `Samples`.
         options: options of the reward, as in a run file.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "mps".
         batch: maximum number of media of one size that are scored together.
 
     Returns:

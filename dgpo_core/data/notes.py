@@ -83,7 +83,8 @@ def _longer(prompts: Sequence[Prompt], backbone: Backbone, what: str) -> str | N
 def notes(prompts: Sequence[Prompt]) -> list[str]:
     """Return notes about prompts that may be read differently than intended.
 
-    These are metadata keys that resemble keys of a prompt, and media of which reading drops something.
+    These are lines that look like comments, metadata keys that resemble keys of a prompt, and media of which reading
+    drops something.
     """
     found = []
     first: dict[tuple[str, str], Prompt] = {}
@@ -101,6 +102,7 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
 
                 name = clean(medium.path, 300)
                 reported[medium.digest] = f"{name}: {'; '.join(why)}" if (why := notes_of(medium)) else ""
+    found += _comments(prompts)
     for (key, meant), prompt in first.items():
         where = f" (the first is {prompt.origin})" if prompt.origin else ""
         found.append(
@@ -112,6 +114,18 @@ def notes(prompts: Sequence[Prompt]) -> list[str]:
         more = f"; and {len(changed) - 1} more" if len(changed) > 1 else ""
         found.append(f"some media are changed when they are read: {changed[0]}{more}")
     return found
+
+
+def _comments(prompts: Sequence[Prompt]) -> list[str]:
+    """A note about prompts that look like comments, which prompt files do not have."""
+    like = [prompt for prompt in prompts if prompt.text.startswith(("# ", "//")) or set(prompt.text) == {"#"}]
+    if not like:
+        return []
+    where = f" (the first is {like[0].origin}: {shown(like[0].text)})" if like[0].origin else ""
+    return [
+        f"{len(like)} of {len(prompts)} prompts look like comments{where}, but prompt files have none: every line with "
+        "text is a prompt; delete these lines if they are not meant"
+    ]
 
 
 def counted(found: Mapping[str, Any]) -> list[str]:

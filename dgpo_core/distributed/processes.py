@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dgpo_core.distributed.channels import Channel
 from dgpo_core.errors import ProcessLostError, UserError
+from dgpo_core.system.device import mps_is_available
 from dgpo_core.system.out_of_memory import device_is_out_of_memory
 from dgpo_core.system.stopping import Interrupted
 
@@ -315,6 +316,11 @@ class Processes:
 
 def _set_gpu(local_rank: int) -> None:
     available = torch.cuda.device_count()
+    if not available and mps_is_available():
+        raise UserError(
+            "several processes cannot run on MPS, where torch has no collectives; start one process, or set "
+            "run.device: cpu"
+        )
     if local_rank >= available:
         raise UserError(
             f"process {local_rank} of this machine has no GPU of its own: torch sees {available}; start at most "

@@ -12,8 +12,8 @@ import torch
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
 from dgpo_core.system.determinism import make_deterministic
-from dgpo_core.system.device import choose_device
-from dgpo_core.system.portable import peak_memory
+from dgpo_core.system.device import choose_device, forget_peak_bytes, peak_bytes, wait_for_device
+from dgpo_schemas.run import on_mps
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -36,7 +36,10 @@ class Runtime:
                 "command without torchrun"
             )
         self.config = config
-        cpu = choose_device(config.run.device).type == "cpu"
+        kind = choose_device(config.run.device).type
+        cpu = kind == "cpu"
+        if kind == "mps":
+            _check_mps(config)
         self.deterministic = config.run.deterministic and not cpu  # on the CPU, results are reproducible anyway
         if self.deterministic:
             make_deterministic()
@@ -61,23 +64,26 @@ class Runtime:
 
     def peak_memory(self) -> int:
         """Return the peak memory in bytes: allocated GPU memory since the last reset, or on the CPU the peak RSS."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return peak_memory()
+        return peak_bytes(self.device)
 
     def forget_peak_memory(self) -> None:
         """Reset the GPU's peak memory counter; the peak RSS of a process cannot be reset."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        forget_peak_bytes(self.device)
 
     def synchronize(self) -> None:
         """Wait for queued GPU work, so that timers measure the work itself."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for_device(self.device)
 
     def close(self) -> None:
         """Leave the process group."""
         self.processes.leave()
+
+
+def _check_mps(config: RunConfig) -> None:
+    """Raise UserError for settings that are not possible on MPS, which `run.device: auto` may have chosen."""
+    found = [f"{key}: {message}" for key, message in on_mps(config)]
+    if found:
+        raise UserError("\n  ".join([f"run.device: {config.run.device} is MPS on this machine, where", *found]))
 
 
 KERNELS = {

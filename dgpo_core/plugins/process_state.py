@@ -29,7 +29,7 @@ __all__ = ["ProcessState", "changes", "process_snapshot", "put_back", "thread_sn
 
 log = logging.getLogger(__name__)
 State = Mapping[str, Any]
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "mps")
 KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 THREADS = "torch's threads"
 SIGNALS = tuple(one for one in (signal.SIGINT, signal.SIGTERM, HANGUP, EARLY) if one is not None)

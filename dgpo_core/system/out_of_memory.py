@@ -15,7 +15,10 @@ SIGNS = re.compile(
     r"|Failed to CUDA (malloc|calloc|host alloc)"  # NCCL
     r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(Lt)?Create"  # it has no other status for its own memory
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CURAND|CUFFT)(_STATUS)?(_\w+)?_ALLOC(ATION)?_FAILED"
-    r"|CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
+    r"|CUSPARSE_STATUS_INSUFFICIENT_RESOURCES"
+    r"|\bMPS\b[^\n]*out of memory"  # torch's allocator for MPS, at the limit that it sets itself
+    r"|\bInvalid buffer size: [\d.]+ [KMGT]i?B"  # a tensor that is larger than Metal's largest buffer
+    r"|kIOGPUCommandBufferCallbackErrorOutOfMemory",  # Metal
     re.IGNORECASE,
 )
 """What RuntimeErrors say. Only the caching allocator has an exception of its own; libraries that allocate memory

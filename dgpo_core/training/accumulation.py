@@ -34,7 +34,7 @@ from dgpo_core.training.statistics import (
     spans_micro_batches,
     statistic_of_bundle,
 )
-from dgpo_core.transfers import to_device
+from dgpo_core.transfers import in_float64, to_device
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.passes import Pass
@@ -71,7 +71,7 @@ def metric_means(results: Iterable[Accumulated], processes: Processes) -> dict[s
     for result in results:
         for name, parts in result.metrics.items():
             values.setdefault(name, []).extend(parts)
-    means = torch.stack([torch.cat(parts).double().mean() for parts in values.values()]).tolist() if values else []
+    means = torch.stack([in_float64(torch.cat(parts)).mean() for parts in values.values()]).tolist() if values else []
     if processes.count == 1:
         return dict(zip(values, means, strict=True))
     local = {name: (mean, sum(map(len, parts))) for (name, parts), mean in zip(values.items(), means, strict=True)}

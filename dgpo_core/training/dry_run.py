@@ -23,6 +23,7 @@ from dgpo_core.draws import Draws
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.flow.groups import by_source, compute_advantages
 from dgpo_core.flow.sizes import largest
+from dgpo_core.system.device import mps_is_available
 from dgpo_core.training.memory import TooLittleMemoryError, decoded_media, is_out_of_memory
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.scored import reasons_of
@@ -238,10 +239,13 @@ def _rows(path: Path | None, rows: Sequence[int]) -> tuple[Path, ...]:
 def _preserved_random_states() -> Iterator[None]:
     """Restore the global random generators on exit: dgpo uses keyed draws, but plugins may use the global ones."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    mps = torch.mps.get_rng_state() if mps_is_available() else None
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
             yield
     finally:
         random.setstate(python)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
         assert isinstance(numpy, Mapping)
         np.random.set_state(numpy)

@@ -26,7 +26,7 @@ from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.monitors import step_statistics
 from dgpo_core.training.scored import diversity, merged, not_finite, reasons_of
 from dgpo_core.training.scores import subscore_values
-from dgpo_core.transfers import HostCopy, to_device
+from dgpo_core.transfers import HostCopy, in_float64, to_device
 from dgpo_core.types import Prompt
 from dgpo_schemas.metrics import EvaluationRecord
 from dgpo_schemas.sections.evaluation import WORDING
@@ -241,7 +241,7 @@ class Evaluator:
     def _statistics(self, scored: ScoredSamples) -> Iterator[tuple[str, Tensor]]:
         """Media statistics by name, [p, 1] or [p, K]."""
         if self.members > 1:
-            yield "diversity", diversity(scored.thumbnails, len(self.prompts)).double().cpu()[:, None]
+            yield "diversity", in_float64(diversity(scored.thumbnails, len(self.prompts))).cpu()[:, None]
         for name, statistic in scored.statistics.items():
             yield name, statistic.view(len(self.prompts), self.members)
 
@@ -272,7 +272,7 @@ class Evaluator:
                 solved.append(HostCopy(decoded_media(many_step.rollout_sampler.policy.backbone, rollout)))
         statistics = _joined_step_statistics(compared, _joined(solved))
         gathered = self.processes.all_gather_object(
-            {name: statistic.double().tolist() for name, statistic in statistics.items()}
+            {name: in_float64(statistic).tolist() for name, statistic in statistics.items()}
         )
         for name in next(part for part in gathered if part):
             values = torch.tensor([v for part in gathered for v in part.get(name, ())], dtype=torch.float64)

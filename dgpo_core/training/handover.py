@@ -6,7 +6,9 @@ of a reward has a stream of its own, with high priority, since its kernels are f
 starts after an event that is recorded when the media are handed over. Rewards that are not on the device (workers,
 services) get copies in pinned host memory, so that queued media do not hold the device's memory.
 
-On the CPU the tensors themselves are handed over.
+On the CPU the tensors themselves are handed over. MPS has one stream, and torch's backend for it ends the process if
+two threads use it at once (github.com/pytorch/pytorch/issues/197805): rewards on MPS score between the batches of a
+rollout.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 from dgpo_core.contracts import AnyReward
 from dgpo_core.transfers import HostCopy
 
-__all__ = ["Handover", "hand_over", "own_stream", "scores_on_host"]
+__all__ = ["Handover", "hand_over", "own_stream", "runs_between", "scores_on_host"]
 
 HIGH = -1
 """Priority of the rewards' streams; 0 is the default, and lower numbers go first."""
@@ -30,14 +32,19 @@ _OF_THREAD = threading.local()
 
 def scores_on_host(model: AnyReward, media: Tensor) -> bool:
     """Return whether a reward gets media from a GPU in host memory: it runs in another process, or on the CPU."""
-    return media.is_cuda and (model.is_remote or model.device.type == "cpu")
+    return media.device.type != "cpu" and (model.is_remote or model.device.type == "cpu")
+
+
+def runs_between(model: AnyReward) -> bool:
+    """Return whether a reward must not run beside the rollouts: it is on MPS, in this process."""
+    return not model.is_remote and model.device.type == "mps"
 
 
 def hand_over(*tensors: Tensor, on_host: bool) -> Handover:
     """Hand tensors of the current stream over to another thread; on_host: as copies in host memory."""
-    if not tensors[0].is_cuda:
-        return Handover(tensors)
-    return _HostHandover(tensors) if on_host else _StreamHandover(tensors)
+    if on_host:
+        return _HostHandover(tensors)
+    return _StreamHandover(tensors) if tensors[0].is_cuda else Handover(tensors)
 
 
 class Handover:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dgpo_core.errors import DgpoError, UserError
 from dgpo_core.plugins import contract_checks
+from dgpo_core.system.device import mps_is_available
 from dgpo_core.system.out_of_memory import device_is_out_of_memory
 from dgpo_core.training.scores import check_scores, joined
 from dgpo_core.types import Prompt, Rollout, Scores
@@ -168,3 +169,5 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if mps_is_available():
+        torch.mps.empty_cache()

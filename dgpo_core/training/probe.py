@@ -15,6 +15,7 @@ from dgpo_core.draws import Draws, normal_rows
 from dgpo_core.flow.velocity import interpolate, velocity_target
 from dgpo_core.plugins import contract_checks
 from dgpo_core.training.memory import TooLittleMemoryError, in_parts
+from dgpo_core.transfers import in_float64
 from dgpo_core.types import Conditioning, Prompt, mean_square, weighted
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class PolicyProbe(Probe):
                     # Halving a batch would add a pass, which a sharded model runs on all ranks or on none.
                     smallest = stop - start if self.policy.sharded else 1
                     errors += in_parts(work, start, stop, lambda error: refused, smallest=smallest)
-        return torch.cat(errors).view(len(sigmas), len(x0)).double().cpu()
+        return in_float64(torch.cat(errors).view(len(sigmas), len(x0))).cpu()
 
     def _prompts(self, count: int) -> list[Prompt]:
         return [self.prompts[i % len(self.prompts)] for i in range(count)]

@@ -20,7 +20,7 @@ from dgpo_core.errors import DgpoError, RewardUnusable
 from dgpo_core.flow.groups import LARGEST
 from dgpo_core.plugins.isolation import ctrl_c, no_exit
 from dgpo_core.plugins.process_state import ProcessState
-from dgpo_core.system.determinism import without_deterministic_form
+from dgpo_core.system.operators import refused_operator
 from dgpo_core.training.memory import OutOfMemory, free, in_halves, is_out_of_memory
 from dgpo_core.training.scores import check_scores, valid_subscores
 from dgpo_core.types import Prompt, SampleKey, Scores
@@ -168,7 +168,7 @@ def _missing(count: int, reason: str) -> Scores:
 
 def _reason(error: BaseException) -> str:
     """Return the text of a reward's error, the same for local and remote rewards; DgpoErrors are complete messages."""
-    if (refused := without_deterministic_form(error)) is not None:
+    if (refused := refused_operator(error)) is not None:
         return f"{refused}, or use a service for this reward"
     text = error_text(error)
     return text.removeprefix(f"{type(error).__name__}: ") if isinstance(error, DgpoError) else text

@@ -166,5 +166,7 @@ def thumbnails(media: Tensor) -> Tensor:
     """Downscale media [B, (F,) 3, H, W] to thumbnails, [B, D]."""
     frames = (media.flatten(0, 1) if media.dim() == 5 else media).nan_to_num(0.0, 0.0, 0.0)
     if max(frames.shape[-2:]) > THUMBNAIL:
+        if frames.device.type == "mps" and any(side % THUMBNAIL for side in frames.shape[-2:]):
+            frames = frames.cpu()  # MPS pools to divisors of the size only
         frames = F.adaptive_avg_pool2d(frames, THUMBNAIL)
     return frames.reshape(len(media), -1)

@@ -21,12 +21,12 @@ from dgpo_core.distributed.processes import Processes
 from dgpo_core.flow.groups import aggregate, by_source
 from dgpo_core.plugins.process_state import ProcessState
 from dgpo_core.training.executors import RewardExecutor, wait_for
-from dgpo_core.training.handover import Handover, hand_over, scores_on_host
+from dgpo_core.training.handover import Handover, hand_over, runs_between, scores_on_host
 from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
 from dgpo_core.training.scored import NOT_ASKED, SampleScore, ScoredSamples, diversity, thumbnails
 from dgpo_core.training.scores import subscore_values
-from dgpo_core.transfers import to_device
+from dgpo_core.transfers import in_float64, to_device
 from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Scorer:
                         part = (media[index], broken[index])
                     handover[key] = hand_over(*part, on_host=key[1])
                 call = partial(self._score, reward, handover[key], tuple(prompts[i] for i in rows))
-                scores[reward.label] = self._executors[id(reward.model)].submit(call)
+                scores[reward.label] = self._start(reward, call)
         self._pending.append(_Submitted(scores, prompts, small, tuple(samples), statistics))
         for reward in self.rewards:
             if reward.label in scores and self.process_state.disturbs(reward.name):
@@ -128,10 +128,21 @@ class Scorer:
                 if reward.compares and reward.asks(group.prompt):
                     handover = hand_over(group.media, on_host=scores_on_host(reward.model, group.media))
                     call = partial(self._score_group, reward, handover, group.prompt, group.keys)
-                    future = self._executors[id(reward.model)].submit(call)
+                    future = self._start(reward, call)
                     self._compared[reward.label].append((group.number, future))
                     if self.process_state.disturbs(reward.name):
                         wait_for(future, interrupt)
+
+    def _start(self, reward: Reward, call: Callable[[], tuple[Scores, float]]) -> Future[tuple[Scores, float]]:
+        """Queue a call of a reward; one that must not run beside the rollouts is called at once."""
+        if not runs_between(reward.model):
+            return self._executors[id(reward.model)].submit(call)
+        future: Future[tuple[Scores, float]] = Future()
+        try:
+            future.set_result(call())
+        except Exception as error:  # raised by `collect`, as those of the threads are
+            future.set_exception(error)
+        return future
 
     def _wait_for_room(self, interrupt: Callable[[], None]) -> None:
         started = time.perf_counter()
@@ -156,7 +167,7 @@ class Scorer:
             values={label: result.values for label, result in results.items()},
             diagnostics={label: result.diagnostics for label, result in results.items()},
             thumbnails=[row for batch in self._pending for row in batch.thumbnails],
-            statistics={n: torch.cat([b.statistics[n] for b in self._pending]).double().cpu() for n in names},
+            statistics={n: in_float64(torch.cat([b.statistics[n] for b in self._pending])).cpu() for n in names},
             seconds={label: result.seconds for label, result in results.items()},
             others={reward.label: results[reward.label].others for reward in self.rewards if reward.compares},
         )

@@ -12,6 +12,7 @@ import torch
 from dgpo_core.plugins import contract_checks
 from dgpo_core.storage.embeddings import EmbeddingFiles, default_directory
 from dgpo_core.storage.rows import DamagedRow, dump_row, load_row
+from dgpo_core.system.device import device_name
 from dgpo_core.system.version import __version__
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def open_stored_rows(config: RunConfig, backbone: Backbone, device: torch.device
         "backbone": config.backbone.use,
         "checkpoint": config.backbone.checkpoint,
         "dtype": config.backbone.dtype,
-        "device": _device_name(device),
+        "device": device_name(device),
         "identity": identity,
     }
     return StoredRows(EmbeddingFiles(directory, int(section.max_gb * 1e9), identity, info), device)
@@ -90,14 +91,10 @@ def _computation(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "dgpo": __version__,
         "torch": torch.__version__,
         "cuda": None if cpu else torch.version.cuda,
-        "device": _device_name(device),
+        "device": device_name(device),
         # Matrix products on the CPU are split by threads, and computed with the instructions of the processor.
         "threads": torch.get_num_threads() if cpu else None,
         "cpu": [platform.machine(), torch.backends.cpu.get_cpu_capability()] if cpu else None,
         "precision": config.precision.model_dump(mode="json", exclude={"adapter", "norms"}),  # of the denoiser alone
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -63,7 +63,13 @@ class AxisSection(StrictModel):
     key: str | None = Field(
         default=None, min_length=1, description="Dotted key of the run file; plugin options are allowed."
     )
-    values: list[Any] | None = Field(default=None, min_length=1, description="Values of the key, one per variant.")
+    values: list[Any] | None = Field(
+        default=None,
+        min_length=1,
+        description="Values of the key, one per variant. "
+        "For a key of a component, such as `backbone`, `rewards`, `timesteps` or `rollout.sampler`, a name alone means "
+        "that component with its default options.",
+    )
     variants: dict[str, dict[str, Any]] | None = Field(
         default=None,
         min_length=1,

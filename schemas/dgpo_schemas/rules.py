@@ -24,6 +24,7 @@ __all__ = [
     "geometry",
     "guidance",
     "guidance_interval",
+    "on_mps",
     "precision",
     "raise_all",
     "rewards",
@@ -273,6 +274,21 @@ def precision(section: PrecisionSection, backbone: BackboneSection) -> Violation
             f"fast has no effect: under precision.autocast: bf16 the activations are bfloat16, but the weights of the "
             f"normalization layers are float32, because {weights}; use auto or exact",
         )
+
+
+def on_mps(
+    run: RunSection, backbone: BackboneSection, precision: PrecisionSection, optimizer: OptimizerSection
+) -> Violations:
+    """Check that a run on MPS, the GPU of Apple silicon, uses nothing that torch or a library has for CUDA only."""
+    instead = "or set run.device: cpu"
+    if run.deterministic:
+        yield "run.deterministic", f"torch's deterministic algorithms do not cover MPS; set it to false, {instead}"
+    if backbone.compile:
+        yield "backbone.compile", f"compiled models are not supported on MPS; set it to false, {instead}"
+    if precision.attention not in ("auto", "math"):
+        yield "precision.attention", f"{precision.attention} is not possible on MPS; use auto or math, {instead}"
+    if optimizer.bits != 32:
+        yield "optimizer.bits", f"bitsandbytes' moments are not supported on MPS; use 32, {instead}"
 
 
 def start(

@@ -84,6 +84,11 @@ class RunConfig(StrictModel):
         )
 
 
+def on_mps(config: RunConfig) -> list[tuple[str, str]]:
+    """Return (key, message) of every setting that is not possible on MPS."""
+    return list(rules.on_mps(config.run, config.backbone, config.precision, config.optimizer))
+
+
 def violations(config: RunConfig) -> list[tuple[str, str]]:
     """Return (key, message) of every broken rule that involves several sections."""
     rollout, rewards, prompts, evaluation = config.rollout, config.rewards, config.prompts, config.evaluation
@@ -97,5 +102,6 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
         *rules.stop(config.stop, prompts, rewards, evaluation),
         *rules.without_effect(config.objective, config.backbone, rollout),
         *rules.precision(config.precision, config.backbone),
+        *(on_mps(config) if config.run.device == "mps" else ()),
         *rules.start(config.run, config.backbone, config.objective, starts_elsewhere=config.starts_elsewhere),
     ]

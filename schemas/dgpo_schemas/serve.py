@@ -89,8 +89,10 @@ class ServeConfig(StrictModel):
     reward: Annotated[ServedReward, ShortForm("use", "Name of the reward.")] = Field(
         description="Reward to serve: a name, or `use` with `options`."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Device to run on; `auto` uses CUDA if a GPU is available, and the CPU otherwise."
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto",
+        description="Device to run on; `auto` uses CUDA if a GPU is available, otherwise MPS (Apple silicon), and "
+        "otherwise the CPU.",
     )
     threads: Int | None = Field(
         default=None, ge=1, le=1024, description="Number of CPU threads for torch; default: torch's own choice."

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dgpo_core.contracts import RewardModel
 from dgpo_core.data.checks import check_prompts, given
-from dgpo_core.data.notes import longer_than_read, overlap
+from dgpo_core.data.notes import longer_than_read, notes, overlap
 from dgpo_core.data.prompts import digest, load_file, load_prompts, some_of
 from dgpo_core.data.sources import Source, of_sources
 from dgpo_core.draws import Draws
@@ -31,6 +31,18 @@ from dgpo_schemas.sections.prompts import PromptsBlock
 
 def numbered(count: int) -> list[Prompt]:
     return [Prompt(str(i)) for i in range(count)]
+
+
+def test_lines_that_look_like_comments_are_prompts_and_noted(tmp_path: Path) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text("# colors\na red circle\n\n#1 in the charts\n###\n// shapes\n")
+    prompts = load_file(file)
+    assert [p.text for p in prompts] == ["# colors", "a red circle", "#1 in the charts", "###", "// shapes"]
+    assert notes(prompts) == [
+        f"3 of 5 prompts look like comments (the first is {file}:1: '# colors'), but prompt files have none: every "
+        "line with text is a prompt; delete these lines if they are not meant"
+    ]
+    assert notes([Prompt("a red circle"), Prompt("#1 in the charts")]) == []
 
 
 def order(prompts: list[Prompt], iterations: int, groups: int, seed: int = 0) -> list[int]:

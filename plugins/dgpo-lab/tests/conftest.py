@@ -22,7 +22,7 @@ from dgpo_lab.reporting import page
 from dgpo_lab.reporting.data import RunData, read_run
 from tests.ablated import Here, Write
 from tests.cli.conftest import _trained_once, trained, write_run
-from tests.conftest import _one_thread, dgpo, known, make_config, registry
+from tests.conftest import _one_thread, _patient, dgpo, film, gloom, known, make_config, registry
 from tests.doctored import Written
 from tests.reported import Page
 from tests.reported import write_run as written_run

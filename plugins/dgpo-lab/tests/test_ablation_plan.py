@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dgpo_adaptive_tmin import plugin as adaptive_tmin
+from dgpo_baselines import plugin as baselines
 from dgpo_core.plugins.registry import Registry
+from dgpo_kit.toy import sizes_plugin
 from dgpo_lab.ablation.pairing import unpaired
 from dgpo_lab.ablation.plan import Plan, make_plan
 from dgpo_schemas.problems import ConfigError
@@ -61,6 +64,80 @@ def test_one_axis(known: Registry) -> None:
     assert last.path == Path("runs/trial/cells/uniform/seed-1")
     assert (last.config.weighting.use, last.config.run.seed, last.config.run.name) == ("uniform", 1, "seed-1")
     assert Path(last.config.run.output, last.config.run.name) == last.path
+
+
+@pytest.fixture
+def twins(known: Registry, gloom: object, film: object) -> Registry:
+    """At least two components of every kind."""
+    for name, plugin in (("gloom", gloom), ("film", film), ("sizes", sizes_plugin), ("times", adaptive_tmin)):
+        known.register(plugin, distribution=name)
+    if "awm" not in known.components("objective"):
+        known.register(baselines, distribution="baselines")
+    return known
+
+
+def uses(known: Registry, key: str, *values: Any) -> list[Any]:
+    """What the variants of an axis have at the key."""
+    found = []
+    for variant in plan(known, axes({"key": key, "values": list(values)})).variants:
+        here: Any = variant.config
+        for name in key.split("."):
+            here = here[int(name)] if name.isdigit() else getattr(here, name)
+        found.append(here)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [("backbone", ["toy", "film"]), ("rollout.sampler", ["flow-euler", "flow-dpmpp"]),
+     ("rewards.0", ["brightness", "gloom"]), ("weighting", ["uniform", "rank"]), ("objective", ["dgpo", "awm"]),
+     ("timesteps", ["uniform", "scheduled-t-min"]), ("prompts.train", ["toy", "toy-sizes"]),
+     ("evaluation.sampler", ["flow-euler", "flow-dpmpp"])],
+)  # fmt: skip
+def test_a_name_alone_is_a_component_of_every_kind(
+    key: str, names: list[str], twins: Registry, write_run: Write
+) -> None:
+    write_run(evaluation={"rewards": [{"use": "brightness"}]})  # variants are compared by it, whatever they train on
+    assert [block.use for block in uses(twins, key, *names)] == names
+
+
+def test_a_name_alone_keeps_the_rest_of_its_section(twins: Registry, write_run: Write) -> None:
+    write_run(
+        timesteps={"count": 3, "t_min": 0.3, "use": "scheduled-t-min", "options": {"end": 0.4}},
+        rewards=[{"use": "brightness", "options": {"scale": 0.5}, "weight": 2.0}],
+        evaluation={"rewards": [{"use": "brightness"}]},
+    )
+    uniform, scheduled = uses(twins, "timesteps", "uniform", "scheduled-t-min")
+    assert (uniform.count, uniform.options) == (3, {})
+    assert (scheduled.count, scheduled.t_min) == (3, 0.3)
+    assert "end" not in uniform.options
+    dark, bright = uses(twins, "rewards.0", "gloom", "brightness")
+    assert (dark.use, dark.weight) == ("gloom", 2.0)
+    assert bright.options["scale"] == 1.0
+    one, several, full = uses(
+        twins, "rewards", "gloom", ["brightness", "gloom"], [{"use": "brightness", "weight": 0.5}, "gloom"]
+    )
+    assert [block.use for block in one] == ["gloom"]
+    assert [(block.use, block.weight) for block in several] == [("brightness", 1.0), ("gloom", 1.0)]
+    assert [(block.use, block.weight) for block in full] == [("brightness", 0.5), ("gloom", 1.0)]
+
+
+def test_names_in_variants_and_for_all(twins: Registry) -> None:
+    found = plan(
+        twins,
+        axes(
+            {"name": "times", "variants": {"plain": {}, "moving": {"timesteps": "scheduled-t-min"}}},
+            set={"objective": "awm"},
+        ),
+    )
+    assert [(v.config.timesteps.use, v.config.objective.use) for v in found.variants] == [
+        ("uniform", "awm"), ("scheduled-t-min", "awm")
+    ]  # fmt: skip
+    (mistake,) = refused(twins, axes({"key": "timesteps", "values": ["uniform", "unifrom"]}))
+    assert mistake.startswith("ablation.yaml:3 (axis timesteps, value unifrom): timesteps.use: ")
+    assert "did you mean uniform?" in mistake
+    file, generator = uses(twins, "prompts.train", "nothing.txt", "toy")
+    assert (file.file, file.use, generator.use) == ("nothing.txt", None, "toy")
 
 
 def test_a_product_and_one_at_a_time(known: Registry) -> None:

@@ -17,10 +17,10 @@ import yaml
 import dgpo_core.plugins.registry as registry_module
 import dgpo_lab.planning.plan
 from dgpo_cli.main import main
+from dgpo_cli.working import Work
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data, sizes_plugin
 from dgpo_lab.commands.bench import _miniature
-from dgpo_lab.commands.plan import _progress
 from dgpo_lab.planning.plan import Plan
 from dgpo_schemas.run import RunConfig
 from tests.conftest import registry  # noqa: F401
@@ -155,14 +155,24 @@ def test_proposed_settings_are_valid_in_the_run_file(run: Run, tmp_path: Path, m
     assert run("validate", str(file), *settings).code == 0
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress(terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
-    with _progress() as on_message:
-        on_message("rollout: [3] of 8 samples")
-    captured = capsys.readouterr()
-    assert ("rollout: [3] of 8 samples" in captured.err, captured.out) == (terminal, "")
-    assert terminal or not captured.err
+def test_it_tells_what_it_does(run: Run, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `dgpo_cli.working` shows it."""
+    told: list[str] = []
+    say = Work.say
+
+    def saying(work: Work, text: str) -> None:
+        told.append(text)
+        say(work, text)
+
+    monkeypatch.setattr(Work, "say", saying)
+    found = run("plan", file, *SMALL)
+    assert (found.code, found.err) == (0, "")
+    assert "rollout: 4 of 4 samples" in told
+    assert any(text.startswith("optimize: ") for text in told)
+    told.clear()
+    found = run("bench", file, *SMALL, "--iterations", "1")
+    assert (found.code, found.err) == (0, "")
+    assert {"iteration 1 of 2: rollout 4/4", "iteration 2 of 2: rollout 4/4", "measuring the ceiling"} <= set(told)
 
 
 @pytest.mark.parametrize(

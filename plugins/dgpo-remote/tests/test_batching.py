@@ -18,10 +18,14 @@ from torch import Tensor
 from dgpo_core.contracts import RewardModel
 from dgpo_core.errors import UserError
 from dgpo_core.types import Prompt, Scores
+from dgpo_kit.toy import BrightnessOptions, BrightnessReward
 from dgpo_remote.messages.blobs import Blob
 from dgpo_remote.messages.scores import read_score_answer, score_request
+from dgpo_remote.server.batcher import Batcher
+from dgpo_remote.server.counters import Counters
 from dgpo_remote.server.server import bind
 from dgpo_remote.tokens import read_token
+from dgpo_schemas.serve import BatchingSection
 from dgpo_schemas.service import SAFETENSORS
 
 Serve = Callable[..., Any]
@@ -73,6 +77,22 @@ def wait_for(condition: Callable[[], bool]) -> None:
             return
         time.sleep(0.005)
     raise AssertionError("the condition did not become true")
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 3), ("mps", 1)])
+def test_a_reward_on_mps_has_one_thread(device: str, threads: int) -> None:
+    """torch ends the process if two threads use MPS at once."""
+
+    class Busy(BrightnessReward):
+        concurrency = 3
+
+    batcher = Batcher(
+        lambda: Busy(BrightnessOptions(), device=torch.device(device)), BatchingSection(), Counters()
+    )  # fmt: skip
+    batcher.start()
+    wait_for(lambda: batcher.reward is not None)
+    assert len(batcher._threads) == threads
+    batcher.close()
 
 
 def test_small_requests_are_scored_together(

@@ -18,7 +18,7 @@ class PromptsBlock(StrictModel):
     file: PathText | None = Field(
         default=None,
         description="Path of a .txt file (one prompt per line) or a .jsonl file (one object with `prompt` and metadata "
-        "per line).",
+        "per line). Empty lines are skipped. There are no comments: a line that begins with # is a prompt.",
     )
     use: str | None = Field(default=None, description="Name of a prompt generator provided by a plugin.")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the prompt generator.")

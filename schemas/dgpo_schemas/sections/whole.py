@@ -43,10 +43,12 @@ class RunSection(StrictModel):
         "default), `ema_fast` or `policy`. Both runs need the same backbone and adapter settings. The KL term and a "
         "frozen reference still use the base model; see `objective.reference`.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto",
         json_schema_extra=FROM_THERE_ON,
-        description="Device to run on; `auto` uses CUDA if a GPU is available, and the CPU otherwise.",
+        description="Device to run on. `mps` is the GPU of a Mac with Apple silicon, with a single process; the page "
+        "on laptops says what is not possible there. `auto` uses CUDA if a GPU is available, otherwise MPS if torch "
+        "has it, and otherwise the CPU.",
     )
     deterministic: bool = Field(
         default=False,

@@ -98,7 +98,7 @@ EDITS = {
     "guidance below 1": ("steps: 3", "guidance: 0.5",
         "run.yaml:5: rollout.guidance: must be at least 1, not 0.5"),
     "a choice that there is not": ("device: cpu", "device: tpu",
-        "run.yaml:1: run.device: must be auto, cpu or cuda, not 'tpu'; did you mean cpu?"),
+        "run.yaml:1: run.device: must be auto, cpu, cuda or mps, not 'tpu'; did you mean cpu?"),
     "a name that is no directory": ("name: toy", "name: ../toy",
         "run.yaml:1: run.name: '../toy' is not allowed here: Name of the run and of its directory: letters, digits, "
         "dots, dashes, underscores."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dgpo_adaptive_tmin.bounds import MeasuringPolicy
 from dgpo_core.contracts import Probe, TimestepContext
 from dgpo_core.errors import UserError
+from dgpo_core.transfers import in_float64
 
 __all__ = ["DisagreementTmin", "hidden_from"]
 
@@ -49,5 +50,5 @@ class DisagreementTmin(MeasuringPolicy):
         """Return t_min and r."""
         count = self.options.samples
         few, many = probe.samples(count), probe.samples(count, refine=self.options.refine)
-        r = float((few - many).double().square().flatten(1).mean(1).sqrt().quantile(0.5))
+        r = float(in_float64(few - many).square().flatten(1).mean(1).sqrt().quantile(0.5))
         return hidden_from(r, self.options.tolerance), {"disagreement": r}

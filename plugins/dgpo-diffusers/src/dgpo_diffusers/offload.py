@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.libraries import quiet
-from dgpo_diffusers.options import ON_CPU
+from dgpo_diffusers.options import OFFLOADED_ON_MPS, ON_CPU
 
 if TYPE_CHECKING:
     from dgpo_diffusers.options import DiffusersOptions
@@ -30,6 +30,8 @@ def check_offload(options: DiffusersOptions, device: torch.device) -> None:
     """Raise UserError, before anything is read, for a device without memory of its own."""
     if options.group_offload is not None and device.type == "cpu":
         raise UserError(f"{WHERE}: {ON_CPU}")
+    if options.group_offload is not None and device.type == "mps":
+        raise UserError(f"{WHERE}: {OFFLOADED_ON_MPS}")
 
 
 def offload(

@@ -32,6 +32,8 @@ KEY = "backbone.options"
 """Where these options are in a run file."""
 ON_CPU = "this run is on the CPU (or its model is sharded by run.shard), where nothing can be offloaded; leave it out"
 WITHOUT_CUDA = "{method} requires a CUDA device, and this run is on {device}; use torchao-int8 there"
+QUANTIZED_ON_MPS = "quantized weights are not supported on MPS; leave it out, or set run.device: cpu"
+OFFLOADED_ON_MPS = "this run is on MPS, whose memory is the host's, so that nothing can be offloaded; leave it out"
 
 
 def _pairs() -> str:
@@ -64,8 +66,8 @@ class QuantizeSection(StrictModel):
     """Frozen weights in 8 or 4 bits; adapters, norms, embedders and the autoencoder are not quantized."""
 
     method: Literal["torchao-int8", "torchao-float8", "bnb-nf4", "bnb-int8"] = Field(
-        description="torchao's weight-only int8 (one scale per output) or float8, on any device; bitsandbytes' nf4 or "
-        "int8, on CUDA devices only."
+        description="torchao's weight-only int8 (one scale per output) or float8, on the CPU and on CUDA; "
+        "bitsandbytes' nf4 or int8, on CUDA devices only."
     )
     components: list[Literal["denoiser", "text_encoders"]] = Field(
         default=["denoiser", "text_encoders"], min_length=1, description="Models whose weights are quantized."
@@ -207,7 +209,7 @@ class DiffusersOptions(Options):
     def conflicts(self, run: RunConfig, key: str) -> Iterator[tuple[str, str]]:
         """See `Options.conflicts`."""
         yield from self.contradictions(run.backbone)
-        quantize, on_cpu = self.quantize, run.run.device == "cpu"
+        quantize, on_cpu, on_mps = self.quantize, run.run.device == "cpu", run.run.device == "mps"
         if quantize is not None and "denoiser" in quantize.components:
             instead = f"or set {key}.quantize.components to [text_encoders]"
             if run.run.shard:
@@ -219,6 +221,10 @@ class DiffusersOptions(Options):
                 )
         if quantize is not None and quantize.method.startswith("bnb") and on_cpu:
             yield f"{key}.quantize", WITHOUT_CUDA.format(method=quantize.method, device="cpu")
+        if quantize is not None and on_mps:
+            yield f"{key}.quantize", QUANTIZED_ON_MPS
+        if self.group_offload is not None and on_mps:
+            yield f"{key}.group_offload", OFFLOADED_ON_MPS
         if self.group_offload is not None and (on_cpu or run.run.shard):
             yield f"{key}.group_offload", ON_CPU
         if self.rollout_cache is not None and run.run.shard:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.flow.velocity import velocity_from_epsilon, velocity_from_vp_velocity
-from dgpo_core.transfers import to_device
+from dgpo_core.transfers import in_float64, to_device
 from dgpo_core.types import Schedule
 from dgpo_schemas.problems import is_number
 
@@ -117,14 +117,15 @@ class EpsilonPrediction(FlowPrediction):
     def time(self, sigma: Tensor) -> Tensor:
         """The place t [B] in the table, in [0, places - 1], float32, not rounded: linear in log alpha^2 between whole
         places (within 7e-4 of held-out ones)."""
-        ratio = sigma.double() / (1 - sigma.double())
+        exact = in_float64(sigma)
+        ratio = exact / (1 - exact)
         wanted = -torch.log1p(ratio.square())
-        known = self._known = to_device(self._known, sigma.device)  # copied there once, not at every step
+        known = self._known = to_device(self._known, exact.device)  # copied there once, not at every step
         after = torch.searchsorted(known, -wanted).clamp(1, len(known) - 1)
         low, high = known[after - 1], known[after]
         t = (after - 1 + ((-wanted - low) / (high - low))).clamp(0, len(known) - 1)
         whole = t.round()
-        return torch.where((t - whole).abs() < SNAP, whole, t).float()
+        return torch.where((t - whole).abs() < SNAP, whole, t).float().to(sigma.device)
 
     def velocity(self, output: Tensor, x_sigma: Tensor, sigma: Tensor) -> Tensor:
         """(epsilon - x) / (1 - sigma), in float32: near 1 it makes the rounding of epsilon larger."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from dgpo_core.errors import UserError
 from dgpo_diffusers.libraries import quiet
-from dgpo_diffusers.options import WITHOUT_CUDA
+from dgpo_diffusers.options import QUANTIZED_ON_MPS, WITHOUT_CUDA
 from dgpo_diffusers.quantized import is_quantized, layers_to_quantize
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def check(family: Family) -> None:
     section = family.options.quantize
     if section is None or family.device.type == "meta":
         return
+    if family.device.type == "mps":
+        raise UserError(f"{WHERE}: {QUANTIZED_ON_MPS}")
     method: str = section.method
     library = LIBRARIES[method.partition("-")[0]]
     if find_spec(library) is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dgpo_core.transfers import in_float64
 from dgpo_geneval.detector import Detection, Detector, Thresholds
 from dgpo_geneval.loading import load
 from dgpo_geneval.photograph import photograph_examples
@@ -136,7 +137,7 @@ class Mask2FormerDetector(Detector):
         found = find_instances(class_logits, mask_logits, size, score=lowest, mask=self.options.mask)
         # One table and the masks are copied from the device, to avoid many small transfers.
         columns = (*(column[:, None] for column in (found.query, found.label, found.score)), boxes_of(found.mask))
-        table = torch.cat([column.double() for column in columns], 1).cpu().tolist()
+        table = torch.cat([in_float64(column) for column in columns], 1).cpu().tolist()
         masks = found.mask.cpu().numpy()
         seen = [
             (query, Detection(self.names[int(label)], score, (x0, y0, x1, y1), mask=mask))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from dgpo_core.errors import UserError
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.storage.run_directory import RunDirectory
+from dgpo_core.system.device import device_name
+from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_lab.planning.ceiling import measured_tflops
 from dgpo_lab.planning.plan import make_plan, measure_model
-from dgpo_schemas.metrics import TimingRecord
+from dgpo_schemas.metrics import MetricsRecord, TimingRecord
 from dgpo_schemas.run import RunConfig
 
 __all__ = ["lines", "measure"]
@@ -28,11 +30,30 @@ PHASES = {
 """Phases of timings.jsonl mapped to reported names. Scoring overlaps the rollout, so its time is the waiting time."""
 
 
-def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str, Any]:
-    """Train a run and return the means over its last `iterations` timings as JSON data."""
-    trainer = Trainer(config, registry)
+class _Told(Callback):
+    """Tells which phase of which iteration a run is in."""
+
+    def __init__(self, on_message: Callable[[str], None], iterations: int) -> None:
+        self._on_message, self._iterations, self._iteration = on_message, iterations, 1
+
+    def on_progress(self, phase: str, done: int, total: int) -> None:
+        self._on_message(f"iteration {self._iteration} of {self._iterations}: {phase.replace('_', ' ')} {done}/{total}")
+
+    def on_iteration_end(self, metrics: MetricsRecord, timing: TimingRecord) -> None:
+        self._iteration = metrics.iteration + 1
+
+
+def measure(
+    config: RunConfig, registry: Registry, iterations: int, on_message: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Train a run and return the means over its last `iterations` timings as JSON data.
+
+    on_message: called with what is being done.
+    """
+    trainer = Trainer(config, registry, callbacks=[_Told(on_message, config.run.iterations)])
     device = trainer.runtime.device
     trainer.train()
+    on_message("measuring the ceiling")
     run = RunDirectory(Path(config.run.output) / config.run.name)
     kept = [TimingRecord.model_validate(line) for line in run.sound("timings.jsonl")][-iterations:]
     low = config.backbone.dtype == "bfloat16" or config.precision.autocast == "bf16"
@@ -51,7 +72,7 @@ def measure(config: RunConfig, registry: Registry, iterations: int) -> dict[str,
             "tflops": achieved,
             "fraction": achieved / ceiling if achieved else None,
         }
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device_name(device)
     return {
         "device": name,
         "dtype": str(dtype).removeprefix("torch."),

@@ -142,7 +142,7 @@ def test_the_examples_can_be_annotated(dgpo: Run) -> None:
         (["stub", "a.png", "--token-variable", "X"], "--token-variable: requires a service; give its --url"),
         (["stub", "a.png", "--token-variable", "", "--url", "http://x"],
          "--token-variable: service.token_variable: must not be empty"),
-        (["stub", "a.png", "--device", "gpu"], "--device gpu: choose one of auto, cpu, cuda"),
+        (["stub", "a.png", "--device", "gpu"], "--device gpu: choose one of auto, cpu, cuda, mps"),
         (["stub", "a.png", "--output", "empty"], "--output empty: is a directory; name a file"),
         (["stub", "a.png", "--output", "no/x.json"], "--output no/x.json: no such directory no"),
         (["stub", "a.png", "--annotate", "a.png"], "--annotate a.png: cannot be written: {cwd}/a.png is a file"),

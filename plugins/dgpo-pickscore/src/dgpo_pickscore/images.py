@@ -16,6 +16,8 @@ import PIL
 import torch
 from torch import Tensor
 
+from dgpo_core.transfers import in_float64
+
 __all__ = ["OPENAI_MEAN", "OPENAI_STD", "Preprocessing", "frames_of", "unreadable"]
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -96,7 +98,7 @@ class Preprocessing:
         ends of the longer side are cropped; small images are enlarged; a crop larger than the image is padded with
         black.
         """
-        levels = (images * 255).round().clamp(0, 255).double()  # as `media.images` rounds, in the images' dtype
+        levels = in_float64((images * 255).round().clamp(0, 255))  # as `media.images` rounds, in the images' dtype
         before = (images.shape[-2], images.shape[-1])
         height, width = self._resized(*before)
         if _columns_first(before, (height, width)):
@@ -106,7 +108,7 @@ class Preprocessing:
             levels = self._resample(levels, width, self.crop[1])
             levels = self._resample(levels.mT, height, self.crop[0]).mT
         mean, std = (levels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return ((levels / 255 - mean) / std).float()
+        return ((levels / 255 - mean) / std).float().to(images.device)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if not isinstance(self.size, int):

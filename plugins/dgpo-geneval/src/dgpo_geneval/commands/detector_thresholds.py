@@ -33,7 +33,7 @@ def detector_thresholds(
         typer.Option("--option", help="An option of the detector; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
     lowest: Annotated[float, number_option(min=0, max=0.99, help="Lowest threshold to try.")] = 0.05,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Choose a detector's thresholds from labeled pictures.

@@ -14,6 +14,7 @@ from dgpo_core.config.migration.refusing import refuse
 from dgpo_core.config.pipeline import run_config_of
 from dgpo_core.config.reading import read
 from dgpo_core.config.settings import apply_settings
+from dgpo_lab.ablation.names import written_out
 from dgpo_schemas.ablation import RESERVED, AblationConfig
 from dgpo_schemas.loading import Document, Position, load_yaml, validate
 from dgpo_schemas.problems import ConfigError, KeyPath, Problem, nearest
@@ -113,9 +114,9 @@ def make_plan(file: str | Path, registry: Registry) -> Plan:
     """
     document = read(file, "ablation")
     ablation = validate(AblationConfig, document)
-    choices = _choices(ablation, document)
+    choices = _choices(ablation, document, registry)
     named = _named(ablation, document, choices)
-    base = _base(ablation, document)
+    base = _base(ablation, document, registry)
     variants = _build(document, base, named, registry)
     reward = _reward(ablation, document, variants)
     return Plan(ablation, variants, reward, _baseline(ablation, document, variants))
@@ -124,7 +125,7 @@ def make_plan(file: str | Path, registry: Registry) -> Plan:
 # -- names ----------------------------------------------------------------------------------------------------------
 
 
-def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]]:
+def _choices(ablation: AblationConfig, document: Document, registry: Registry) -> list[list[_Choice]]:
     """Return the values of each axis. Raises ConfigError."""
     mistakes: list[tuple[KeyPath, str]] = []
     found = []
@@ -134,10 +135,10 @@ def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]
         if axis.title in titles[:number]:
             mistakes.append((where, f"two axes are called {axis.title!r}; give one another `name`"))
         values = [
-            _Choice(axis.title, label_of(value), {str(axis.key): value}, (*where, "values", i))
+            _Choice(axis.title, label_of(value), written_out(str(axis.key), value, registry), (*where, "values", i))
             for i, value in enumerate(axis.values or ())
         ] + [
-            _Choice(axis.title, name, settings, (*where, "variants", name))
+            _Choice(axis.title, name, _written_out(settings, registry), (*where, "variants", name))
             for name, settings in (axis.variants or {}).items()
         ]
         for i, choice in enumerate(values):
@@ -150,6 +151,10 @@ def _choices(ablation: AblationConfig, document: Document) -> list[list[_Choice]
     if mistakes:
         raise document.error(list(dict.fromkeys(mistakes)))
     return found
+
+
+def _written_out(settings: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    return {key: inner for name, value in settings.items() for key, inner in written_out(name, value, registry).items()}
 
 
 def _reserved(ablation: AblationConfig, settings: Mapping[str, Any], where: KeyPath) -> list[tuple[KeyPath, str]]:
@@ -225,7 +230,7 @@ def _named(ablation: AblationConfig, document: Document, choices: list[list[_Cho
 # -- run files ------------------------------------------------------------------------------------------------------
 
 
-def _base(ablation: AblationConfig, document: Document) -> Document:
+def _base(ablation: AblationConfig, document: Document, registry: Registry) -> Document:
     """Return the base run file with `set` and the settings of the ablation applied."""
     try:
         base = load_yaml(ablation.base)
@@ -238,7 +243,11 @@ def _base(ablation: AblationConfig, document: Document) -> Document:
         found = document.position(path)
         return Position(f"{found.text} ({path[0]})", found.order)
 
-    settings = [(key, value, at("set", key)) for key, value in ablation.set.items()]
+    settings = [
+        (key, value, at("set", name))
+        for name, given in ablation.set.items()
+        for key, value in written_out(name, given, registry).items()
+    ]
     settings += [(key, value, at(*path)) for key, (path, value) in _set_by_ablation(ablation).items()]
     return apply_settings(base, settings)
 

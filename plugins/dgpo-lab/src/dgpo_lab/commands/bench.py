@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dgpo_cli.options import Preset
+from dgpo_cli.working import working
 
 __all__ = ["bench"]
 
@@ -38,11 +39,12 @@ def bench(
     import json
     import tempfile
 
-    from dgpo_core.config.pipeline import load_run_config
-    from dgpo_core.plugins.registry import get_registry
-    from dgpo_lab.measuring import lines, measure
+    with working("loading torch"):
+        from dgpo_core.config.pipeline import load_run_config
+        from dgpo_core.plugins.registry import get_registry
+        from dgpo_lab.measuring import lines, measure
 
-    registry = get_registry()
+        registry = get_registry()
     with tempfile.TemporaryDirectory() as directory:
         settings = {
             "run.output": directory,
@@ -58,7 +60,8 @@ def bench(
             path, [*(overrides or ()), *(f"{key}={value}" for key, value in settings.items())], registry,
             preset=preset,
         )  # fmt: skip
-        measured = measure(config, registry, iterations)
+        with working(f"loading {config.backbone.checkpoint}") as work:
+            measured = measure(config, registry, iterations, work.say)
     typer.echo(json.dumps(measured, indent=1) if as_json else "\n".join(lines(measured)))
 
 

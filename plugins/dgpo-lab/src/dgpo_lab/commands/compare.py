@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.working import working
+
 __all__ = ["Format", "compare"]
 
 
@@ -53,17 +55,20 @@ def compare(
     from dgpo_core.api.output import check_file
     from dgpo_core.errors import UserError
     from dgpo_core.system.files import write_text
-    from dgpo_lab.comparison.comparing import rows
-    from dgpo_lab.comparison.formats import render
-    from dgpo_lab.comparison.reading import distinct, read_entry
 
     if output is not None:
         check_file(output)
         if how is None and output.suffix not in ENDINGS:
             raise UserError(f"--output {output}: give --format, or a name that ends in {', '.join(ENDINGS)}")
     how = how or (ENDINGS[output.suffix] if output is not None else Format.TABLE)
-    entries = distinct([read_entry(path) for path in runs])
-    text = render(entries, list(rows(entries)), how.value)
+    with working("reading the runs") as work:
+        from dgpo_lab.comparison.comparing import rows
+        from dgpo_lab.comparison.formats import render
+        from dgpo_lab.comparison.reading import distinct, read_entry
+
+        entries = distinct([read_entry(path) for path in runs])
+        work.say("comparing")
+        text = render(entries, list(rows(entries)), how.value)
     if output is None:
         typer.echo(text, nl=False)
     else:

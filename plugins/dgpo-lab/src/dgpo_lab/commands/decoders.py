@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli import options
+from dgpo_cli.working import working
 
 __all__ = ["decoders"]
 
@@ -52,5 +53,6 @@ def decoders(
         from dgpo_lab.decoders import compare, lines
 
         prompts = (opened.prompts("heldout") or opened.prompts("train"))[:limit]
-        found = compare(opened, prompts, count=count, seed=seed)
+        with working("decoding and scoring"):
+            found = compare(opened, prompts, count=count, seed=seed)
     typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))

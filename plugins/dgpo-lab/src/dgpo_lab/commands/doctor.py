@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.working import working
+
 __all__ = ["doctor"]
 
 
@@ -32,17 +34,19 @@ def doctor(
     import json
 
     from dgpo_core.errors import UserError
-    from dgpo_core.plugins.registry import get_registry
-    from dgpo_lab.doctoring.diagnosis import diagnose
-    from dgpo_lab.doctoring.facts import read_facts
-    from dgpo_lab.doctoring.rendering import as_data, print_diagnosis
 
-    registry = get_registry()
     for run in runs:
         if (run / "plan.json").is_file() and not (run / "config.yaml").exists():
             raise UserError(f"{run}: this is an ablation directory; its runs are in {run / 'cells'}/VARIANT/seed-N")
     # Read all runs before printing anything, so that an error in the last path is not hidden below pages of output.
-    diagnoses = [diagnose(facts) for facts in [read_facts(run, registry) for run in runs]]
+    with working("reading the logs"):
+        from dgpo_core.plugins.registry import get_registry
+        from dgpo_lab.doctoring.diagnosis import diagnose
+        from dgpo_lab.doctoring.facts import read_facts
+        from dgpo_lab.doctoring.rendering import as_data, print_diagnosis
+
+        registry = get_registry()
+        diagnoses = [diagnose(facts) for facts in [read_facts(run, registry) for run in runs]]
     if as_json:
         typer.echo(json.dumps([as_data(diagnosis) for diagnosis in diagnoses], indent=1))
     else:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.options import Preset, number_option
+from dgpo_cli.working import working
 
 if TYPE_CHECKING:
     from dgpo_lab.planning.cards import Card
@@ -95,10 +94,11 @@ def plan(
     if measured is not None:
         fractions = _fractions(measured, CARDS[card].tflops)
 
-    from dgpo_lab.planning.embeddings import embeddings_of
-    from dgpo_lab.planning.fit import all_prompts, at_largest_size, changed, fitting, nested
-    from dgpo_lab.planning.plan import Model, make_plan, measure_model
-    from dgpo_lab.planning.traffic import check_machines
+    with working("loading torch"):
+        from dgpo_lab.planning.embeddings import embeddings_of
+        from dgpo_lab.planning.fit import all_prompts, at_largest_size, changed, fitting, nested
+        from dgpo_lab.planning.plan import Model, make_plan, measure_model
+        from dgpo_lab.planning.traffic import check_machines
 
     check_machines(processes, machines, config.run.shard)
     models: dict[str, Model] = {}
@@ -106,8 +106,8 @@ def plan(
     def planned(candidate: RunConfig) -> Plan:
         kind = candidate.backbone.model_dump_json()
         if kind not in models:
-            models[kind] = measure_model(candidate, registry, on_message)
-        return make_plan(candidate, models[kind], registry, processes, on_message, machines)
+            models[kind] = measure_model(candidate, registry, work.say)
+        return make_plan(candidate, models[kind], registry, processes, work.say, machines)
 
     def accepts(settings_by_key: dict[str, Any]) -> bool:
         """Return whether the run file accepts the settings; not every backbone has every option."""
@@ -119,7 +119,7 @@ def plan(
         return True
 
     changes: dict[str, Any] = {}
-    with _progress() as on_message, printing_aside():
+    with working("reading the prompts") as work, printing_aside():
         original, config = config, at_largest_size(config, registry)
         kept = None if config.backbone.cache is None else all_prompts(original, registry)
         result = planned(config)
@@ -148,23 +148,11 @@ def plan(
         typer.echo(line)
     for line in () if embeddings is None else embeddings.lines():
         typer.echo(line)
+    if config.run.device == "mps":
+        typer.echo("run.device is mps: the memory is a lower bound there, and the times are those of an NVIDIA GPU.")
     if config.rollout.height_width != original.rollout.height_width:
         size_text = named([config.rollout.height_width])
         typer.echo(f"The plan assumes {size_text}, the largest size of the prompts, for all samples.")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a status line on stderr; it does nothing if stderr is not a terminal."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(Text(text))
 
 
 def _fractions(path: Path, tflops: float) -> dict[str, float]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.working import working
+
 __all__ = ["report"]
 
 
@@ -36,12 +38,7 @@ def report(
         dgpo report runs/ablation-weighting
     """
     from dgpo_core.errors import UserError
-    from dgpo_core.plugins.registry import get_registry
-    from dgpo_core.system.files import write_text
     from dgpo_lab.ablation.directory import is_ablation
-    from dgpo_lab.reporting.data import read_run
-    from dgpo_lab.reporting.page import render
-    from dgpo_lab.reporting.summary import outcome
 
     ablation = is_ablation(run)
     page = output or run / ("results.html" if ablation else "report.html")
@@ -49,15 +46,23 @@ def report(
         raise UserError(f"--output {page}: is a directory; give a file name, for example {page / 'report.html'}")
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: no such directory: {output.parent}")
-    if ablation:
-        text, headline = _of_ablation(run)
-    else:
-        data = read_run(run, get_registry())
-        text, headline = render(data), outcome(data)
-    try:
-        write_text(page, text)
-    except UserError as error:
-        raise UserError(f"{error}; write the page to another path with --output") from error
+    with working(f"reading {run}") as work:
+        from dgpo_core.plugins.registry import get_registry
+        from dgpo_core.system.files import write_text
+        from dgpo_lab.reporting.data import read_run
+        from dgpo_lab.reporting.page import render
+        from dgpo_lab.reporting.summary import outcome
+
+        if ablation:
+            text, headline = _of_ablation(run)
+        else:
+            data = read_run(run, get_registry())
+            text, headline = render(data), outcome(data)
+        work.say(f"writing {page}")
+        try:
+            write_text(page, text)
+        except UserError as error:
+            raise UserError(f"{error}; write the page to another path with --output") from error
     typer.echo(headline, err=True)
     typer.echo(str(page))
 

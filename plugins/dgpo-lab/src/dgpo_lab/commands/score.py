@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli import options as shared
+from dgpo_cli.working import working
 
 if TYPE_CHECKING:
     from dgpo_core.api.suites import OpenedSuite
@@ -101,7 +102,7 @@ def score(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size, for files of the same resolution.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     worker_python: Annotated[
         str | None, typer.Option(help="Score in a worker process with this Python interpreter.", metavar="PATH")
     ] = None,
@@ -263,7 +264,10 @@ class Job:
         processes, device, note = joined(self.device)
         samples = self._samples(note)
         with printing_aside():  # keeps the output of rewards out of the results
-            with ProcessState().around(f"reward {label}, when it was made,"):  # file names are relative to the cwd
+            with (
+                working(f"loading {label}", shown=processes.main),
+                ProcessState().around(f"reward {label}, when it was made,"),  # file names are relative to the cwd
+            ):
                 model = place(self.block, registry, device=device)
             try:
                 check_kinds(model, self.block, samples, registry)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import typer
 
+from dgpo_cli.working import working
 from dgpo_core.data.checks import check_prompts
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.errors import UserError
@@ -100,8 +101,12 @@ def run(
 ) -> list[Result]:
     """Score samples and return one result for each, in order. Raises UserError for a prompt that the reward refuses."""
     check_prompts(reward.model, [sample.prompt for sample in samples])
-    with _progress(len(samples) if processes.main else 0) as done:
-        scored = score_samples(reward, samples, batch=batch, device=device, processes=processes, done=done)
+    with working("scoring", shown=processes.main) as work:
+        number = itertools.count(1)
+        scored = score_samples(
+            reward, samples, batch=batch, device=device, processes=processes,
+            done=lambda: work.count(next(number), len(samples)),
+        )  # fmt: skip
     if not processes.main:
         return scored.results
     for text in scored.notes:
@@ -112,17 +117,3 @@ def run(
                 cards.write(result, sample.load().tensor)
         cards.finish()
     return scored.results
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each result; it advances a progress bar on stderr if that is a terminal."""
-    if total < 2 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scoring", total=total)
-        yield lambda: bar.advance(task)

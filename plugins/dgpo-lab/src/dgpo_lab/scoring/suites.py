@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.suites import show_suites
+from dgpo_cli.working import working
 from dgpo_core.api.output import check_file
 from dgpo_core.api.suites import OpenedSuite, SuiteResult, suite_record
 from dgpo_core.errors import UserError
@@ -111,7 +112,10 @@ def score_suite(
     try:
         for block in opened.rewards:
             with printing_aside():
-                with ProcessState().around(f"reward {block.label}, when it was made,"):
+                with (
+                    working(f"loading {block.label}", shown=processes.main),
+                    ProcessState().around(f"reward {block.label}, when it was made,"),
+                ):
                     models[block.label] = model = place(block, registry, device=device)
                 check_kinds(model, block, flat, registry)
                 reward = Reward(block.label, 1.0, model)

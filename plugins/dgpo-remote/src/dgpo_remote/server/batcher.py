@@ -18,6 +18,7 @@ from torch import Tensor
 from dgpo_core.contracts import AnyReward
 from dgpo_core.distributed.comparing import NOT_FINITE, compared
 from dgpo_core.plugins.process_state import ProcessState
+from dgpo_core.training.handover import runs_between
 from dgpo_core.training.memory import in_halves
 from dgpo_core.training.scores import check_scores
 from dgpo_core.types import Prompt, SampleKey, Scores
@@ -155,7 +156,9 @@ class Batcher:
         except BaseException as error:
             self.failure = error
             return
-        more = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(reward.concurrency - 1)]
+        # Two threads that use MPS at once would end the process (`dgpo_core.training.handover`).
+        count = 0 if runs_between(reward) else reward.concurrency - 1
+        more = [threading.Thread(target=self._work, name="reward", daemon=True) for _ in range(count)]
         self._threads += more
         self.reward = reward
         for thread in more:

@@ -152,6 +152,8 @@ def _device(name: str) -> Any:
     from dgpo_core.errors import UserError
 
     device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"the run uses MPS, but torch {torch.__version__} in the worker does not have it")
     if device.type != "cuda" or torch.cuda.is_available():
         return device
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
