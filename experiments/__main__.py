@@ -1,22 +1,25 @@
-"""`python -m experiments e1`: run an experiment and write its page."""
+"""`python -m experiments e1`: run an experiment and write its page; `power e1`: how many seeds it needs."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dgpo_core.errors import UserError
-from dgpo_lab.program import program
+from dgpo_lab.program import number_option, program
 from dgpo_schemas.problems import nearest
 from experiments.catalog import EXPERIMENTS, SECONDS
 
 QUICK_PAGES = "pages"
+PUBLISHED = Path("docs/experiments")
+POWER = "power"
 
 
 def run(
-    names: Annotated[list[str], typer.Argument(help="e1 to e9, seconds, or `all`.", metavar="EXPERIMENT...")],
+    names: Annotated[list[str], typer.Argument(help="e1 to e10, seconds, or `all`.", metavar="EXPERIMENT...")],
     quick: Annotated[
         bool,
         typer.Option("--quick", help="A reduced set that takes a quarter of an hour, to check that everything runs."),
@@ -40,6 +43,8 @@ def run(
         python -m experiments all --quick
 
         python -m experiments e5 --base examples/sd35-geneval.yaml
+
+        python -m experiments power e5 --half-width 0.015
     """
     known = [*EXPERIMENTS, SECONDS]
     chosen = known if names == ["all"] else names
@@ -51,7 +56,7 @@ def run(
     # Reduced runs and runs of another base model get directories of their own.
     for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
         output = output.with_name(f"{output.name}-{apart}")
-    directory = output / QUICK_PAGES if quick or base is not None else Path("docs/experiments")
+    directory = output / QUICK_PAGES if quick or base is not None else PUBLISHED
     for name in chosen:
         if name == SECONDS:
             typer.echo(str(_seconds(output, directory, quick=quick, measured=pages)))
@@ -92,9 +97,42 @@ def _seconds(output: Path, directory: Path, *, quick: bool, measured: bool) -> P
     return page
 
 
+def power(
+    name: Annotated[str, typer.Argument(help="e1 to e10.", metavar="EXPERIMENT")],
+    half_width: Annotated[
+        float, number_option(min=1e-6, help="Wanted half-width of the 95 % intervals of differences.")
+    ] = 0.015,
+    prompts: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Number of held-out prompts to report for; default: as in the record, and more."),
+    ] = None,
+    pages: Annotated[Path, typer.Option(help="Directory of the pages and records.")] = PUBLISHED,
+) -> None:
+    """Print how many seeds and prompts an experiment needs, from the variances in its record.
+
+    Examples:
+
+        python -m experiments power e5 --half-width 0.015
+
+        python -m experiments power e9 --prompts 150 --prompts 500
+    """
+    from experiments.power import report
+    from experiments.record import load
+
+    if name not in EXPERIMENTS:
+        known = list(EXPERIMENTS)
+        raise UserError(f"unknown experiment {name!r}{nearest(name, known)} (with a power: {', '.join(known)})")
+    for line in report(load(pages / name / "record.json").results, half_width, prompts or ()):
+        typer.echo(line)
+
+
 def main() -> None:
     """Run the command line; user errors become one message and exit code 2."""
-    program(run)
+    if sys.argv[1:2] == [POWER]:
+        del sys.argv[1]
+        program(power)
+    else:
+        program(run)
 
 
 if __name__ == "__main__":

@@ -53,5 +53,6 @@ EXPERIMENTS = {
         Experiment("e7", "The group size"),
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
+        Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
     )
 }

@@ -40,7 +40,7 @@ def derived(file: Path, output: Path, *, quick: bool, base: str | None, rates: M
     for name, rate in rates.items():
         data["axes"][0]["variants"][name]["optimizer.learning_rate"] = rate
     if quick:
-        data["seeds"] = data["seeds"][:1] if isinstance(data["seeds"], list) else QUICK["seeds"]
+        data["seeds"] = data["seeds"][: QUICK["seeds"]] if isinstance(data["seeds"], list) else QUICK["seeds"]
         data["stop"] = {**data.get("stop", {}), "iterations": QUICK["iterations"]}
         data["set"] = {**data.get("set", {}), **QUICK["set"]}
     return data

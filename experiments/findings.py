@@ -16,6 +16,7 @@ from dgpo_lab.ablation import words
 from dgpo_lab.ablation.results import Difference, Results, VariantResult, compare
 from dgpo_lab.ablation.statistics import Interval, t_interval
 from experiments.record import Record
+from experiments.statistics.contrasts import equivalence_p
 
 __all__ = ["Findings", "Ratio"]
 
@@ -97,14 +98,12 @@ class Findings:
         """Return whether the 90 % interval of the paired difference to the baseline lies within ±margin: two one-sided
         t tests at 5 % (Schuirmann 1987)."""
         baselines = {trace.seed: trace.score for trace in self.baseline.finished}
-        found = t_interval(
-            [t.score - baselines[t.seed] for t in self.variant(name).finished if t.seed in baselines], level=0.9
-        )
-        within = found.low is not None and found.high is not None and -margin < found.low and found.high < margin
-        verdict = "are equivalent" if within else "are not shown to be equivalent"
+        differences = [t.score - baselines[t.seed] for t in self.variant(name).finished if t.seed in baselines]
+        found = t_interval(differences, level=0.9)
+        verdict = "are" if equivalence_p(differences, margin) < 0.05 else "are not shown to be"
         return (
-            f"`{name}` and `{self.results.baseline}` {verdict}: the difference is {words.signed(found)} (90 % "
-            f"interval), and the margin is ±{margin:g}."
+            f"`{name}` and `{self.results.baseline}` {verdict} equivalent: the difference is {words.signed(found)} "
+            f"(90 % interval), and the margin is ±{margin:g}."
         )
 
     def difference(self, name: str, against: str) -> Difference | None:

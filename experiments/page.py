@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dgpo_lab.ablation import tables, words
 from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
+from experiments.decisions import Decisions
 from experiments.findings import Findings
 from experiments.record import load
 from experiments.seconds import page as seconds
@@ -21,7 +22,7 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["interval"] = words.interval
+    environment.filters |= {"interval": words.interval, "signed": words.signed, "p": words.p_value}
     header, body = tables.rows(record.results)
     text = environment.get_template(f"{experiment.key}.md.jinja").render(
         experiment=experiment,
@@ -29,6 +30,7 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
         facts=record.facts,
         results=record.results,
         say=Findings(record),
+        decided=Decisions(record.results),
         header=header,
         body=body,
         seeds=sorted({trace.seed for trace in record.results.traces}),

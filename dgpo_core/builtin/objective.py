@@ -18,6 +18,8 @@ class DirectGroupPreference(Objective):
     PPO-style clip: a member whose ratio exp(dsm_old - dsm) leaves [1 - clip, 1 + clip] in the direction of its
     advantage has no gradient, but still contributes to S_g. KL term: kl * mean (v - v_base)^2, always against the
     frozen base model, even if the reference is `ema_fast` (as in the authors' code; mode 2b).
+
+    A variant of the loss overrides `dsm`, `silenced` or `kl_weight`.
     """
 
     needs_statistic = True
@@ -42,11 +44,27 @@ class DirectGroupPreference(Objective):
         """True without a KL term: a member with c_i = 0 does not contribute to S_g or to its gradient."""
         return self.section.kl == 0
 
+    def dsm(self, predictions: Predictions, velocity: Tensor) -> Tensor:
+        """Return the denoising error of a velocity, [B], with gradient."""
+        return predictions.error(velocity, predictions.target)
+
+    def silenced(self, predictions: Predictions, dsm: Tensor) -> Tensor | None:
+        """Return the members that get no gradient of the preference, bool [B], or None if all do. dsm: the policy's."""
+        p = predictions
+        if self.section.clip is None:
+            return None
+        assert p.old is not None
+        return outside_clip(dsm, self.dsm(p, p.old), p.advantages > 0, self.section.clip)
+
+    def kl_weight(self, predictions: Predictions) -> float | Tensor:
+        """Return the weight of the KL term, a number or [B]."""
+        return self.section.kl
+
     def statistic(self, predictions: Predictions) -> Tensor:
         """Return each member's term of S_g, [B]."""
         p = predictions
         assert p.reference is not None
-        dsm, dsm_reference = p.error(p.velocity.detach(), p.target), p.error(p.reference, p.target)
+        dsm, dsm_reference = self.dsm(p, p.velocity.detach()), self.dsm(p, p.reference)
         return statistic_shares(dsm, dsm_reference, p.signed_weights, p.group_size, self.section.beta)
 
     def loss(self, predictions: Predictions, statistic: Tensor | None) -> MemberLoss:
@@ -54,22 +72,19 @@ class DirectGroupPreference(Objective):
         p = predictions
         assert p.reference is not None
         assert statistic is not None
-        dsm = p.error(p.velocity, p.target)
-        clipped = None
-        if self.section.clip is not None:
-            assert p.old is not None
-            clipped = outside_clip(dsm, p.error(p.old, p.target), p.advantages > 0, self.section.clip)
-        loss, scale = preference_terms(dsm, p.signed_weights, statistic, clipped)
+        dsm = self.dsm(p, p.velocity)
+        silenced = self.silenced(p, dsm)
+        loss, scale = preference_terms(dsm, p.signed_weights, statistic, silenced)
         metrics = {
             "dsm": dsm.detach(),
-            "dsm_reference": p.error(p.reference, p.target),
+            "dsm_reference": self.dsm(p, p.reference),
             "sigmoid": scale,
         }
-        if clipped is not None:
-            metrics["clip_fraction"] = clipped.to(dsm.dtype)
+        if silenced is not None:
+            metrics["clip_fraction"] = silenced.to(dsm.dtype)
         if p.base is not None:  # set without a KL term if the base is the reference
             kl = p.error(p.velocity, p.base)
             metrics["kl"] = kl.detach()
             if self.section.kl > 0:
-                loss = with_kl(loss, kl, self.section.kl, clipped if self.section.clip_kl else None)
+                loss = with_kl(loss, kl, self.kl_weight(p), silenced if self.section.clip_kl else None)
         return MemberLoss(loss, metrics)

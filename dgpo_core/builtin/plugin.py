@@ -29,6 +29,8 @@ def dgpo_weightings() -> Sequence[Component]:
     """Declare the paper's weighting and alternatives."""
     cancels = "the partition function cancels."
     pairwise = "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO."
+    spread = f"w = |A|, or 0 in groups whose rewards hardly differ: {cancels}"
+    near = "w = |A| for members near the group's mean reward, 0 for the others."
     softmax = f"w = G/2 softmax(|A| / temperature) within each side: {cancels}"
     return [
         _component("abs-advantage", f"w = |A|, the paper's choice: {cancels}", "weightings:AbsAdvantage"),
@@ -39,15 +41,19 @@ def dgpo_weightings() -> Sequence[Component]:
         _component("binary", f"Equal w within each side, equal totals of both sides: {cancels}", "weightings:Binary"),
         _component("top-k", f"w = 1 for the k best and the k worst: {cancels}", "weightings:TopK", "TopKOptions"),
         _component("clipped", "w = min(|A|, limit).", "weightings:Clipped", "ClippedOptions"),
+        _component("min-range", spread, "weightings:MinRange", "MinRangeOptions"),
+        _component("concentrated", near, "weightings:Concentrated", "ConcentratedOptions"),
     ]
 
 
 @hookimpl
 def dgpo_timestep_policies() -> Sequence[Component]:
     """Declare the continuous and the discrete timestep policy."""
+    strata = "One time in each part of [t_min, t_max] of equal probability; the density may grow with sigma."
     steps = "The sampler's own times in [t_min, t_max], drawn without replacement (the authors' rule)."
     return [
         _component("uniform", "Independent times, uniform in [t_min, t_max].", "timesteps:UniformTimesteps"),
+        _component("stratified", strata, "timesteps:StratifiedTimesteps", "StratifiedOptions"),
         _component("sampler-steps", steps, "timesteps:SamplerSteps"),
     ]
 

@@ -10,7 +10,7 @@ from dgpo_core.contracts import TimestepContext, TimestepPolicy
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 
-__all__ = ["SamplerSteps", "UniformTimesteps"]
+__all__ = ["SamplerSteps", "StratifiedTimesteps", "UniformTimesteps"]
 
 
 class UniformTimesteps(TimestepPolicy):
@@ -19,6 +19,25 @@ class UniformTimesteps(TimestepPolicy):
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
         """Draw float64 [count] on the CPU."""
         return context.t_min + (context.t_max - context.t_min) * draws.uniform(count)
+
+
+class StratifiedTimesteps(TimestepPolicy):
+    """One time in each of `count` strata of [t_min, t_max] of equal probability, in random order.
+
+    Each time alone has the density sigma^power, normalized: for power 0 the distribution of `uniform`, and an estimate
+    of the same loss whose variance between times of different strata is gone (stratified sampling). A density in place
+    of a weight: times drawn in proportion to w(sigma) give the expected gradient of uniform times whose losses, and KL
+    terms, are multiplied by w(sigma) / mean w, while S_g of each time stays as it is. Source of weights that grow with
+    sigma: TempFlow-GRPO (arXiv 2508.04324).
+    """
+
+    def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
+        """Draw float64 [count] on the CPU."""
+        within = (draws.at("order").permutation(count) + draws.uniform(count)) / count
+        order = self.options.power + 1
+        low, high = context.t_min**order, context.t_max**order
+        times: Tensor = (low + within * (high - low)).pow(1 / order)
+        return times.clamp(context.t_min, context.t_max)
 
 
 class SamplerSteps(TimestepPolicy):

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting
 
-__all__ = ["AbsAdvantage", "BestVersusWorst", "Binary", "Clipped", "Rank", "Softmax", "TopK", "Uniform"]
+__all__ = [
+    "AbsAdvantage", "BestVersusWorst", "Binary", "Clipped", "Concentrated", "MinRange", "Rank", "Softmax", "TopK",
+    "Uniform",
+]  # fmt: skip
 
 
 class AbsAdvantage(AdvantageWeighting):
@@ -129,6 +132,36 @@ class Clipped(AdvantageWeighting):
     def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
         """Return weights in [0, limit], float64 [G]."""
         return advantages.abs().clamp(max=self.options.limit)
+
+
+class MinRange(AdvantageWeighting):
+    """w = |A| in groups whose rewards span at least `smallest`, 0 in all others: range filtering of prompts.
+
+    Advantages that are divided by the group's standard deviation give a group whose rewards hardly differ the same
+    weight as any other. Source: Qwen-Image-2.0-RL (arXiv 2606.27608), which drops prompts by max r - min r; here their
+    groups are dropped, and not drawn again. With a range of 0, it is `abs-advantage`.
+    """
+
+    cancels_partition = True
+
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        """Return |A| or zeros, float64 [G]."""
+        return advantages.abs() * (rewards.max() - rewards.min() >= self.options.smallest) if len(rewards) else rewards
+
+
+class Concentrated(AdvantageWeighting):
+    """w = |A| for members whose reward is within `limit` standard deviations of the group's mean, 0 for others.
+
+    Source: DRIFT (arXiv 2601.12401), which keeps the concentrated members of a group; `top-k` keeps the extreme ones.
+    Dropped members leave a residual in their group; `advantages.balance` removes it. With a limit of at least
+    sqrt(G - 1), no member is farther away, and it is `abs-advantage`.
+    """
+
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        """Return |A| or 0 for each member, float64 [G]."""
+        centered = rewards - rewards.mean()
+        near: Tensor = centered.abs() <= self.options.limit * centered.square().mean().sqrt()
+        return advantages.abs() * near
 
 
 def _each_side(advantages: Tensor, rewards: Tensor, distribution: Callable[[Tensor], Tensor]) -> Tensor:

@@ -47,9 +47,9 @@ def preference_terms(
     return scale * signed_weights * moving, scale
 
 
-def with_kl(loss: Tensor, kl: Tensor, weight: float, silenced: Tensor | None = None) -> Tensor:
-    """The loss [B] with the KL term: weight * kl [B], the squared distance from the base model's velocity. Members that
-    are silenced, bool [B], give no gradient of it."""
+def with_kl(loss: Tensor, kl: Tensor, weight: float | Tensor, silenced: Tensor | None = None) -> Tensor:
+    """The loss [B] with the KL term: weight * kl [B], the squared distance from the base model's velocity; weight: a
+    number or [B]. Members that are silenced, bool [B], give no gradient of it."""
     if silenced is not None:
         kl = torch.where(silenced, kl.detach(), kl)
     return loss + weight * kl

@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from torch import Tensor
 
-from dgpo_core.builtin.options import ClippedOptions, SoftmaxOptions, TopKOptions
+from dgpo_core.builtin.options import (
+    ClippedOptions,
+    ConcentratedOptions,
+    MinRangeOptions,
+    SoftmaxOptions,
+    TopKOptions,
+)
 from dgpo_core.builtin.weightings import (
     AbsAdvantage,
     BestVersusWorst,
     Binary,
     Clipped,
+    Concentrated,
+    MinRange,
     Rank,
     Softmax,
     TopK,
@@ -35,8 +43,13 @@ WEIGHTINGS: list[type[AdvantageWeighting]] = [
     Binary,
     TopK,
     Clipped,
+    MinRange,
+    Concentrated,
 ]
-OPTIONS = {Softmax: SoftmaxOptions(), TopK: TopKOptions(), Clipped: ClippedOptions()}
+OPTIONS = {
+    Softmax: SoftmaxOptions(), TopK: TopKOptions(), Clipped: ClippedOptions(), MinRange: MinRangeOptions(),
+    Concentrated: ConcentratedOptions(),
+}  # fmt: skip
 groups = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30)
 
 
@@ -184,6 +197,46 @@ def test_top_1_is_best_versus_worst(rewards: list[float]) -> None:
 def test_clipped_bounds_the_papers_weights() -> None:
     weights = _weigh(Clipped, 10, 8, 5, 5, options=ClippedOptions(limit=0.5))[0]
     assert weights.tolist() == pytest.approx([0.5, 0.4714, 0.5, 0.5], abs=5e-5)
+
+
+def test_a_group_of_small_range_is_dropped_as_a_whole() -> None:
+    options = MinRangeOptions(smallest=0.5)
+    assert not _weigh(MinRange, 0.2, 0.5, 0.69, options=options)[0].any()
+    for rewards in ((0.25, 0.5, 0.75), (0.0, 1.0, 1.0)):
+        assert torch.equal(_weigh(MinRange, *rewards, options=options)[0], _weigh(AbsAdvantage, *rewards)[0])
+
+
+@given(rewards=groups)
+def test_with_no_smallest_range_it_is_the_papers_weighting(rewards: list[float]) -> None:
+    mine = _weigh(MinRange, *rewards, options=MinRangeOptions(smallest=0))[0]
+    assert torch.equal(mine, _weigh(AbsAdvantage, *rewards)[0])
+
+
+def test_concentrated_drops_those_far_from_the_mean() -> None:
+    """Mean 3, standard deviation sqrt(10) = 3.16: only 9 is farther than 1.5 of them."""
+    rewards = (9.0, 1.0, 2.0, 0.0, 3.0)
+    weights = _weigh(Concentrated, *rewards, options=ConcentratedOptions(limit=1.5))[0]
+    expected = [0.0, *(abs(r - 3) / (10**0.5 + 1e-4) for r in rewards[1:])]
+    assert weights.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 1.5])
+@given(rewards=st.lists(st.floats(-10, 10), min_size=2, max_size=30))
+def test_concentrated_keeps_what_scipys_z_scores_say(limit: float, rewards: list[float]) -> None:
+    r = np.array(rewards)
+    if r.std() < 1e-6:
+        return
+    z = np.abs(stats.zscore(r))
+    kept = _weigh(Concentrated, *rewards, options=ConcentratedOptions(limit=limit))[0].numpy() > 0
+    sure = np.abs(z - limit) > 1e-9
+    paper = _weigh(AbsAdvantage, *rewards)[0].numpy() > 0
+    assert (kept[sure] == ((z <= limit) & paper)[sure]).all()
+
+
+@given(rewards=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
+def test_a_wide_limit_keeps_all(rewards: list[float]) -> None:
+    mine = _weigh(Concentrated, *rewards, options=ConcentratedOptions(limit=30))[0]
+    assert torch.equal(mine, _weigh(AbsAdvantage, *rewards)[0])
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

@@ -26,6 +26,8 @@ from experiments.record import Record, load, save
 ROOT = HERE.parent
 PAGES = ROOT / "docs" / "experiments"
 WRITTEN = [one for one in EXPERIMENTS.values() if (PAGES / one.key / "record.json").is_file()]
+UNRUN = {"e10"}
+"""Designs that wait for their runs, without a record and a page."""
 SEARCH = HERE / "e4-search.yaml"
 
 
@@ -250,5 +252,5 @@ def test_the_index_is_what_the_records_say(tmp_path: Path) -> None:
         (tmp_path / key).mkdir()
         record = (PAGES / key / "record.json").read_bytes()
         (tmp_path / key / "record.json").write_bytes(record)
-    assert len(WRITTEN) == len(EXPERIMENTS)
+    assert EXPERIMENTS.keys() - {one.key for one in WRITTEN} == UNRUN
     assert write_index(tmp_path).read_text() == (PAGES / "README.md").read_text()

@@ -47,6 +47,9 @@ def stretched(p: Predictions) -> Predictions:
         {"use": "diffusion-nft", "kl": 0.1, "options": {"adaptive": False}},
         {"use": "awm", "kl": 0.1},
         {"use": "awm", "kl": 0.1, "clip": None},
+        {"use": "crd", "kl": 0.1, "options": {"adaptive": False, "kl_floor": 0.1}},
+        {"use": "elbo-pg", "kl": 0.1, "options": {"adaptive": False}},
+        {"use": "regularized-dgpo", "kl": 0.1, "clip": None, "options": {"trust_region": 0.1, "kl_from": 0.5}},
     ],
 )
 def test_every_error_is_weighted(section: dict[str, Any], registry: Registry) -> None:

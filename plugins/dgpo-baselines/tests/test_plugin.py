@@ -13,12 +13,16 @@ from dgpo_kit.contracts import check_declaration, check_light, check_objective, 
 from dgpo_schemas.sections.training import ObjectiveSection
 
 SAMPLERS = ["flow-sde", "flow-cps"]
-OBJECTIVES = ["flow-grpo", "diffusion-dpo", "diffusion-nft", "awm"]
+OBJECTIVES = ["flow-grpo", "diffusion-dpo", "diffusion-nft", "awm", "crd", "elbo-pg", "regularized-dgpo"]
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("flow-grpo", {"clip": 0.2}),
     ("flow-grpo", {"log_prob": "distance"}),
     ("diffusion-nft", {"adaptive": False, "beta": 0.1, "advantage_clip": 1.0}),
     ("awm", {"weighting": "sigma-squared"}),
+    ("crd", {"beta": 30.0, "advantage_clip": 1.0, "adaptive": False, "kl_floor": 0.1}),
+    ("elbo-pg", {"form": "epg", "adaptive": False, "ratio": False, "scale": 1.0}),
+    ("elbo-pg", {"form": "par"}),
+    ("regularized-dgpo", {"trust_region": 1e-9, "kl_from": 0.95, "adaptive": True}),
 ]
 
 

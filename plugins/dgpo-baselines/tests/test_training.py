@@ -41,6 +41,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "diffusion-dpo": {"objective": {"use": "diffusion-dpo", "beta": 100.0, "kl": 0.0}, "weighting": "best-vs-worst"},
     "diffusion-nft": {"objective": {"use": "diffusion-nft", "ema_rollouts_after": 0, "kl": 0.0}},
     "awm": {"objective": {"use": "awm", "clip": None, "kl": 0.0}},
+    "crd": {"objective": {"use": "crd", "reference": "ema_fast", "kl": 0.0}},
+    "elbo-pg": {
+        "objective": {"use": "elbo-pg", "kl": 0.0, "options": {"scale": 1.0}},
+        "advantages": {"std": "none"},
+    },
+    "regularized-dgpo": {
+        "objective": {
+            "use": "regularized-dgpo",
+            "kl": 0.001,
+            "options": {"trust_region": 0.01, "kl_from": 0.7, "adaptive": True},
+        },
+    },
     "awm, clipped": {"objective": {"use": "awm", "clip": 0.5, "ema_rollouts_after": 0, "kl": 0.0}},
 }
 
@@ -175,6 +187,10 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
             "objective.beta: 1.0 has no effect on objective: diffusion-nft",
         ),
         ("awm", {"objective": {"beta": 1.0}}, "objective.beta: 1.0 has no effect on objective: awm"),
+        ("crd", {"objective": {"reference": "start"}}, "objective.reference: start: crd compares with the old policy"),
+        ("crd", {"objective": {"clip": 0.2}}, "objective.clip: 0.2 has no effect on objective: crd"),
+        ("elbo-pg", {"objective": {"reference": "ema_fast"}}, "objective.reference: ema_fast has no effect"),
+        ("regularized-dgpo", {"objective": {"clip": 0.2}}, "objective.clip: 0.2 has no effect"),
     ],
 )
 def test_mistakes_are_reported_before_anything_runs(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dgpo_baselines.terms import refuse_unused, velocity_kl
+from dgpo_baselines.terms import refuse_unused, self_normalized_error, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.types import Predictions
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
 
 __all__ = ["DiffusionNft"]
-
-SMALLEST = 1e-5
-"""Lower bound of the mean magnitude of the x0 error, by which the adaptive weight divides (the authors' value)."""
 
 
 class DiffusionNft(Objective):
@@ -85,8 +82,6 @@ class DiffusionNft(Objective):
 
     def _error(self, velocity: Tensor, p: Predictions) -> Tensor:
         """Return e(u), [B]."""
-        square = p.error(velocity, p.target)
         if not self.options.adaptive:
-            return square
-        magnitude = p.sigma * (velocity - p.target).detach().abs().flatten(1).mean(1)
-        return p.sigma.square() * square / magnitude.clamp(min=SMALLEST)
+            return p.error(velocity, p.target)
+        return self_normalized_error(p, velocity, of_x0=True)

@@ -8,7 +8,16 @@ from pydantic import Field, model_validator
 
 from dgpo_schemas.base import Float, Options
 
-__all__ = ["AwmOptions", "FlowCpsOptions", "FlowGrpoOptions", "FlowSdeOptions", "NftOptions"]
+__all__ = [
+    "AwmOptions",
+    "CrdOptions",
+    "ElboPgOptions",
+    "FlowCpsOptions",
+    "FlowGrpoOptions",
+    "FlowSdeOptions",
+    "NftOptions",
+    "RegularizedDgpoOptions",
+]
 
 
 class WindowOptions(Options):
@@ -92,4 +101,62 @@ class AwmOptions(Options):
 
     weighting: Literal["uniform", "sigma", "sigma-squared"] = Field(
         default="uniform", description="Weight w(sigma) of the matching error: 1, sigma, or its square."
+    )
+
+
+class CrdOptions(Options):
+    """Options of the objective `crd`."""
+
+    beta: Float = Field(
+        default=1.0,
+        gt=0,
+        le=1e9,
+        description="Scale of the implicit reward: rewards that span 1 are fitted when dsm_old - dsm spans 1 / beta.",
+    )
+    advantage_clip: Float = Field(
+        default=5.0, gt=0, le=1e6, description="Advantage at which the reward is 1 (0 at its negative)."
+    )
+    adaptive: bool = Field(default=True, description="Divide each denoising error by its mean magnitude.")
+    kl_floor: Float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the KL weight for a member of reward 0, rising to 1 at reward 1; null weights all alike.",
+    )
+
+
+class ElboPgOptions(Options):
+    """Options of the objective `elbo-pg`."""
+
+    form: Literal["epg", "pepg", "par"] = Field(
+        default="pepg",
+        description="Policy gradient, the same regularized towards the old policy, or that as a regression with the "
+        "same gradient.",
+    )
+    scale: Float = Field(
+        default=0.1, gt=0, le=1e6, description="Factor of the advantages; 0.1 in the paper, with advantages.std: none."
+    )
+    adaptive: bool = Field(
+        default=True,
+        description="Denoising errors of x0, each divided by its mean magnitude; else those of velocities.",
+    )
+    ratio: bool = Field(default=True, description="Weight by the ratio exp(dsm_old - dsm) to the old policy.")
+
+
+class RegularizedDgpoOptions(Options):
+    """Options of the objective `regularized-dgpo`."""
+
+    trust_region: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Largest mean (v - v_old)^2 at which a sample is pushed further from the old policy; replaces the "
+        "clip. null disables it.",
+    )
+    kl_from: Float = Field(
+        default=0.0, ge=0, le=1, description="Smallest sigma of the KL term (1 is pure noise); 0 applies it everywhere."
+    )
+    adaptive: bool = Field(
+        default=False,
+        description="Denoising errors of x0, each divided by its mean magnitude; else those of velocities.",
     )

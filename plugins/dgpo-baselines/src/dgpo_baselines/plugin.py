@@ -58,4 +58,22 @@ def dgpo_objectives() -> Sequence[Component]:
             "dgpo_baselines.awm:AdvantageWeightedMatching",
             "dgpo_baselines.options:AwmOptions",
         ),
+        Component(
+            "crd",
+            "Centered reward distillation: a residual for each member (arXiv 2603.14128).",
+            "dgpo_baselines.crd:CenteredRewardDistillation",
+            "dgpo_baselines.options:CrdOptions",
+        ),
+        Component(
+            "elbo-pg",
+            "Policy gradients on the evidence lower bound: EPG, PEPG, PAR (arXiv 2602.04663).",
+            "dgpo_baselines.elbo_pg:ElboPolicyGradient",
+            "dgpo_baselines.options:ElboPgOptions",
+        ),
+        Component(
+            "regularized-dgpo",
+            "DGPO with a trust region, a KL term at high noise, or self-normalized errors.",
+            "dgpo_baselines.regularized_dgpo:RegularizedDgpo",
+            "dgpo_baselines.options:RegularizedDgpoOptions",
+        ),
     ]

@@ -1,4 +1,4 @@
-"""Code shared by the objectives: the KL term, PPO's clip, and the check for settings without effect."""
+"""Code shared by the objectives: errors, the KL term, PPO's clip, and the check for settings without effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,25 @@ from dgpo_core.types import Predictions
 if TYPE_CHECKING:
     from dgpo_schemas.sections.training import ObjectiveSection
 
-__all__ = ["Clipped", "clipped_gain", "refuse_unused", "velocity_kl"]
+__all__ = ["Clipped", "clipped_gain", "refuse_unused", "self_normalized_error", "velocity_kl"]
+
+SMALLEST = 1e-5
+"""Lower bound of the mean magnitude by which a self-normalized error is divided (the value of the authors' code)."""
+
+
+def self_normalized_error(predictions: Predictions, velocity: Tensor, *, of_x0: bool) -> Tensor:
+    """Return the error of a velocity divided by its own mean magnitude, [B], with gradient through the error only.
+
+    of_x0: the error of x0^ = x_sigma - sigma * v, mean (x0^ - x0)^2 / mean |x0^ - x0| (DiffusionNFT, arXiv 2509.16117,
+    and arXiv 2602.04663), which is sigma times that of the velocity, mean (v - target)^2 / mean |v - target|
+    (arXiv 2603.14128). Means are over the latent's dimensions.
+    """
+    p = predictions
+    square = p.error(velocity, p.target)
+    magnitude = (velocity - p.target).detach().abs().flatten(1).mean(1)
+    if not of_x0:
+        return square / magnitude.clamp(min=SMALLEST)
+    return p.sigma.square() * square / (p.sigma * magnitude).clamp(min=SMALLEST)
 
 
 def velocity_kl(predictions: Predictions) -> Tensor:

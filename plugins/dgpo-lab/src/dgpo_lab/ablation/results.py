@@ -15,7 +15,7 @@ from dgpo_lab.ablation.plan import Plan
 from dgpo_lab.ablation.statistics import Interval, SignFlip, holm, sign_flip_test, t_interval, two_way_interval
 from dgpo_lab.ablation.traces import MonitorValues, Trace, read_trace
 
-__all__ = ["Difference", "MonitorMean", "Reached", "Results", "VariantResult", "compare", "results_of"]
+__all__ = ["Difference", "MonitorMean", "Reached", "Results", "VariantResult", "by_prompt", "compare", "results_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _variant(
     finished = [trace for trace in traces if trace.finished]
     score = None
     if finished:
-        found = _by_prompt(finished, reward)
+        found = by_prompt(finished, reward)
         score = t_interval([trace.score for trace in finished]) if found is None else two_way_interval(*found)
     monitors = {
         monitor: _monitor_mean([trace.monitors[monitor] for trace in finished if monitor in trace.monitors])
@@ -180,7 +180,7 @@ def _reached(finished: Sequence[Trace], target: float) -> Reached:
     )
 
 
-def _by_prompt(traces: Sequence[Trace], reward: str) -> tuple[NDArray[np.float64], Sequence[str]] | None:
+def by_prompt(traces: Sequence[Trace], reward: str) -> tuple[NDArray[np.float64], Sequence[str]] | None:
     """Return the last scores [S, P] and tasks [P]; None unless every seed kept them for the same prompts."""
     found = [trace.prompts for trace in traces]
     if any(one is None or reward not in one.rewards for one in found):
@@ -201,7 +201,7 @@ def _difference(variant: VariantResult, against: VariantResult, reward: str) -> 
         return None
     values = [one.score - other.score for one, other in pairs]
     both = None
-    scores, base = (_by_prompt([pair[side] for pair in pairs], reward) for side in (0, 1))
+    scores, base = (by_prompt([pair[side] for pair in pairs], reward) for side in (0, 1))
     same_prompts = all(
         one.prompts is not None and other.prompts is not None and one.prompts.prompts == other.prompts.prompts
         for one, other in pairs
