@@ -418,17 +418,18 @@ def test_answers_are_those_of_options(installed: Run, answer: Any, here: Path) -
     prompt_files(here)
     number = str(list(CHOICES.models).index("sd3") + 1)
     asked = answer([
-        "sd33", number, "/weights", "pickscore", "prompts/trian.txt", "prompts/train.txt", "prompts/heldout.txt",
+        "sd33", number, "/weights", "motion", "pickscore", "prompts/trian.txt", "prompts/train.txt", "prompts/heldout.txt",
         "many", "24", "0", "8", "adapter", "",
     ])  # fmt: skip
     done = installed("init", "a.yaml")
     assert done.code == 0, done.err
     assert asked == [
-        "model", "model", "weights", "reward", "prompts", "prompts", "heldout", "card", "card", "processes",
+        "model", "model", "weights", "reward", "reward", "prompts", "prompts", "heldout", "card", "card", "processes",
         "processes", "train", "train",
     ]  # fmt: skip
     for message in (
         "unknown model 'sd33'; did you mean sd3?",
+        "--reward: motion scores videos, but sd3 generates images",
         "prompts/trian.txt: no such file",
         "--card many: must be the memory of a GPU",
         "'0' is not a number of GPUs",
