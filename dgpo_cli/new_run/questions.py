@@ -23,10 +23,9 @@ def choose(name: str, about: str, choices: Mapping[str, str], default: str | Non
     longest = max(map(len, choices), default=0)
     for number, (choice, summary) in enumerate(choices.items(), 1):
         start = f"  {number:>2}  {choice:<{longest}}  "
-        typer.echo(
-            start + textwrap.shorten(summary, max(width - len(start), 12), placeholder=" …", break_on_hyphens=False),
-            err=True,
-        )
+        room = max(width - len(start), 12)
+        short = textwrap.shorten(summary, room, placeholder=" …", break_on_hyphens=False)
+        typer.echo(start + short, err=True)
 
     def numbered(answer: str) -> str:
         number = int(answer) if answer.isascii() and answer.isdigit() else 0

@@ -418,8 +418,8 @@ def test_answers_are_those_of_options(installed: Run, answer: Any, here: Path) -
     prompt_files(here)
     number = str(list(CHOICES.models).index("sd3") + 1)
     asked = answer([
-        "sd33", number, "/weights", "motion", "pickscore", "prompts/trian.txt", "prompts/train.txt", "prompts/heldout.txt",
-        "many", "24", "0", "8", "adapter", "",
+        "sd33", number, "/weights", "motion", "pickscore", "prompts/trian.txt", "prompts/train.txt",
+        "prompts/heldout.txt", "many", "24", "0", "8", "adapter", "",
     ])  # fmt: skip
     done = installed("init", "a.yaml")
     assert done.code == 0, done.err
