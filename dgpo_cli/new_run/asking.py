@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dgpo_cli.new_run.building import Answers
+from dgpo_cli.new_run.building import Answers, for_media
 from dgpo_cli.new_run.choices import Choices
 from dgpo_cli.new_run.questions import choose, text
 from dgpo_core.errors import UserError
@@ -29,7 +29,14 @@ def asked(given: dict[str, str | None], processes: int, choices: Choices) -> tup
         found["weights"] = text("weights", about, choices.default_weights(model))
     if found["reward"] is None:
         default = choices.default_reward(model)
-        found["reward"] = choose("reward", "What to reward:", choices.rewards, default, choices.check_reward)
+
+        def check(answer: str) -> None:
+            choices.check_reward(answer)
+            base = choices.base(model, answer)
+            with status(f"loading {answer}"):
+                for_media({"use": answer}, model if base is None else base.backbone, choices.registry)
+
+        found["reward"] = choose("reward", "What to reward:", choices.rewards, default, check)
     choices.check_reward(reward := found["reward"])
     if found["prompts"] is None and (own or choices.default_prompts(model, reward) is None):
         found |= _asked_prompts(model, reward, found["heldout"], choices)

@@ -20,7 +20,7 @@ from dgpo_schemas.loading import Document
 from dgpo_schemas.problems import split_key
 from dgpo_schemas.run import RunConfig
 
-__all__ = ["Answers", "Built", "build", "missing"]
+__all__ = ["Answers", "Built", "build", "for_media", "missing"]
 
 SOURCE = "dgpo init"
 """Position of mistakes in messages: of what no option has set."""
@@ -125,7 +125,7 @@ def _shown(model: str) -> dict[str, Any]:
 def _replace_reward(data: dict[str, Any], answers: Answers, choices: Choices) -> None:
     """Train on another reward than the example does, and evaluate with it."""
     backbone = data["backbone"]["use"]
-    data["rewards"] = [_for_media(choices.reward_block(answers.model, answers.reward), backbone, choices.registry)]
+    data["rewards"] = [for_media(choices.reward_block(answers.model, answers.reward), backbone, choices.registry)]
     evaluation = data.setdefault("evaluation", {})
     evaluation.pop("rewards", None)
     monitors = [block.get("use") for block in evaluation.get("monitors", {}).get("rewards", [])]
@@ -133,7 +133,7 @@ def _replace_reward(data: dict[str, Any], answers: Answers, choices: Choices) ->
         del evaluation["monitors"]
 
 
-def _for_media(block: dict[str, Any], backbone: str, registry: Registry) -> dict[str, Any]:
+def for_media(block: dict[str, Any], backbone: str, registry: Registry) -> dict[str, Any]:
     """Return a reward, or one that passes it the frames of videos, if the backbone makes what it cannot score."""
     try:
         made = registry.implementation(registry.find("backbone", backbone)).media

@@ -18,12 +18,14 @@ def choose(name: str, about: str, choices: Mapping[str, str], default: str | Non
 
     check: raises UserError for a wrong answer. It may accept answers that are not listed.
     """
-    typer.echo(f"\n{about}", err=True)
-    width = max(min(shutil.get_terminal_size().columns, 80), 40)
+    _introduce(about)
+    width = _width()
     longest = max(map(len, choices), default=0)
     for number, (choice, summary) in enumerate(choices.items(), 1):
         start = f"  {number:>2}  {choice:<{longest}}  "
-        typer.echo(start + textwrap.shorten(summary, max(width - len(start), 12), placeholder=" …"), err=True)
+        room = max(width - len(start), 12)
+        short = textwrap.shorten(summary, room, placeholder=" …", break_on_hyphens=False)
+        typer.echo(start + short, err=True)
 
     def numbered(answer: str) -> str:
         number = int(answer) if answer.isascii() and answer.isdigit() else 0
@@ -36,7 +38,7 @@ def choose(name: str, about: str, choices: Mapping[str, str], default: str | Non
 
 def text(name: str, about: str, default: str | None, check: Callable[[str], None] | None = None) -> str:
     """Ask for a text. An empty answer is the default, which may be empty."""
-    typer.echo(f"\n{about}", err=True)
+    _introduce(about)
 
     def same(answer: str) -> str:
         if check is not None and answer:
@@ -44,6 +46,14 @@ def text(name: str, about: str, default: str | None, check: Callable[[str], None
         return answer
 
     return _until_valid(name, default, same)
+
+
+def _width() -> int:
+    return max(min(shutil.get_terminal_size().columns, 80), 40)
+
+
+def _introduce(about: str) -> None:
+    typer.echo("\n" + textwrap.fill(about, _width(), break_on_hyphens=False), err=True)
 
 
 def _until_valid(name: str, default: str | None, valid: Callable[[str], str]) -> str:
