@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.utils import is_torch_mps_available
 
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.builtin.samplers import FlowEuler
@@ -29,11 +30,16 @@ from dgpo_schemas.base import Options
 from dgpo_schemas.run import RunConfig
 from dgpo_schemas.sections.backbone import BackboneSection
 from tests.families.proof import among, proofs
-from tests.imitated_mps import MPS, imitated
+from tests.imitated_mps import MPS, available, imitated
 
 FAMILIES = proofs()
 QUICK = ["sd3", "sd"]
 STEPS, MEMBERS = 2, 2
+ROUNDED = {"flux", "flux2-klein", "lumina2", "ltx-video", "wan", "wan-i2v"}
+"""Backbones whose positions diffusers computes in float32 on MPS, and in float64 elsewhere; ltx-video's decoder with
+noise differs by 1e-7 of its media."""
+BOUND = 1e-3
+"""Largest relative error of anything that is computed from such positions; that of gradients is the largest."""
 
 
 def passes(name: str, checkpoint: Path, device: torch.device, output: Path) -> dict[str, Tensor]:
@@ -64,7 +70,8 @@ def passes(name: str, checkpoint: Path, device: torch.device, output: Path) -> d
     optimizer = Optimizer(
         config, policy, DirectGroupPreference(config.objective, Options()), conditioning, autocast=nullcontext
     )
-    found = optimizer.accumulation.add(optimizer.prepare(batch, range(1), [0.95, 0.9], Draws(1)))
+    sigmas = [0.7, 0.6] if "two experts" in name else [0.95, 0.9]  # the trained expert's
+    found = optimizer.accumulation.add(optimizer.prepare(batch, range(1), sigmas, Draws(1)))
     gradients = {name: p.grad for name, p in policy.parameters.items() if p.grad is not None}
     made = {
         "x0": drawn.x0, "media": media, "thumbnails": thumbnails(media), **media_statistics(media), "loss": found.loss,
@@ -76,9 +83,11 @@ def passes(name: str, checkpoint: Path, device: torch.device, output: Path) -> d
 
 @pytest.mark.parametrize("name", among(FAMILIES, quick=QUICK))
 def test_the_numbers_are_those_of_the_cpu(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Bit for bit, but for families whose positions diffusers computes in float64 where there is float64."""
+    is_torch_mps_available()  # transformers keeps the answer
     expected = passes(name, checkpoint(name), torch.device("cpu"), tmp_path)
-    with imitated():
+    with available(), imitated():
         found = passes(name, checkpoint(name), MPS, tmp_path)
     assert found.keys() == expected.keys()
-    different = [key for key, value in found.items() if not torch.equal(value, expected[key])]
-    assert different == []
+    errors = {key: float((found[key] - value).norm() / value.norm()) for key, value in expected.items() if value.any()}
+    assert max(errors.values()) <= (BOUND if FAMILIES[name].kind.layout.backbone in ROUNDED else 0.0), errors
