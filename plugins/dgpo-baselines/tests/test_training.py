@@ -187,7 +187,11 @@ def test_other_objectives_keep_no_path(make: Make, registry: Registry, monkeypat
             "objective.beta: 1.0 has no effect on objective: diffusion-nft",
         ),
         ("awm", {"objective": {"beta": 1.0}}, "objective.beta: 1.0 has no effect on objective: awm"),
-        ("crd", {"objective": {"reference": "frozen"}}, "objective.reference: frozen: crd compares with the old policy"),
+        (
+            "crd",
+            {"objective": {"reference": "frozen"}},
+            "objective.reference: frozen: crd compares with the old policy",
+        ),
         ("crd", {"objective": {"clip": 0.2}}, "objective.clip: 0.2 has no effect on objective: crd"),
         ("elbo-pg", {"objective": {"reference": "ema_fast"}}, "objective.reference: ema_fast has no effect"),
         ("regularized-dgpo", {"objective": {"clip": 0.2}}, "objective.clip: 0.2 has no effect"),
