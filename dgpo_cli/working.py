@@ -21,7 +21,7 @@ __all__ = ["Work", "working"]
 
 SOON = 1.0
 """Seconds before anything is shown on a terminal."""
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds before the first line without a terminal."""
 AGAIN = 60.0
 """Seconds between the following lines."""
