@@ -26,14 +26,16 @@ Values = Mapping[str, Mapping[int, float]]
 class Rule:
     """When a contrast is decided; to be written down before the runs.
 
-    margin: differences below it count as none; level: the error rate of each of the two claims over all contrasts.
+    margin: differences below it count as none; level: the error rate of a claimed difference over all contrasts, and of
+    a claimed equivalence for each contrast. Only differences are corrected: they are what a choice is made by, and
+    corrected equivalences would take many more seeds.
     """
 
     margin: float
     level: float = 0.05
 
     def verdict(self, different: float, equivalent: float) -> Verdict:
-        """Return the verdict from the corrected p values of both claims.
+        """Return the verdict from the corrected p value against no difference, and that against one beyond the margin.
 
         `equivalent` if the difference is shown to be within the margin, even if it is also shown not to be 0: the
         margin says which differences matter. Else `difference`, if it is shown not to be 0. Else `undecided`.
@@ -48,7 +50,7 @@ class Contrast:
     """A variant against another over their n common seeds.
 
     difference: with a 95 % t interval; p, corrected: of the sign-flip test against no difference, and after Holm's
-    correction; equivalent, equivalent_corrected: likewise, of the test against a difference beyond the margin.
+    correction; equivalent: of the test against a difference beyond the margin.
     """
 
     name: str
@@ -57,7 +59,6 @@ class Contrast:
     p: float
     corrected: float
     equivalent: float
-    equivalent_corrected: float
     verdict: Verdict
 
     @property
@@ -87,9 +88,8 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float:
 def contrasts(values: Values, pairs: Sequence[tuple[str, str]], rule: Rule) -> list[Contrast]:
     """Compare pairs of variants (name, against) as one family, and give the verdict of the rule on each.
 
-    Holm's correction is applied to each kind of claim over the family: the chance that any claimed difference is none,
-    and the chance that any claimed equivalence is none, are each at most `rule.level`. Pairs without a common seed are
-    left out.
+    Holm's correction is applied to the tests against no difference: the chance that any claimed difference is none is
+    at most `rule.level`. Pairs without a common seed are left out.
     """
     found = []
     for name, against in pairs:
@@ -98,9 +98,8 @@ def contrasts(values: Values, pairs: Sequence[tuple[str, str]], rule: Rule) -> l
             found.append((name, against, [values[name][seed] - values[against][seed] for seed in seeds]))
     different = [sign_flip_test(differences).p for _, _, differences in found]
     equivalent = [equivalence_p(differences, rule.margin) for _, _, differences in found]
-    rows = zip(found, different, holm(different), equivalent, holm(equivalent), strict=True)
+    rows = zip(found, different, holm(different), equivalent, strict=True)
     return [
-        Contrast(name, against, t_interval(differences), p, corrected, q, q_corrected,
-                 rule.verdict(corrected, q_corrected))
-        for (name, against, differences), p, corrected, q, q_corrected in rows
-    ]  # fmt: skip
+        Contrast(name, against, t_interval(differences), p, corrected, q, rule.verdict(corrected, q))
+        for (name, against, differences), p, corrected, q in rows
+    ]

@@ -153,9 +153,9 @@ def test_predicted_widths_are_those_of_intervals() -> None:
     generator = np.random.default_rng(4)
     for seeds, prompts in ((5, 60), (12, 150)):
         widths = []
-        for number in range(60):
+        for number in range(25):
             found = two_way_interval(world(generator, ONE_TASK, seeds, prompts), ["a"] * prompts, seed=number)
             assert found.low is not None
             assert found.high is not None
             widths.append((found.high - found.low) / 2)
-        assert np.mean(widths) == pytest.approx(half_width(ONE_TASK, seeds, prompts, fixed=False), rel=0.08)
+        assert np.mean(widths) == pytest.approx(half_width(ONE_TASK, seeds, prompts, fixed=False), rel=0.1)

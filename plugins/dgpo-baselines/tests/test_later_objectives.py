@@ -239,8 +239,8 @@ def test_a_member_outside_the_trust_region_stays_in_the_statistic(registry: Regi
 def test_errors_divided_by_their_magnitude(registry: Registry) -> None:
     p, beta = group(), 25.0
     objective = make(registry, "regularized-dgpo", {"adaptive": True}, beta=beta)
-    everybody = torch.ones(MEMBERS, dtype=torch.bool)
-    close(gradient(objective, p), derivative(preference(p, beta, "x0", everybody), p))
+    unmasked = torch.ones(MEMBERS, dtype=torch.bool)
+    close(gradient(objective, p), derivative(preference(p, beta, "x0", unmasked), p))
     # The clip compares the same errors.
     assert p.old is not None
     gap = (dsm(p, p.old, "x0") - dsm(p, p.velocity, "x0")).exp()
