@@ -20,6 +20,7 @@ help:  ## Show this list
 $(VENV)/.installed: pyproject.toml constraints.txt requirements.txt $(PLUGINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "dgpo needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11"; exit 2; }
+	@echo "Installing dgpo, its plugins and what the tests need into $(VENV): 7 GB, 3 to 10 minutes, silently."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev --requirement requirements.txt
@@ -60,7 +61,9 @@ schemas: $(VENV)/.installed  ## Write schemas/json and CONTRIBUTING's tables of 
 
 # NO_MKDOCS_2_WARNING: the theme would print a notice about its successor on every build.
 site: $(VENV)/.installed  ## Build the documentation site in build/site; a broken link is an error
+	@echo "Building the site: half a minute or more, silently."
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server -b 127.0.0.1 -d build/site"
 
 clean:  ## Remove the environment and caches (never runs/)
 	rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -199,8 +199,11 @@ class PlainProgress(Callback):
         self.write(text)
 
     def on_end(self, outcome: OutcomeRecord) -> None:
-        """Print the outcome as the last line."""
-        self.say(f"{outcome.outcome} in {seconds(time.monotonic() - self.began)}")
+        """Print the outcome as the last line; a run that ended at --max-iterations is paused, as `dgpo watch` says."""
+        how = f"{outcome.outcome} after"
+        if outcome.outcome == "finished":
+            how = "paused after" if outcome.ended_by is None else "finished in"
+        self.say(f"{how} {seconds(time.monotonic() - self.began)}")
 
 
 class RichProgress(PlainProgress):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dgpo_cli.commands import Commands
-from dgpo_cli.log import OneLine
+from dgpo_cli.log import OneLine, announce_retries
 from dgpo_cli.streams import guarded_errors, guarded_output
 from dgpo_core.errors import UserError
 from dgpo_core.system.openmp import spin_briefly
@@ -110,6 +110,7 @@ def guarded(program: Callable[[], object]) -> None:
         logging.lastResort.setFormatter(OneLine())
     # peft imports it, if installed; on some processors it then warns about kernels that dgpo does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    announce_retries()
     with guarded_errors():
         try:
             with guarded_output():

@@ -24,6 +24,19 @@ TITLES = {
     "suite": "Suites",
 }
 
+BLOCK = "{use: NAME, options: {KEY: VALUE}}"
+WRITTEN = {
+    "backbone": "In a run file: `backbone: {use: NAME, checkpoint: CHECKPOINT, options: {KEY: VALUE}}`.",
+    "sampler": f"In a run file: `rollout: {{sampler: {BLOCK}}}`, or without options `rollout: {{sampler: NAME}}`.",
+    "reward": f"In a run file: `rewards: [{BLOCK}]`.",
+    "weighting": f"In a run file: `weighting: {BLOCK}`, or without options `weighting: NAME`.",
+    "objective": f"In a run file: `objective: {BLOCK}`.",
+    "timesteps": f"In a run file: `timesteps: {BLOCK}`.",
+    "prompts": f"In a run file: `prompts: {{train: {BLOCK}, heldout: {BLOCK}}}`.",
+    "suite": "`dgpo evaluate RUN --suite NAME --suite-option NAME.KEY=VALUE`.",
+}
+"""How a component is named where it is used."""
+
 
 def component_pages(registry: Registry) -> dict[str, str]:
     """Return {address on the site: Markdown}, one page for each kind that has components, and an index of them."""
@@ -50,6 +63,8 @@ def component_pages(registry: Registry) -> dict[str, str]:
 def _page(registry: Registry, kind: str) -> Iterator[str]:
     yield from (f"# {TITLES.get(kind, kind.capitalize() + 's')}", "")
     contracts = [path.replace(":", ".") for path in registry.kinds[kind].contracts]
+    if kind in WRITTEN:
+        yield from (WRITTEN[kind], "")
     yield from (f"Implementations of {' or '.join(f'`{path}`' for path in contracts)}.", "")
     for name, component in sorted(registry.components(kind).items()):
         yield from _component(registry, name, component)

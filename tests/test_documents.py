@@ -31,27 +31,12 @@ from dgpo_kit.toy import run_data
 from dgpo_lab.ablation.plan import make_plan
 from dgpo_schemas.serve import ServeConfig
 from tests.conftest import Outcome
+from tests.pages import ROOT, blocks, typed
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
 SERVICES = sorted(ROOT.glob("examples/*-service.yaml"))
 ABLATIONS = sorted(ROOT.glob("examples/ablation-*.yaml"))
 EXAMPLES = sorted(set(ROOT.glob("examples/*.yaml")) - set(SERVICES) - set(ABLATIONS))
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def typed(text: str) -> list[tuple[str, str]]:
-    """(command, what it prints) of every console block."""
-    found = []
-    for block in blocks(text, "console"):
-        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, _, output = command.partition("\n")
-            found.append((line, output))
-    return found
 
 
 class Desk:

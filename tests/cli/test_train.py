@@ -59,6 +59,7 @@ def test_resume_goes_on_as_if_never_stopped(dgpo: Run, write_run: Write, referen
     file = write_run()
     done = dgpo("train", file, "--max-iterations", 1)
     assert done.code == 0
+    assert done.err.splitlines()[-3].startswith("paused after ")
     assert done.err.splitlines()[-2] == "3 iterations are left; continue with --resume"
     assert [m["iteration"] for m in logs()] == [1]
     done = dgpo("train", file, "--resume", "--max-iterations", 2)

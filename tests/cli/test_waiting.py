@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import http_backoff
 
 from dgpo_cli import working as module
 from dgpo_cli.console import Loading, bar, loading
+from dgpo_cli.log import announce_retries
 from dgpo_cli.working import Work, working
 
 Run = Callable[..., Any]
@@ -170,3 +174,22 @@ def test_a_preset_belongs_to_a_run_file(dgpo: Run, tmp_path: Any) -> None:
     done = dgpo("evaluate", tmp_path, "--preset", "24gb")
     assert (done.code, done.out) == (2, "")
     assert "--preset belongs to a run file" in done.err
+
+
+def test_retries_of_the_hub_are_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of the Hub's own client, for an address where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{probe.getsockname()[1]}"
+        announce_retries()
+        announce_retries()  # as of the next program in this process
+        logger = logging.getLogger("huggingface_hub.utils._http")
+        logger.addHandler(caplog.handler)
+        try:
+            with pytest.raises(Exception, match="refused"):
+                http_backoff("GET", f"http://{host}/model_index.json", max_retries=3, base_wait_time=0.0)
+            logger.warning("something else")
+        finally:
+            logger.removeHandler(caplog.handler)
+    shown = list(dict.fromkeys(caplog.messages))
+    assert shown == [f"{host} does not answer; trying again for a while", "something else"]

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import get_registry
 from dgpo_schemas.annotations import items_of, models_of
 from dgpo_schemas.base import UseBlock
@@ -79,6 +80,31 @@ def test_every_option_of_every_component_is_there(reference: dict[str, str]) -> 
             assert "license of the code: Apache-2.0" in section, f"{kind} {name}"
             options = registry.options_model(component).model_fields
             assert set(rows(section)) >= set(options), f"{kind} {name}"
+
+
+NAMED = {
+    "backbone": ("sd3", "text_length: 0"), "sampler": ("flow-sde", "noise: 0.5"), "reward": ("pickscore", "batch: 4"),
+    "weighting": ("softmax", "temperature: 0.5"), "objective": ("diffusion-dpo", ""), "timesteps": ("uniform", ""),
+    "prompts": ("miniature", "seed: 1"),
+}  # fmt: skip
+"""A component of each kind, and an option of it."""
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_components_are_named_as_their_page_says(kind: str, reference: dict[str, str], tmp_path: Path) -> None:
+    name, option = NAMED[kind]
+    page = reference[f"reference/components/{kind}.md"]
+    (line,) = re.findall(r"^In a run file: .*$", page, re.MULTILINE)
+    for shown in re.findall("`([^`]+)`", line):
+        written = shown.replace("NAME", name).replace("KEY: VALUE", option).replace("CHECKPOINT", "sd35")
+        base = {
+            "run": {"name": "x", "iterations": 1}, "backbone": {"use": "sd3", "checkpoint": "sd35"},
+            "prompts": {"train": {"use": "miniature"}}, "rewards": [{"use": "pickscore"}],
+        }  # fmt: skip
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(base | yaml.safe_load(written)))
+        settings = load_run_config(tmp_path / "run.yaml", registry=get_registry()).model_dump_json()
+        assert f'"{name}"' in settings
+        assert shown.count("KEY") == 0 or all(word in settings for word in option.split(": "))
 
 
 def test_every_command_is_there(reference: dict[str, str]) -> None:

@@ -89,6 +89,14 @@ def test_differences_on_the_same_prompts_are_paired(pair: list[Path]) -> None:
     assert found["geneval", "one"].difference is None
 
 
+def test_the_iteration_of_an_evaluation_is_told(pair: list[Path]) -> None:
+    entries = [read_entry(path) for path in pair]
+    found = list(rows(entries))
+    for how in ("markdown", "html"):
+        assert f"two: {pair[1]}, held-out prompts after iteration 4" in render(entries, found, how)
+    assert [run["iteration"] for run in json.loads(render(entries, found, "json"))["runs"]] == [4, 4]
+
+
 def test_intervals_of_differences_are_those_of_another_bootstrap() -> None:
     generator = np.random.default_rng(1)
     one, two = generator.normal(0, 1, 400), generator.normal(0.1, 1, 400)

@@ -64,13 +64,17 @@ def _difference(difference: Difference | None) -> str:
 def _notes(entries: Sequence[Entry], rows: Sequence[Row]) -> list[str]:
     """Return the sentences below the table."""
     notes = [NOTE.format(first=entries[0].label)] if len(entries) > 1 else []
-    notes += [f"{entry.label}: {entry.described}" for entry in entries]
+    notes += [f"{entry.label}: {entry.described}{_when(entry)}" for entry in entries]
     for row in rows:
         if row.score is not None and row.score.missing:
             notes.append(f"{row.suite}, {row.run}: {row.score.missing} samples could not be scored")
         for reason in () if row.score is None else row.score.notes:
             notes.append(f"{row.suite}, {row.run}: not comparable with published scores: {reason}")
     return list(dict.fromkeys(notes))
+
+
+def _when(entry: Entry) -> str:
+    return "" if entry.iteration is None else f", held-out prompts after iteration {entry.iteration}"
 
 
 def _table(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
@@ -114,7 +118,7 @@ def _csv(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
 
 def _json(entries: Sequence[Entry], rows: Sequence[Row]) -> str:
     data = {
-        "runs": [{"run": entry.label, "target": entry.described} for entry in entries],
+        "runs": [{"run": entry.label, "target": entry.described, "iteration": entry.iteration} for entry in entries],
         "scores": [
             {
                 "suite": row.suite,

@@ -49,11 +49,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Entry:
-    """The scores of a run by name, and what was evaluated."""
+    """The scores of a run by name, and what was evaluated.
+
+    iteration: after which the held-out prompts of a run were evaluated; None of a file, and without an evaluation.
+    """
 
     label: str
     described: str
     scores: dict[Name, Score]
+    iteration: int | None = None
 
 
 def read_entry(path: Path) -> Entry:
@@ -62,10 +66,11 @@ def read_entry(path: Path) -> Entry:
     Raises UserError for other paths, and if nothing has been evaluated.
     """
     if path.is_dir():
-        scores = {**_evaluation(path), **_suites_of(path)}
+        evaluated, last = _evaluation(path)
+        scores = {**evaluated, **_suites_of(path)}
         if not scores:
             raise UserError(f"{path}: has no evaluation and no suites; `dgpo evaluate {path} --suite NAME` makes one")
-        return Entry(path.name, str(path), scores)
+        return Entry(path.name, str(path), scores, last)
     records = _file(path)
     scores = {name: score for record in records for name, score in _of_suite(record).items()}
     return Entry(path.stem, records[0].target, scores)
@@ -150,8 +155,8 @@ def _array(values: Sequence[float | None] | None) -> NDArray[np.float64] | None:
     return None if values is None else np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
 
-def _evaluation(run: Path) -> dict[Name, Score]:
-    """Return the rewards of the last evaluation of a run."""
+def _evaluation(run: Path) -> tuple[dict[Name, Score], int | None]:
+    """Return the rewards of the last evaluation of a run, and after which iteration it was; none and None without."""
     records = []
     for line in RunDirectory(run).read("evaluations.jsonl"):
         try:
@@ -161,11 +166,12 @@ def _evaluation(run: Path) -> dict[Name, Score]:
     last = max((record.iteration for record in records), default=None)
     prompts = None if last is None else _prompts(run, last)
     config = _config(run)
-    return {
+    scores = {
         (HELDOUT, record.reward): _of_record(record, prompts, config)
         for record in records
         if record.iteration == last and record.role != "statistic"
     }
+    return scores, last
 
 
 def _of_record(record: EvaluationRecord, prompts: PromptScores | None, config: RunConfig | None) -> Score:
