@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ __all__ = ["records"]
 
 BLOCK, HEAD, START = 32 * 1024, struct.Struct("<IHB"), 7
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+PATIENCE = 60.0
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
@@ -28,8 +30,21 @@ def _chunks(data: bytes) -> Iterator[bytes]:
             yield parts
 
 
-def records(directory: Path) -> list[Any]:
-    """The records of `offline-run-*` directories, in the order in which they were started."""
+def records(directory: Path, runs: int) -> list[Any]:
+    """The records of `offline-run-*` directories, in the order in which they were started.
+
+    wandb's service may still write when a run's `finish` has returned: this waits for the last record of all `runs`.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        found = _records(directory)
+        if [record.WhichOneof("record_type") for record in found].count("exit") == runs:
+            return found
+        assert time.monotonic() < end, f"{directory}: {runs} runs have not ended"
+        time.sleep(0.1)
+
+
+def _records(directory: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = []

@@ -77,7 +77,7 @@ def test_wandb_logs_offline_and_a_resumed_run_is_the_same_one(tmp_path: Path, mo
     time.sleep(1.1)  # wandb names the directory of a run by its key and the second of its start
     shown("wandb", tmp_path / "t", files, [3, 4], start=2)
     assert not (tmp_path / "wandb").exists(), "its files are in the trackers' directory"
-    found = records(tmp_path / "t" / "wandb")
+    found = records(tmp_path / "t" / "wandb", runs=2)
     runs = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     assert [run.run_id for run in runs] == ["0123456789abcdef"] * 2
     for run in runs:
