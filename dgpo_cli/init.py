@@ -107,7 +107,7 @@ def init(
     except typer.Abort:  # Ctrl-C or the end of the input
         typer.echo("\nnothing was written", err=True)
         raise typer.Exit(130) from None
-    if file.exists() and not force:  # while questions were asked
+    if os.path.lexists(file) and not force:  # while questions were asked
         raise UserError(f"{file}: exists; name another file, or replace it with --force")
     write_text(file, text)
     for line in _next(file, built, count, registry):
@@ -126,7 +126,7 @@ def _check_free(file: Path, *, force: bool) -> None:
 
     if file.is_dir():
         raise UserError(f"{file}: is a directory; name a file in it, such as {file / 'run.yaml'}")
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise UserError(f"{file}: exists; name another file, or replace it with --force")
     if not file.parent.is_dir():
         raise UserError(f"{file}: no such directory {file.parent}")
@@ -139,11 +139,11 @@ def _default(given: dict[str, str | None], choices: Choices) -> Answers:
     from dgpo_cli.new_run.building import Answers
     from dgpo_core.errors import UserError
 
-    model = given["model"] or choices.default_model()
+    model = given["model"] if given["model"] is not None else choices.default_model()
     if model is None:
         raise UserError(f"--model: name the model to train (models: {', '.join(choices.models) or 'none'})")
     choices.check_model(model)
-    reward = given["reward"] or choices.default_reward(model)
+    reward = given["reward"] if given["reward"] is not None else choices.default_reward(model)
     if reward is None:
         raise UserError(f"--reward: name the reward to train on (rewards: {', '.join(choices.rewards) or 'none'})")
     choices.check_reward(reward)

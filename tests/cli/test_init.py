@@ -315,10 +315,25 @@ def test_no_file_is_replaced(installed: Run) -> None:
     assert installed("init", "place").err == ("place: is a directory; name a file in it, such as place/run.yaml\n")
 
 
+def test_no_link_is_replaced(installed: Run, here: Path) -> None:
+    """Not even one to a file that is not there, nor one to itself."""
+    for target in ("missing.yaml", "run.yaml"):
+        Path("run.yaml").symlink_to(target)
+        done = installed("init")
+        assert (done.code, done.err) == (2, "run.yaml: exists; name another file, or replace it with --force\n")
+        assert os.readlink("run.yaml") == target
+        Path("run.yaml").unlink()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model", "sd35"], r"--model: unknown model 'sd35'; did you mean sd3\? \(models: miniature, flux, "),
+        (["--model", "SD3"], r"--model: unknown model 'SD3'; did you mean sd3\?"),
+        (["--model", ""], r"--model: unknown model ''"),
+        (["--reward", ""], r"--reward: unknown reward ''"),
+        (["--model", "sd3", "--card", "9" * 400], r"--card 9+: must be the memory of a GPU in GB"),
+        (["--model", "sd3", "--card", "\N{ARABIC-INDIC DIGIT NINE}0"], r"--card .0: must be the memory of a GPU in GB"),
         (["--reward", "pickscor"], r"--reward: unknown reward 'pickscor'; did you mean pickscore\? "),
         (["--model", "sd3", "--prompts", "genevl"], r"--prompts genevl: no such file, .* did you mean geneval\? "),
         (["--heldout", "x.txt"], r"--heldout x\.txt: no such file"),
