@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dgpo_cli.log import OneLine
-from dgpo_cli.working import working
+from dgpo_cli.working import is_first, working
 from dgpo_core.system.units import number, seconds
 from dgpo_core.training.callbacks import Callback
 from dgpo_schemas.text import clean
@@ -51,7 +50,7 @@ def make_progress(*, quiet: bool = False) -> PlainProgress:
 def loading(what: str) -> None:
     """Print on a terminal that `what` is being loaded, which may take minutes; once for all processes."""
     console = Console(stderr=True)
-    if console.is_terminal and not int(os.environ.get("RANK", "0")):
+    if console.is_terminal and is_first():
         console.print(f"loading {what} ...", highlight=False, markup=False, soft_wrap=True)
 
 

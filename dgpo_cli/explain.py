@@ -96,13 +96,16 @@ def _with_defaults(kind: str, document: Document) -> dict[str, Any]:
 
 def _unknown(name: str, tables: Sequence[_Table]) -> str:
     """Return a message if no table has a key; "" if one has."""
+    from dgpo_schemas.text import clean
+
     if any(one.keys.find(name) for one in tables):
         return ""
+    shown = f"--explain {clean(name, 80)}"
     near = list(dict.fromkeys(key for one in tables for key in one.keys.nearest(name)))[:3]
     if near:
-        return f"--explain {name}: unknown key; did you mean {' or '.join(near)}?"
+        return f"{shown}: unknown key; did you mean {' or '.join(near)}?"
     top = ", ".join(tables[0].keys.below(""))
-    return f"--explain {name}: unknown key; allowed: {top}, and the keys in them"
+    return f"{shown}: unknown key; allowed: {top}, and the keys in them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class _Table:
         owners = f"option of {', '.join(known.owners)}" if known.owners else ""
         noun = owners or ("" if self.document else f"key of {FILES[self.kind].noun}")
         yield from _wrapped(f"{name} ({noun})" if noun else name, "", "    ")
-        yield from _wrapped(known.key.description, "  ")
+        yield from _wrapped(_one_line(known.key.description), "  ")
         inner = self.keys.below(name) or self.keys.below(f"{name}.N")
         for title, text in self._rows(name, known, section=bool(inner)):
             yield from _wrapped(f"{title:<11}{text}", "  ", " " * 13)
@@ -147,7 +150,7 @@ class _Table:
         if self.document is not None:
             value, where = self._value(name), self._where(name)
             shown = "" if isinstance(value, dict | list) and section else _inline(value) + ", "
-            yield "here:", f"{shown}{self._origin(where)}" if where else "not set, so the default"
+            yield "here:", f"{shown}{self._origin(where)}" if where else self._unset(name)
 
     def _header(self) -> tuple[str, ...]:
         return ("key", "value", "set by", "meaning") if self.document else ("key", "default", "meaning")
@@ -158,11 +161,11 @@ class _Table:
             nested = bool(self.keys.below(name) or self.keys.below(f"{name}.N"))
             default = "required" if known.key.required else "(section)" if nested else known.key.default or ""
             if self.document is None:
-                yield last, default, known.key.description
+                yield last, default, _one_line(known.key.description)
                 continue
             where = self._where(name)
             value = _inline(self._value(name)) if where and not nested else default
-            yield last, value, self._source(where), known.key.description
+            yield last, value, self._source(where), _one_line(known.key.description)
 
     def _where(self, name: str) -> str:
         """Return the position at which a key is set, "" if it is not."""
@@ -179,6 +182,18 @@ class _Table:
                 return ""
             here = here[component]
         return self.document.position(path).text
+
+    def _unset(self, name: str) -> str:
+        """Say what is in place of a key that is not set: its default, or nothing if its list item is not there."""
+        from dgpo_schemas.problems import split_key
+
+        here: Any = self.data
+        for component in split_key(name):
+            if isinstance(here, list) and isinstance(component, int) and component >= len(here):
+                return f"not there, the list has {len(here)} item{'' if len(here) == 1 else 's'}"
+            inside = isinstance(here, Mapping) and component in here
+            here = here[component] if inside or (isinstance(here, list) and isinstance(component, int)) else None
+        return "not set, so the default"
 
     def _origin(self, where: str) -> str:
         if where.startswith(self.start):
@@ -212,6 +227,11 @@ def _inline(value: Any) -> str:
     if isinstance(value, str):
         return value or '""'
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _one_line(text: str) -> str:
+    """Join the lines of a description."""
+    return " ".join(text.split())
 
 
 def _width() -> int:

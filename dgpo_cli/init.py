@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgpo_cli.options import Force, Overrides
+from dgpo_schemas.text import clean
 
 if TYPE_CHECKING:
     from dgpo_cli.new_run.building import Answers, Built
@@ -106,7 +107,7 @@ def init(
     except typer.Abort:  # Ctrl-C or the end of the input
         typer.echo("\nnothing was written", err=True)
         raise typer.Exit(130) from None
-    if file.exists() and not force:  # while questions were asked
+    if os.path.lexists(file) and not force:  # while questions were asked
         raise UserError(f"{file}: exists; name another file, or replace it with --force")
     write_text(file, text)
     for line in _next(file, built, count, registry):
@@ -125,7 +126,7 @@ def _check_free(file: Path, *, force: bool) -> None:
 
     if file.is_dir():
         raise UserError(f"{file}: is a directory; name a file in it, such as {file / 'run.yaml'}")
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise UserError(f"{file}: exists; name another file, or replace it with --force")
     if not file.parent.is_dir():
         raise UserError(f"{file}: no such directory {file.parent}")
@@ -138,11 +139,11 @@ def _default(given: dict[str, str | None], choices: Choices) -> Answers:
     from dgpo_cli.new_run.building import Answers
     from dgpo_core.errors import UserError
 
-    model = given["model"] or choices.default_model()
+    model = given["model"] if given["model"] is not None else choices.default_model()
     if model is None:
         raise UserError(f"--model: name the model to train (models: {', '.join(choices.models) or 'none'})")
     choices.check_model(model)
-    reward = given["reward"] or choices.default_reward(model)
+    reward = given["reward"] if given["reward"] is not None else choices.default_reward(model)
     if reward is None:
         raise UserError(f"--reward: name the reward to train on (rewards: {', '.join(choices.rewards) or 'none'})")
     choices.check_reward(reward)
@@ -176,10 +177,19 @@ def _text(file: Path, answers: Answers, choices: Choices, registry: Registry, *,
         checked(config, registry)
     text = commented(head(file, answers, built, registry), built.document.data, registry)
     if SCHEMA.is_file():
-        place = os.path.relpath(SCHEMA, file.parent).replace(os.sep, "/")
-        text = f"# yaml-language-server: $schema={place}\n#\n{text}"
+        text = f"# yaml-language-server: $schema={_schema_from(file.parent)}\n#\n{text}"
     assert parse_yaml(text, str(file)).data == built.document.data, "a comment or quote changed a value"
     return text, built
+
+
+def _schema_from(directory: Path) -> str:
+    """Return the path of SCHEMA for a file in a directory, which may be a symbolic link."""
+    start, schema = directory.resolve(), SCHEMA.resolve()
+    try:
+        place = os.path.relpath(schema, start)
+    except ValueError:  # on another drive of Windows
+        place = str(schema)
+    return clean(place.replace(os.sep, "/"))
 
 
 def _next(file: Path, built: Built, processes: int, registry: Registry) -> Iterator[str]:
@@ -190,7 +200,7 @@ def _next(file: Path, built: Built, processes: int, registry: Registry) -> Itera
     several = max(processes, 2 if sharded else 1)
     launch = f" --processes {several}" if several > 1 else ""
     path = shell_word(str(file))
-    yield f"wrote {file}" + (f", with the settings of {built.base.place}" if built.base else "")
+    yield f"wrote {clean(str(file))}" + (f", with the settings of {built.base.place}" if built.base else "")
     if sharded and processes == 1:
         yield f"the preset {built.preset} shards the weights over several GPUs: two or more are needed"
     if built.memory is not None and built.preset is None:

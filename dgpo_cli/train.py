@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from typer.core import TyperCommand
 
 from dgpo_cli.launch import PREEMPTED
 from dgpo_cli.options import Accept, Overrides, Preset, Resume, RunFile
+from dgpo_cli.working import is_first
 from dgpo_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _progress(config: RunConfig, *, quiet: bool) -> tuple[Loading, PlainProgress
     """Return what tells that the run is being loaded, and what tells of its iterations."""
     from dgpo_cli.console import Loading, loading, make_progress
 
-    quiet = quiet or not config.logging.console or int(os.environ.get("RANK", "0")) > 0
+    quiet = quiet or not config.logging.console or not is_first()
     what = f"{config.backbone.use} from {config.backbone.checkpoint or 'its package'}"
     if not quiet:
         loading(what)

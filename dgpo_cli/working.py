@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Work", "working"]
+__all__ = ["Work", "is_first", "working"]
 
 SOON = 1.0
 """Seconds before anything is shown on a terminal."""
@@ -56,6 +56,11 @@ class Work:
         return clean(", ".join(filter(None, (self.text, self.counted, f"{seconds:.0f} s so far"))))
 
 
+def is_first() -> bool:
+    """Return whether this is the first process of a launcher, or the only one; a wrong RANK is reported elsewhere."""
+    return os.environ.get("RANK", "").strip() in ("", "0")
+
+
 @contextmanager
 def working(text: str, *, shown: bool = True) -> Iterator[Work]:
     """Context manager in which `text`, or what the Work is told, is shown; nothing if it ends at once.
@@ -63,7 +68,7 @@ def working(text: str, *, shown: bool = True) -> Iterator[Work]:
     In a process of a launcher other than the first, and if not `shown`, nothing is. Cannot be nested.
     """
     work, over = Work(text), threading.Event()
-    if not shown or int(os.environ.get("RANK", "0")):
+    if not shown or not is_first():
         yield work
         return
     teller = threading.Thread(target=_tell, args=(work, over), name="progress", daemon=True)
@@ -94,6 +99,8 @@ def _tell(work: Work, over: threading.Event) -> None:
 def _on_terminal(work: Work, over: threading.Event, console: Console) -> None:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from dgpo_schemas.text import clean
+
     columns = (
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
         TextColumn("{task.fields[counted]}"), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -105,5 +112,5 @@ def _on_terminal(work: Work, over: threading.Event, console: Console) -> None:
         while not ended:
             ended = over.wait(MOVES)
             shown.update(
-                task, description=work.text, completed=work.done, total=work.total or None, counted=work.counted
+                task, description=clean(work.text), completed=work.done, total=work.total or None, counted=work.counted
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,8 @@ from dgpo_cli.new_run.building import Answers, for_media
 from dgpo_cli.new_run.choices import Choices
 from dgpo_cli.new_run.questions import choose, text
 from dgpo_core.errors import UserError
-from dgpo_schemas.problems import nearest
+from dgpo_schemas.problems import INDEX, nearest
+from dgpo_schemas.prompts import read_prompts
 
 __all__ = ["asked", "status"]
 
@@ -59,13 +61,24 @@ def _asked_prompts(model: str, reward: str, heldout: str | None, choices: Choice
     block = None if default is None else default["train"]
     shown = block if isinstance(block, str) else block.get("use", block.get("file")) if block else None
     about = "Prompts to train on: a .txt or .jsonl file, or one of these sources:"
-    prompts = choose("prompts", about, choices.sources, shown, choices.check_prompts)
+    prompts = choose("prompts", about, choices.sources, shown, lambda answer: _check_prompts(answer, choices))
     if prompts == shown:
         return {"prompts": None}
     if heldout is None and prompts not in choices.sources:
         about = "Prompts to evaluate on, which are not trained on: a file; empty for no evaluation."
-        heldout = text("heldout", about, "", lambda answer: choices.check_prompts(answer, "--heldout")) or None
+        heldout = text("heldout", about, "", lambda answer: _check_prompts(answer, choices, "--heldout")) or None
     return {"prompts": prompts, "heldout": heldout}
+
+
+def _check_prompts(answer: str, choices: Choices, option: str = "--prompts") -> None:
+    """Raise UserError unless these are a prompt source, or a file that can be read: the answers would be lost later."""
+    choices.check_prompts(answer, option)
+    file = Path(answer).expanduser()
+    if file.is_file():
+        try:
+            read_prompts(file)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 @contextmanager
@@ -80,7 +93,7 @@ def status(text: str) -> Iterator[None]:
 
 
 def _check_count(answer: str) -> None:
-    if not answer.isascii() or not answer.isdigit() or int(answer) < 1:
+    if not INDEX.fullmatch(answer) or int(answer) < 1:
         raise UserError(f"{answer!r} is not a number of GPUs; it must be an integer of at least 1")
 
 

@@ -22,7 +22,7 @@ MINIATURE = "miniature"
 """The model that stands for the small ones that come with plugins."""
 GENERAL = "geneval"
 """Prompt source for rewards that accept any prompt, if the user has no file: objects, numbers, colors, positions."""
-MEMORY = re.compile(r"(\d+(?:\.\d+)?) *(?:g|gb|gib)?", re.IGNORECASE)
+MEMORY = re.compile(r"([0-9]{1,5}(?:\.[0-9]+)?) *(?:g|gb|gib)?", re.IGNORECASE)
 
 
 class Choices:
@@ -62,7 +62,9 @@ class Choices:
                 if "it comes with" in str(error):  # what to install
                     raise UserError(f"--model: {error}") from None
             known = ", ".join(self.models)
-            raise UserError(f"--model: unknown model {model!r}{nearest(model, self.models)} (models: {known})")
+            raise UserError(
+                f"--model: unknown model {model!r}{nearest(model.casefold(), self.models)} (models: {known})"
+            )
 
     def check_reward(self, reward: str) -> None:
         """Raise UserError for a reward that is not installed."""

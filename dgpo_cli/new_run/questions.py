@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 import typer
 
 from dgpo_core.errors import UserError
+from dgpo_schemas.problems import INDEX
+from dgpo_schemas.text import clean
 
 __all__ = ["choose", "text"]
 
@@ -24,11 +26,11 @@ def choose(name: str, about: str, choices: Mapping[str, str], default: str | Non
     for number, (choice, summary) in enumerate(choices.items(), 1):
         start = f"  {number:>2}  {choice:<{longest}}  "
         room = max(width - len(start), 12)
-        short = textwrap.shorten(summary, room, placeholder=" …", break_on_hyphens=False)
+        short = textwrap.shorten(clean(" ".join(summary.split())), room, placeholder=" …", break_on_hyphens=False)
         typer.echo(start + short, err=True)
 
     def numbered(answer: str) -> str:
-        number = int(answer) if answer.isascii() and answer.isdigit() else 0
+        number = int(answer) if INDEX.fullmatch(answer) else 0
         found = list(choices)[number - 1] if 1 <= number <= len(choices) else answer
         check(found)
         return found
@@ -53,7 +55,7 @@ def _width() -> int:
 
 
 def _introduce(about: str) -> None:
-    typer.echo("\n" + textwrap.fill(about, _width(), break_on_hyphens=False), err=True)
+    typer.echo("\n" + textwrap.fill(clean(" ".join(about.split())), _width(), break_on_hyphens=False), err=True)
 
 
 def _until_valid(name: str, default: str | None, valid: Callable[[str], str]) -> str:

@@ -95,13 +95,13 @@ class _Writer:
             for i, item in enumerate(value):
                 yield from self._item((*path, i), item, indent + 2)
         else:
-            shown = json.dumps(value) if isinstance(value, list | Mapping) else _scalar(value)
+            shown = _json(value) if isinstance(value, list | Mapping) else _scalar(value)
             yield f"{' ' * indent}{_scalar(key)}: {shown}"
 
     def _item(self, path: KeyPath, value: Any, indent: int) -> Iterator[str]:
         """Yield the lines of a list item; the dash stands before the first key, below its comment."""
         if not isinstance(value, Mapping) or not value:
-            yield f"{' ' * indent}- {_scalar(value) if not isinstance(value, list | Mapping) else json.dumps(value)}"
+            yield f"{' ' * indent}- {_scalar(value) if not isinstance(value, list | Mapping) else _json(value)}"
             return
         begun = False
         for name, inner in value.items():
@@ -140,6 +140,12 @@ def _comment(text: str, indent: int) -> Iterator[str]:
 
 def _scalar(value: Any) -> str:
     """Format a value in one line, with quotes if necessary."""
-    if isinstance(value, str) and ("\n" in value or len(value) > 60):
-        return json.dumps(value)
+    if isinstance(value, str) and (len(value) > 60 or not value.isprintable()):
+        return _json(value)
     return dump_yaml({"key": value}).partition(": ")[2].rstrip("\n")
+
+
+def _json(value: Any) -> str:
+    """Format a value as JSON, which is YAML too; characters that YAML or editors do not show are escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value).replace("\x7f", "\\u007f")

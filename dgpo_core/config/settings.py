@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from dgpo_core.errors import UserError
 from dgpo_schemas.loading import Document, Position
-from dgpo_schemas.problems import ConfigError, KeyPath, Problem, dotted, explain, show
+from dgpo_schemas.problems import INDEX, ConfigError, KeyPath, Problem, dotted, explain, show
 
 __all__ = ["apply_settings", "checked_section", "put"]
 
@@ -86,7 +86,7 @@ def _component(here: Any, name: str, path: KeyPath) -> str | int:
         return name
     if not isinstance(here, list):
         raise ValueError(f"{dotted(path)} is {show(here)}; it has no key {name!r}")
-    if not name.isascii() or not name.isdigit() or int(name) > len(here):
+    if not INDEX.fullmatch(name) or int(name) > len(here):
         entries = f"0 to {len(here) - 1}" if here else "none"
         raise ValueError(
             f"{dotted(path)} is a list; {name!r} is not one of its indices ({entries}; {len(here)} appends)"

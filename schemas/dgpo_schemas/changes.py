@@ -63,7 +63,7 @@ def effect_of(key: str, options: Mapping[str, Effect] | None = None) -> Effect:
 
 def generic(key: str) -> str:
     """Replace the indices of list items in a dotted key by ITEM."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", ITEM, key)
+    return re.sub(r"(?<=\.)[0-9]{1,9}(?=\.|\Z)", ITEM, key)
 
 
 def summary() -> str:

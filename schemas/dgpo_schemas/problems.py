@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from dgpo_schemas.annotations import models_of, plain
 
 __all__ = [
+    "INDEX",
     "ConfigError",
     "KeyPath",
     "Problem",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 KeyPath = tuple[str | int, ...]
+INDEX = re.compile("[0-9]{1,9}")
+"""An index of a list in a dotted key. Python refuses to read numbers of thousands of digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class _Mistake:
 
 def split_key(key: str) -> KeyPath:
     """Return the path of a dotted key; whole numbers are indices of lists."""
-    return tuple(int(component) if component.isdigit() else component for component in key.split("."))
+    return tuple(int(component) if INDEX.fullmatch(component) else component for component in key.split("."))
 
 
 def _mistake(model: type[BaseModel], data: Any, detail: Any) -> _Mistake:

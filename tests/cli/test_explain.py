@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from dgpo_cli.explain import explained
-from dgpo_core.config.keys import keys_in, keys_of_file
+from dgpo_cli.explain import _Table, explained
+from dgpo_core.config.keys import Keys, KnownKey, keys_in, keys_of_file
 from dgpo_core.plugins.registry import Registry
 from dgpo_kit.toy import run_data
 from dgpo_schemas.annotations import items_of, models_of
 from dgpo_schemas.changes import effect_of
-from dgpo_schemas.keys import keys_of
+from dgpo_schemas.keys import Key, keys_of
 from dgpo_schemas.run import RunConfig
 
 Run = Callable[..., Any]
@@ -231,6 +232,36 @@ def test_a_file_with_mistakes_is_explained(dgpo: Run, file: Path) -> None:
 def test_what_cannot_be_explained(dgpo: Run, tmp_path: Path) -> None:
     assert dgpo("validate", tmp_path / "no.yaml", "--explain", "run").err == f"{tmp_path}/no.yaml: no such file\n"
     assert dgpo("validate", "--explain", "run", "--set", "a=1").err == "--set: requires a run file\n"
+
+
+@pytest.mark.parametrize("index", ["9" * 5000, "\N{ARABIC-INDIC DIGIT ZERO}", "\N{SUPERSCRIPT TWO}"], ids=ascii)
+def test_what_is_no_index_is_an_unknown_key(dgpo: Run, file: Path, index: str) -> None:
+    for place in ([], [file]):
+        done = dgpo("validate", *place, "--explain", f"rewards.{index}.weight")
+        assert (done.code, done.out) == (2, "")
+        assert "unknown key; did you mean rewards.0.weight" in done.err
+
+
+def test_an_item_that_is_not_in_the_list(dgpo: Run, file: Path) -> None:
+    assert "here:      not set, so the default" in dgpo("validate", file, "--explain", "rewards.0.weight").out
+    for name in ("rewards.1.weight", "rewards.7"):
+        assert "here:      not there, the list has 1 item\n" in dgpo("validate", file, "--explain", name).out
+
+
+def test_an_unknown_key_is_shown_in_one_line(dgpo: Run) -> None:
+    done = dgpo("validate", "--explain", "run.name\n\x1b[31m" + "x" * 5000)
+    (line,) = done.err.splitlines()
+    assert line.startswith("--explain run.name\\n\\x1b[31mxxx")
+    assert len(line) < 300
+
+
+def test_a_description_of_several_lines_is_joined() -> None:
+    key = Key("run.x", "integer", "1", required=False, description="First\nand \x1b[31m second\tline.")
+    table = _Table("run", Keys(iter([KnownKey(key, None), KnownKey(replace(key, name="run"), None)])), None, {})
+    for name in ("run.x", "run"):
+        lines = list(table.entry(name, table.keys.find(name)[0]))
+        assert "  First and \\x1b[31m second line." in lines
+    assert lines[-1] == "  x    1        First and \\x1b[31m second line."
 
 
 def test_defaults_that_a_factory_makes() -> None:

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from dgpo_cli.new_run.examples import example_files
+from dgpo_cli.new_run.writing import commented
 from dgpo_core.config.keys import keys_in
 from dgpo_core.plugins.registry import get_registry
+from dgpo_schemas.loading import parse_yaml
 from tests.begun import CHOICES, config_of, prompt_files
 from tests.conftest import Outcome
 
@@ -257,6 +259,44 @@ def test_values_that_need_quotes(installed: Run, here: Path) -> None:
     assert (found.run.name, found.backbone.revision, found.logging.tags) == ("1", "no: #x", ["a", "true", ""])
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\N{CYRILLIC SMALL LETTER YA}/" * 40,
+        "\N{GRINNING FACE} # a: " * 20,
+        "\x7f" * 70,
+        "\x01\x7f\x85\u2028\n" * 12,
+        " lead and trail ",
+        "x" * 5000,
+        "null",
+        "~",
+        "",
+        [["\x7f", "\N{CYRILLIC SMALL LETTER YA}"], [None, True, 1e-05]],
+        [{"a: b": "- c", "#": {}}, "'\""],
+    ],
+    ids=ascii,
+)
+def test_any_value_is_read_back(value: Any) -> None:
+    """In one line below its comments, and as it is if it can be shown."""
+    data = {"run": {"output": value}, "rewards": [{"use": value}]}
+    text = commented("top", data, get_registry())
+    assert parse_yaml(text, "x").data == data
+    if isinstance(value, str):
+        (line,) = (line for line in text.splitlines() if line.startswith("  output:"))
+        assert (value in line) == value.isprintable()
+
+
+def test_the_schema_is_found_through_links(installed: Run, here: Path) -> None:
+    schema = here / "schemas" / "json" / "run.schema.json"
+    schema.parent.mkdir(parents=True)
+    schema.write_text("{}")
+    (here / "deep" / "er").mkdir(parents=True)
+    (here / "link").symlink_to(here / "deep" / "er")
+    assert installed("init", "link/run.yaml").code == 0
+    place = Path("link/run.yaml").read_text().splitlines()[0].partition("$schema=")[2]
+    assert (here / "link" / place).samefile(schema)
+
+
 # -- files that are there, and wrong answers -----------------------------------------------------------------------
 
 
@@ -275,10 +315,25 @@ def test_no_file_is_replaced(installed: Run) -> None:
     assert installed("init", "place").err == ("place: is a directory; name a file in it, such as place/run.yaml\n")
 
 
+def test_no_link_is_replaced(installed: Run, here: Path) -> None:
+    """Not even one to a file that is not there, nor one to itself."""
+    for target in ("missing.yaml", "run.yaml"):
+        Path("run.yaml").symlink_to(target)
+        done = installed("init")
+        assert (done.code, done.err) == (2, "run.yaml: exists; name another file, or replace it with --force\n")
+        assert os.readlink("run.yaml") == target
+        Path("run.yaml").unlink()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model", "sd35"], r"--model: unknown model 'sd35'; did you mean sd3\? \(models: miniature, flux, "),
+        (["--model", "SD3"], r"--model: unknown model 'SD3'; did you mean sd3\?"),
+        (["--model", ""], r"--model: unknown model ''"),
+        (["--reward", ""], r"--reward: unknown reward ''"),
+        (["--model", "sd3", "--card", "9" * 400], r"--card 9+: must be the memory of a GPU in GB"),
+        (["--model", "sd3", "--card", "\N{ARABIC-INDIC DIGIT NINE}0"], r"--card .0: must be the memory of a GPU in GB"),
         (["--reward", "pickscor"], r"--reward: unknown reward 'pickscor'; did you mean pickscore\? "),
         (["--model", "sd3", "--prompts", "genevl"], r"--prompts genevl: no such file, .* did you mean geneval\? "),
         (["--heldout", "x.txt"], r"--heldout x\.txt: no such file"),

@@ -18,6 +18,7 @@ import typer
 
 import dgpo_cli.init
 import dgpo_cli.new_run.questions as questions
+from dgpo_core.errors import UserError
 from tests.begun import CHOICES, config_of, prompt_files
 from tests.conftest import Outcome
 
@@ -95,6 +96,41 @@ def test_required_options_are_asked_for(installed: Run, answer: Any) -> None:
     assert done.code == 0, done.err
     assert asked == ["rewards.0.options.reward"]
     assert config_of("run.yaml").rewards[0].options["reward"]["use"] == "pickscore"
+
+
+def test_prompts_that_cannot_be_read_are_asked_for_again(installed: Run, answer: Any, here: Path) -> None:
+    prompt_files(here)
+    Path("table").write_text("a cat\n")
+    Path("empty.txt").write_text("")
+    asked = answer(["table", "empty.txt", "prompts/train.txt", "empty.txt", "prompts/heldout.txt"])
+    words = ["--model", "sd3", "--weights", "w", "--reward", "pickscore", "--card", "24", "--processes", "2"]
+    done = installed("init", *words, "--train", "lora")
+    assert done.code == 0, done.err
+    assert asked == ["prompts", "prompts", "prompts", "heldout", "heldout"]
+    assert "table: a prompt file must end in .txt" in done.err
+    assert done.err.count("empty.txt: ") == 2
+
+
+def test_text_of_plugins_is_one_line(answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(["9" * 5000, "evil"])
+
+    def check(name: str) -> None:
+        if name != "evil":
+            raise UserError("no such name")
+
+    assert questions.choose("x", "About\n\x1b[2Jit", {"evil": "first\nsecond \x1b[31m"}, None, check) == "evil"
+    shown = capsys.readouterr().err
+    assert shown.splitlines() == [
+        "", "About \\x1b[2Jit", "   1  evil  first second \\x1b[31m", "no such name",
+    ]  # fmt: skip
+
+
+def test_a_number_of_thousands_of_digits_is_asked_for_again(installed: Run, answer: Any, here: Path) -> None:
+    prompt_files(here)
+    words = ["--model", "sd3", "--weights", "w", "--reward", "pickscore", "--card", "24", "--train", "lora"]
+    asked = answer(["9" * 5000, "2"])
+    assert installed("init", *words, "--prompts", "geneval").code == 0
+    assert asked == ["processes", "processes"]
 
 
 def test_an_end_of_the_input_leaves_no_file(installed: Run, answer: Any) -> None:

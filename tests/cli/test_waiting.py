@@ -98,6 +98,29 @@ def test_one_process_tells(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("rank", ["", " ", "0", "first"])
+def test_a_wrong_rank_is_no_error_here(rank: str, terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported where the processes connect."""
+    monkeypatch.setenv("RANK", rank)
+    loading("toy")
+    with working("evaluate"):
+        assert ("progress" in {thread.name for thread in threading.enumerate()}) == (rank != "first")
+
+
+def test_no_control_characters_on_a_terminal(capsys: pytest.CaptureFixture[str], terminal: None) -> None:
+    seen: list[str] = []
+
+    def told(text: str) -> bool:
+        seen.append(capsys.readouterr().err)
+        return text in "".join(seen)
+
+    with working("loading \x1b[41ma\nb") as work:
+        until(lambda: told("loading \\x1b[41ma\\nb"))
+        work.say("then \x1b[42m{task}")
+        until(lambda: told("then \\x1b[42m{task}"))
+    assert not any(code in "".join(seen) for code in ("\x1b[41m", "\x1b[42m"))
+
+
 def test_a_run_that_is_loaded(dgpo: Run, write_run: Any, at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal too; nothing is told once it has started, nor if it is quiet."""
     begin = Loading.on_start
