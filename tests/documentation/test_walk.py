@@ -80,11 +80,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 def test_results_are_looked_at(desk: Desk) -> None:
     report, doctor, watch, before, after = commands(section(STEPS, "Look at the results"))
-    *_, sentence, place = desk.type(report).splitlines()
-    assert sentence.startswith("geneval-official ")
+    place = desk.type(report).strip()
     page = (desk.directory / place).read_text(encoding="utf-8")
     assert place == "runs/quickstart/report.html"
     assert page.count("<img") >= 2
+    assert "geneval-official" in page
     assert desk.type(doctor).startswith("runs/quickstart: 2 of 2 iterations, complete; 2 evaluations\n")
     _watched(desk, watch)
     for command in (before, after):
@@ -99,11 +99,11 @@ def _watched(desk: Desk, command: list[str]) -> None:
         try:
             assert server.stdout is not None
             address = next(line.strip() for line in server.stdout if line.startswith("http://"))
-            with urllib.request.urlopen(address, timeout=60) as answer:
+            with urllib.request.urlopen(address, timeout=600) as answer:
                 assert "<title>dgpo watch</title>" in answer.read().decode()
         finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0
+        assert server.wait(600) == 0
 
 
 def test_a_stopped_run_continues_to_the_same_result(desk: Desk) -> None:
