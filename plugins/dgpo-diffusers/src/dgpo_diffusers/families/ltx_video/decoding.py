@@ -30,12 +30,14 @@ def decoded(vae: Any, x0: Tensor, *, time: float, noise: float) -> Tensor:
         z = (1 - noise) * z + noise * to_device(drawn, z.device, z.dtype)
     devices = [x0.device] if x0.is_cuda else []
     mps = torch.mps.get_rng_state() if x0.device.type == "mps" else None
-    with torch.random.fork_rng(devices=devices):
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)):
-            generator.manual_seed(SEED)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)):
+                generator.manual_seed(SEED)
+            if mps is not None:
+                torch.mps.manual_seed(SEED)
+            pixels: Tensor = vae.decode(z, times, return_dict=False)[0]
+    finally:
         if mps is not None:
-            torch.mps.manual_seed(SEED)
-        pixels: Tensor = vae.decode(z, times, return_dict=False)[0]
-    if mps is not None:
-        torch.mps.set_rng_state(mps)
+            torch.mps.set_rng_state(mps)
     return pixels
