@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    """Fenced blocks of a language; "" for those of none."""
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for named, block in found if named == language]
 
 
 def typed(text: str) -> list[tuple[str, str]]:
