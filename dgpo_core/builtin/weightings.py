@@ -159,8 +159,10 @@ class Concentrated(AdvantageWeighting):
 
     def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
         """Return |A| or 0 for each member, float64 [G]."""
-        centered = rewards - rewards.mean()
-        near: Tensor = centered.abs() <= self.options.limit * centered.square().mean().sqrt()
+        distance = (rewards - rewards.mean()).abs()
+        smallest = torch.finfo(distance.dtype).smallest_normal
+        distance = distance / distance.max().clamp(min=smallest)  # their squares must not become 0
+        near: Tensor = distance <= self.options.limit * distance.square().mean().sqrt()
         return advantages.abs() * near
 
 

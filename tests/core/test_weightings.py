@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import special, stats
 from torch import Tensor
@@ -234,6 +234,7 @@ def test_concentrated_keeps_what_scipys_z_scores_say(limit: float, rewards: list
 
 
 @given(rewards=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
+@example(rewards=[0.0, 3.7e-229])  # whose square is 0 in float64
 def test_a_wide_limit_keeps_all(rewards: list[float]) -> None:
     mine = _weigh(Concentrated, *rewards, options=ConcentratedOptions(limit=30))[0]
     assert torch.equal(mine, _weigh(AbsAdvantage, *rewards)[0])
