@@ -78,7 +78,7 @@ def test_an_alarm_that_stops_exits_with_1_and_can_be_resumed(dgpo: Run, write_ru
     *_, iteration, alarm, ended, message = done.err.splitlines()
     assert iteration.startswith("[6/12] reward ")
     assert alarm.startswith("alarm after iteration 6: brightness rose from ")
-    assert ended.startswith("failed in ")
+    assert ended.startswith("failed after ")
     assert message == (
         f"{alarm} (evaluation.monitors.alarm: stop; the state is saved, and --resume continues to the next evaluation)"
     )
@@ -100,7 +100,7 @@ def test_too_many_missing_scores_exit_with_1(dgpo: Run, write_run: Write) -> Non
     done = dgpo("train", file)
     assert (done.code, done.out) == (1, "")
     *_, ended, message = done.err.splitlines()
-    assert ended.startswith("failed in ")
+    assert ended.startswith("failed after ")
     assert message == (
         "100% of the scores of iteration 1 are missing (limit scoring.max_missing = 0.2); the state is saved. "
         "gloom: RuntimeError: the lamp is broken"
