@@ -149,9 +149,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return made
 
 
-@pytest.fixture
-def dgpo(known: Registry, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`dgpo("validate", path)`."""
+def typed(capsys: pytest.CaptureFixture[str]) -> Run:
+    """What runs a command in this process, without a terminal."""
 
     def run(*arguments: object) -> Outcome:
         with pytest.raises(SystemExit) as caught:
@@ -161,3 +160,9 @@ def dgpo(known: Registry, capsys: pytest.CaptureFixture[str]) -> Run:
         return Outcome(caught.value.code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def dgpo(known: Registry, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`dgpo("validate", path)`."""
+    return typed(capsys)

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from dgpo_cli.main import main
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.trainer import Trainer
 from dgpo_kit.toy import plugin, run_data
 from dgpo_schemas.run import RunConfig
-from tests.conftest import Outcome
+from tests.conftest import Outcome, typed
 from tests.toy_runs import result
 
 WriteRun = Callable[..., Path]
@@ -86,12 +85,4 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def installed(here: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """`installed("init", "run.yaml")`: a command with everything that is installed, without a terminal."""
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, captured.out, captured.err)
-
-    return run
+    return typed(capsys)
