@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -28,6 +28,8 @@ class Experiment:
     sheet: int | None = None
     search: str | None = None
     margin: float | None = None
+    beside: str | None = None
+    """Key of another experiment whose record the page uses too."""
 
     @property
     def file(self) -> Path:
@@ -37,8 +39,12 @@ class Experiment:
     @property
     def seeds(self) -> int:
         """The number of seeds that the ablation file asks for."""
-        found: int | list[int] = yaml.safe_load(self.file.read_text(encoding="utf-8"))["seeds"]
+        found: int | list[int] = self._read()["seeds"]
         return found if isinstance(found, int) else len(found)
+
+    def _read(self) -> dict[str, Any]:
+        data: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        return data
 
 
 EXPERIMENTS = {
@@ -54,5 +60,7 @@ EXPERIMENTS = {
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
         Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
+        Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),
+        Experiment("order-fast", "The same contrasts in the fast miniature", margin=0.02),
     )
 }
