@@ -7,6 +7,7 @@ from pathlib import Path
 from dgpo_lab.ablation import tables, words
 from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
 from experiments.decisions import Decisions
+from experiments.factors import Factors
 from experiments.findings import Findings
 from experiments.record import load
 from experiments.seconds import page as seconds
@@ -31,6 +32,7 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
         results=record.results,
         say=Findings(record),
         decided=Decisions(record.results),
+        factors=Factors(record.results, record.targets, record.passes),
         header=header,
         body=body,
         seeds=sorted({trace.seed for trace in record.results.traces}),
