@@ -236,12 +236,14 @@ class Path:
     """The states that a sampler visited, kept only for objectives with `needs_path`.
 
     states [steps + 1, B, C, H, W] from noise to data; sigmas [steps + 1]; log_probs [steps, B] (mean over non-batch
-    dimensions), or None for a deterministic sampler.
+    dimensions), or None for a deterministic sampler; means [steps, B, C, H, W]: those of the steps' distributions,
+    optional, and kept only for objectives with `needs_means`.
     """
 
     states: Tensor
     sigmas: Tensor
     log_probs: Tensor | None = None
+    means: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +354,9 @@ class PathStep:
     log_prob: [B], under the weights that drew the step (mean over non-batch dimensions).
     distribution: maps a velocity [B, ...] at x to (mean [B, ...], std) of next_x. Calls the sampler's
     `step_distribution`, so that the loss and the sampler agree.
+    mean: [B, ...], of next_x under the weights that drew the step; None unless the objective `needs_means` and the
+    sampler keeps them.
+    stds: std of every step of the path, in order; 0 for steps that are not random.
     """
 
     x: Tensor
@@ -360,6 +365,8 @@ class PathStep:
     next_sigma: float
     log_prob: Tensor
     distribution: Callable[[Tensor], tuple[Tensor, float]]
+    mean: Tensor | None = None
+    stds: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)

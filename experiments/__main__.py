@@ -29,6 +29,9 @@ def run(
     ] = None,
     output: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs/experiments"),
     pages: Annotated[bool, typer.Option("--pages", help="Only rewrite pages and figures, from the records.")] = False,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Take the settings that the search in the record found; search no more.")
+    ] = False,
 ) -> None:
     """Run experiments and write their pages.
 
@@ -64,17 +67,21 @@ def run(
         experiment = EXPERIMENTS[name]
         if not pages:
             from experiments.conduct import run_experiment
-            from experiments.record import collect, save
+            from experiments.record import collect, load, save
             from experiments.sheets import draw_sheet
 
-            plan = run_experiment(experiment, output, quick=quick, base=base)
-            rows = draw_sheet(plan, directory / name / "samples.png", steps=experiment.sheet)
-            save(directory / name / "record.json", collect(plan, quick=quick, rows=rows))
+            record = directory / name / "record.json"
+            done = run_experiment(
+                experiment, output, quick=quick, base=base, known=load(record).search if tuned else None
+            )
+            rows = draw_sheet(done.plan, directory / name / "samples.png", steps=experiment.sheet)
+            save(record, collect(done, quick=quick, rows=rows, targets=experiment.targets))
         from experiments.figures import draw
         from experiments.page import write_index, write_page
         from experiments.record import load
 
-        draw(load(directory / name / "record.json").results, experiment.against, directory / name / "scores.png")
+        shown = load(directory / name / "record.json")
+        draw(shown.results, experiment.against, directory / name / "scores.png", log=bool(shown.targets))
 
         typer.echo(str(write_page(experiment, directory)))
         write_index(directory)

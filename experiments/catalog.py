@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,22 +20,26 @@ HERE = Path(__file__).parent
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """An experiment. against: x axes of the curves; sheet: solver steps of the samples on the contact sheet (None: the
-    images of the evaluation); search: an ablation that selects the learning rates first; margin: how small a difference
-    counts as none."""
+    images of the evaluation); margin: how small a difference counts as none."""
 
     key: str
     title: str
     against: tuple[Literal["samples", "seconds"], ...] = ("samples",)
     sheet: int | None = None
-    search: str | None = None
     margin: float | None = None
     beside: str | None = None
     """Key of another experiment whose record the page uses too."""
 
     @property
     def file(self) -> Path:
-        """The ablation file."""
+        """The ablation file, which can have the sections `targets` and `tuning` beside (`experiments.conduct`)."""
         return HERE / f"{self.key}.yaml"
+
+    @property
+    def targets(self) -> Sequence[float]:
+        """Scores to be reached, in ascending order, if the file has several."""
+        found: list[float] = self._read().get("targets", [])
+        return found
 
     @property
     def seeds(self) -> int:
@@ -53,7 +58,7 @@ EXPERIMENTS = {
         Experiment("e1", "ODE against SDE rollouts"),
         Experiment("e2", "The timestep clip t_min", sheet=64),
         Experiment("e3", "Pairs against groups"),
-        Experiment("e4", "DGPO against Flow-GRPO", against=("samples", "seconds"), search="e4-search"),
+        Experiment("e4", "DGPO against Flow-GRPO", against=("samples", "seconds")),
         Experiment("e5", "Weightings"),
         Experiment("e6", "Adaptive against fixed t_min"),
         Experiment("e7", "The group size"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 
 from dgpo_core.system.units import seconds
 from dgpo_lab.ablation import words
 from dgpo_lab.ablation.results import Results
 from dgpo_lab.ablation.statistics import Interval, t_interval
 from experiments.statistics.contrasts import Contrast, Rule, contrasts
-from experiments.statistics.curves import Crossing, crossing
-from experiments.statistics.summaries import Budget, horizon, iteration_seconds, summaries
+from experiments.statistics.curves import Crossing
+from experiments.statistics.summaries import Budget, crossings, horizon, summaries
 from experiments.statistics.targets import median_time, ratio
 
 __all__ = ["Decisions"]
@@ -66,24 +66,10 @@ class Decisions:
         names = [variant.name for variant in self.results.variants]
         return [(name, self.results.baseline) for name in names if name != self.results.baseline]
 
-    @cached_property
-    def _prices(self) -> dict[str, float]:
-        return iteration_seconds(self.results)
-
     def _crossings(self, budget: Budget) -> dict[str, dict[int, Crossing]]:
         """Return when each finished cell reached the target, by variant and seed."""
         assert self.results.target is not None
-        found: dict[str, dict[int, Crossing]] = {}
-        for variant in self.results.variants:
-            price = self._prices.get(variant.name, 0.0)
-            found[variant.name] = {
-                t.seed: crossing(
-                    t.samples if budget == "samples" else [price * i for i in t.iterations], t.scores,
-                    self.results.target, min(IN_A_ROW, len(t.scores)),
-                )
-                for t in variant.finished
-            }  # fmt: skip
-        return found
+        return crossings(self.results, self.results.target, budget, IN_A_ROW)
 
 
 def _sentence(one: Contrast, margin: float) -> str:

@@ -37,8 +37,8 @@ STYLE: dict[Any, Any] = {
 LABELS = {"samples": "training samples", "seconds": "training seconds"}
 
 
-def draw(results: Results, against: Sequence[str], path: Path) -> None:
-    """Write the figure as a PNG file."""
+def draw(results: Results, against: Sequence[str], path: Path, *, log: bool = False) -> None:
+    """Write the figure as a PNG file. log: curves against the logarithm, for variants of very different lengths."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -50,6 +50,8 @@ def draw(results: Results, against: Sequence[str], path: Path) -> None:
         _scores(axes[0], results)
         for one, what in zip(axes[1:], against, strict=True):
             _curves(one, results, what)
+            if log:
+                one.set_xscale("log")
         axes[-1].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Software": None})

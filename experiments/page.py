@@ -11,6 +11,7 @@ from dgpo_lab.ablation import tables, words
 from experiments import agreement
 from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
 from experiments.decisions import Decisions
+from experiments.factors import Factors
 from experiments.findings import Findings
 from experiments.record import Record, load
 from experiments.seconds import page as seconds
@@ -53,6 +54,7 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
         results=record.results,
         say=Findings(record),
         decided=Decisions(record.results),
+        factors=Factors(record.results, record.targets, record.passes),
         header=header,
         body=body,
         seeds=seeds_of(record),

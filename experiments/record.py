@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.ablation import words
 from dgpo_lab.ablation.directory import State
-from dgpo_lab.ablation.plan import Plan, label_of
+from dgpo_lab.ablation.plan import label_of
 from dgpo_lab.ablation.results import Results, compare, results_of
 from dgpo_lab.ablation.traces import MonitorValues, Trace
 from dgpo_schemas.ablation import AblationConfig
 from dgpo_schemas.metrics import PromptScores, RewardScores
+from experiments.tuning import Search, read
+
+if TYPE_CHECKING:
+    from dgpo_core.plugins.registry import Registry
+    from dgpo_schemas.run import RunConfig
+    from experiments.conduct import Conducted
 
 __all__ = ["Record", "collect", "load", "save"]
 
@@ -26,7 +33,8 @@ __all__ = ["Record", "collect", "load", "save"]
 class Record:
     """Results of an ablation, independent of its run directories.
 
-    facts: numbers of the configuration; settings: settings of each variant; rows: prompts of the contact sheet.
+    facts: numbers of the configuration; settings: settings of each variant; rows: prompts of the contact sheet;
+    targets: scores to be reached; passes: of a sample, by variant (`passes`); search: trials of the settings.
     """
 
     quick: bool
@@ -36,11 +44,20 @@ class Record:
     reading: Sequence[str]
     warnings: Sequence[str]
     rows: Sequence[str]
+    targets: Sequence[float] = ()
+    passes: Mapping[str, float] = field(default_factory=dict)
+    search: Search | None = None
 
 
-def collect(plan: Plan, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
-    """Convert a finished ablation to JSON data. rows: prompts of the contact sheet."""
+def collect(done: Conducted, *, quick: bool, rows: Sequence[str], targets: Sequence[float] = ()) -> dict[str, Any]:
+    """Convert a finished experiment to JSON data. rows: prompts of the contact sheet; targets: scores to be reached."""
+    plan = done.plan
     results = results_of(plan)
+    registry = get_registry()
+    more: dict[str, Any] = {} if done.search is None else {"search": done.search.data()}
+    if targets:
+        more["targets"] = list(targets)
+        more["passes"] = {variant.name: passes(variant.config, registry) for variant in plan.variants}
     base = next(variant.config for variant in plan.variants if variant.name == plan.baseline)
     rollout = base.rollout
     shown = next((trace.prompts for trace in results.traces if trace.prompts is not None), None)
@@ -73,8 +90,25 @@ def collect(plan: Plan, *, quick: bool, rows: Sequence[str]) -> dict[str, Any]:
         "variants": {variant.name: dict(variant.axes) for variant in plan.variants},
         "prompts": shown.prompts if shown else [],
         "tasks": shown.rewards[plan.reward].tasks if shown else [],
+        **more,
         "traces": [_trace(trace, plan.reward) for trace in results.traces],
     }
+
+
+def passes(config: RunConfig, registry: Registry) -> float:
+    """Return the network's passes for a sample of an iteration, a backward pass counted as two: those of the rollout's
+    steps, and at each training time of the policy and of the other models that the loss compares with.
+
+    Members with weight 0, whose passes the engine can skip, are counted; the old policy is another model, although its
+    passes can be saved while it equals the policy.
+    """
+    guided = 2 if config.rollout.guidance > 1 else 1
+    objective = registry.create("objective", config.objective)
+    models = {config.objective.reference} if objective.needs_reference else set()
+    models |= {"frozen"} if objective.needs_base else set()
+    models |= {"ema_fast"} if objective.needs_old else set()
+    on_path = guided if objective.needs_path else 1
+    return config.rollout.steps * guided + config.timesteps.count * on_path * (3 + len(models))
 
 
 def _settings(ablation: AblationConfig, axes: Mapping[str, str]) -> list[str]:
@@ -127,8 +161,9 @@ def load(path: Path) -> Record:
     traces = [_read(one, data) for one in data["traces"]]
     results = compare(data["variants"], traces, reward=data["reward"], baseline=data["baseline"], target=data["target"])
     return Record(
-        data["quick"], data["facts"], data["settings"], results, data["reading"], data["warnings"], data["rows"]
-    )
+        data["quick"], data["facts"], data["settings"], results, data["reading"], data["warnings"], data["rows"],
+        data.get("targets", ()), data.get("passes", {}), read(data["search"]) if "search" in data else None,
+    )  # fmt: skip
 
 
 def _read(one: dict[str, Any], data: dict[str, Any]) -> Trace:

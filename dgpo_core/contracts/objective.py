@@ -60,6 +60,11 @@ class Objective(ABC):
         """Whether the loss needs `Predictions.old`, from the model `ema_fast`."""
 
     @property
+    def needs_means(self) -> bool:
+        """Whether the loss needs `PathStep.mean`: as much memory again as the states of the paths."""
+        return False
+
+    @property
     @abstractmethod
     def skips_zero_weights(self) -> bool:
         """Whether members with signed weight 0 contribute exactly 0, so that the engine can skip their passes."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,17 @@ from dgpo_core.types import PathStep
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
-    from dgpo_core.types import Path
+    from dgpo_core.types import Path, Rollout
 
-__all__ = ["PathSteps", "has_distribution", "random_times", "samplers_such_that", "step_at"]
+__all__ = [
+    "PathSteps",
+    "has_distribution",
+    "random_times",
+    "samplers_such_that",
+    "step_at",
+    "step_stds",
+    "without_means",
+]
 
 
 def has_distribution(sampler: Sampler | type[Sampler]) -> bool:
@@ -39,15 +48,25 @@ def samplers_such_that(registry: Registry, suits: Callable[[type[Sampler]], bool
     return ", ".join(names) or "none of the installed ones"
 
 
+def step_stds(sampler: Sampler, sigmas: Sequence[float]) -> list[float]:
+    """Return the std of each step of a schedule [steps + 1]; 0 for steps that are not random."""
+    point = torch.zeros(1, 1)
+    return [sampler.step_distribution(point, point, sigma, after)[1] for sigma, after in pairwise(sigmas)]
+
+
 def random_times(sampler: Sampler, sigmas: Tensor) -> Tensor:
     """Return the times of a schedule [steps + 1] at which a stochastic step starts, followed by the final 0; float64.
 
     Steps with std 0, such as the last one of coefficients-preserving sampling, have no density.
     """
-    point = torch.zeros(1, 1)
-    steps = pairwise(sigmas.tolist())
-    random = [sampler.step_distribution(point, point, sigma, after)[1] > 0 for sigma, after in steps]
+    random = [std > 0 for std in step_stds(sampler, sigmas.tolist())]
     return sigmas[torch.tensor([*random, True])]
+
+
+def without_means(rollout: Rollout) -> Rollout:
+    """Return the rollout without the means of its path."""
+    path = rollout.path
+    return rollout if path is None or path.means is None else replace(rollout, path=replace(path, means=None))
 
 
 def step_at(sigma: float, sigmas: Sequence[float]) -> int:
@@ -89,6 +108,7 @@ class PathSteps:
         rows = [self._row(sample) for sample in samples]
         x = torch.stack([path.states[k, row] for path, row in rows])
         log_probs = [path.log_probs[k, row] for path, row in rows if path.log_probs is not None]
+        means = [path.means[k, row] for path, row in rows if path.means is not None]
         after = self.sigmas[k + 1]
         return PathStep(
             x=x,
@@ -97,7 +117,13 @@ class PathSteps:
             next_sigma=after,
             log_prob=torch.stack(log_probs),
             distribution=partial(self._distribution, x, sigma, after),
+            mean=torch.stack(means) if len(means) == len(rows) else None,
+            stds=self._stds,
         )
+
+    @cached_property
+    def _stds(self) -> list[float]:
+        return step_stds(self.sampler, self.sigmas)
 
     def _distribution(self, x: Tensor, sigma: float, after: float, velocity: Tensor) -> tuple[Tensor, float]:
         return self.sampler.step_distribution(x, velocity, sigma, after)

@@ -37,15 +37,17 @@ def limit_reached(
     """Return the limit of `stop` that a run has reached, or None.
 
     seconds, samples: trained so far. evaluations: records of evaluations.jsonl so far, in order; the first of each
-    iteration is of the first reward. A target that was reached once counts as reached, whatever later evaluations
-    measure.
+    iteration is of the first reward. A target that was reached once (`stop.in_a_row` times in a row) counts as reached,
+    whatever later evaluations measure.
     """
     if stop.target is not None:
-        iteration = -1
+        iteration, above = -1, 0
         for record in evaluations:
             first, iteration = record["iteration"] != iteration, record["iteration"]
             selected = first if stop.reward is None else record["reward"] == stop.reward
-            if selected and record["value"] >= stop.target:
+            if selected:
+                above = above + 1 if record["value"] >= stop.target else 0
+            if above >= stop.in_a_row:
                 return "target"
     if stop.samples is not None and samples >= stop.samples:
         return "samples"

@@ -231,8 +231,8 @@ def _batch(run: TrainingRun, rollout: Rollout, groups: int) -> TrainingBatch:
 def _rows(path: Path | None, rows: Sequence[int]) -> tuple[Path, ...]:
     if path is None or not rows:
         return ()
-    log_probs = None if path.log_probs is None else path.log_probs[:, rows]
-    return (Path(path.states[:, rows], path.sigmas, log_probs),)
+    log_probs, means = (None if one is None else one[:, rows] for one in (path.log_probs, path.means))
+    return (Path(path.states[:, rows], path.sigmas, log_probs, means),)
 
 
 @contextmanager

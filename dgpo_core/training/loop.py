@@ -13,6 +13,7 @@ from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import Draws
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.flow.groups import by_source, compute_advantages
+from dgpo_core.flow.paths import without_means
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.spelling import option
 from dgpo_core.system.stopping import Interrupted
@@ -156,7 +157,7 @@ class Loop:
                 media = decoded_media(run.backbone, sampled, training=True)
                 run.scorer.submit(media, sampled.prompts, run.stop.check, sampled.samples)
                 del media  # only the scorer keeps a reference, until the media are scored
-                rollouts.append(sampled)
+                rollouts.append(sampled if run.objective.needs_means else without_means(sampled))
                 done += len(sampled.samples)
                 run.callbacks.on_progress("rollout", done, len(local))
         waited = run.scorer.waited  # for room in the queues of slow rewards

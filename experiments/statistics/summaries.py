@@ -12,9 +12,9 @@ from typing import Literal
 
 from dgpo_lab.ablation.results import Results
 from dgpo_lab.ablation.traces import Trace
-from experiments.statistics.curves import area, score_at
+from experiments.statistics.curves import Crossing, area, crossing, score_at
 
-__all__ = ["Budget", "Summary", "horizon", "iteration_seconds", "last_scores", "summaries"]
+__all__ = ["Budget", "Summary", "crossings", "horizon", "iteration_seconds", "last_scores", "summaries"]
 
 Budget = Literal["samples", "seconds"]
 Summary = Literal["score", "area"]
@@ -49,6 +49,19 @@ def summaries(results: Results, budget: Budget, summary: Summary) -> Values:
     read = score_at if summary == "score" else area
     return {
         variant.name: {t.seed: read(_places(t, budget, prices), t.scores, until) for t in variant.finished}
+        for variant in results.variants
+    }
+
+
+def crossings(results: Results, target: float, budget: Budget, in_a_row: int) -> dict[str, dict[int, Crossing]]:
+    """Return where every finished cell reached a target, by variant and seed: the first of `in_a_row` evaluations in a
+    row at or above it."""
+    prices = iteration_seconds(results)
+    return {
+        variant.name: {
+            t.seed: crossing(_places(t, budget, prices), t.scores, target, min(in_a_row, len(t.scores)))
+            for t in variant.finished
+        }
         for variant in results.variants
     }
 

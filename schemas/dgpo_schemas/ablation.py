@@ -108,6 +108,12 @@ class EndSection(StrictModel):
     )
     samples: Int | None = Field(default=None, ge=1, le=10**15, description="Number of generated samples.")
     target: Float | None = Field(default=None, description="Held-out score to reach.")
+    in_a_row: Int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Number of evaluations in a row at or above `target` that stop a cell; sets stop.in_a_row.",
+    )
 
 
 class AblationConfig(StrictModel):

@@ -230,6 +230,8 @@ def stop(
     if section.target is None:
         if section.reward is not None:
             yield "stop.reward", "has no effect without stop.target; set stop.target, or remove this key"
+        if section.in_a_row != 1:
+            yield "stop.in_a_row", "has no effect without stop.target; set stop.target, or remove this key"
         return
     if prompts.heldout is None:
         yield "stop.target", "a held-out score requires held-out prompts; set prompts.heldout, or remove this key"

@@ -14,8 +14,8 @@ from dgpo_core.builtin.samplers import FlowEuler
 from dgpo_core.contracts import Sampler, VelocityFn
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.paths import PathSteps, has_distribution, random_times, step_at
-from dgpo_core.types import Path, SampleResult, Schedule
+from dgpo_core.flow.paths import PathSteps, has_distribution, random_times, step_at, step_stds, without_means
+from dgpo_core.types import Path, Rollout, SampleResult, Schedule
 
 SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64)
 
@@ -89,3 +89,20 @@ def test_samples_of_several_micro_batches_are_gathered() -> None:
         mean, std = step.distribution(torch.ones(5, 1))
         assert torch.equal(mean, step.x - 0.25)
         assert std == (0.5 if k in (1, 2) else 0.0)
+
+
+def test_means_of_steps_are_gathered_if_they_were_kept() -> None:
+    """Sample i has the mean 100 * step + i."""
+    states, means = torch.zeros(5, 4, 1), torch.arange(4.0)[:, None, None] * 100 + torch.arange(4.0)[:, None]
+    paths = [Path(states[:, rows], SIGMAS, states[:-1, rows, 0], means[:, rows]) for rows in (slice(0, 3), slice(3, 4))]
+    step = PathSteps(paths, Stated(None)).at(0.5, [3, 1])
+    assert step.mean is not None
+    assert step.mean.tolist() == [[203.0], [201.0]]
+    assert list(step.stds) == step_stds(Stated(None), SIGMAS.tolist()) == [0.0, 0.5, 0.5, 0.0]
+    rollout = Rollout(range(3), (), states[-1, :3], paths[0])
+    bare = without_means(rollout)
+    assert bare.path is not None
+    assert bare.path.means is None
+    assert bare.path.states is paths[0].states
+    assert without_means(bare) is bare
+    assert PathSteps([bare.path, paths[1]], Stated(None)).at(0.5, [0]).mean is None

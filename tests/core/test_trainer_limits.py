@@ -51,6 +51,15 @@ def record(iteration: int, value: float, reward: str = "first") -> dict[str, Any
         ({"target": 0.5, "reward": "second"}, 0, 0, [record(0, 0.4), record(0, 0.9, "second")], "target"),
         ({"target": 0.5, "reward": "second"}, 0, 0, [record(0, 0.9), record(0, 0.4, "second")], None),
         ({"target": 0.5}, 0, 0, [record(0, 0.4), record(2, 0.6), record(4, 0.3)], "target"),
+        ({"target": 0.5, "in_a_row": 2}, 0, 0, [record(0, 0.6), record(2, 0.4), record(4, 0.6)], None),
+        (
+            {"target": 0.5, "in_a_row": 2},
+            0,
+            0,
+            [record(0, 0.4), record(2, 0.6), record(4, 0.5), record(6, 0)],
+            "target",
+        ),
+        ({"target": 0.5, "in_a_row": 2}, 0, 0, [record(0, 0.6), record(0, 0.7, "second"), record(2, 0.4)], None),
     ],
 )
 def test_which_limit_is_reached(

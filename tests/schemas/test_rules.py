@@ -109,6 +109,7 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             ["requires held-out prompts; set prompts.heldout"],
         ),
         ({"stop": {"reward": "brightness"}}, "stop.reward", ["has no effect without stop.target"]),
+        ({"stop": {"in_a_row": 3}}, "stop.in_a_row", ["has no effect without stop.target"]),
         (
             {"stop": {"target": 0.5, "reward": "shine"}, "evaluation": {"every": 2}},
             "stop.reward",

@@ -194,13 +194,17 @@ def step_of(sampler: dict[str, Any], x: Tensor, v: Tensor, sigma: float, after: 
     return mean, s * math.sqrt(-dt)
 
 
-def drawn_mean(s: Setting, sampler: dict[str, Any], path: SamplerPath, k: int, row: int, group: int) -> Tensor:
+def drawn_mean(
+    s: Setting, sampler: dict[str, Any], path: SamplerPath, k: int, row: int, group: int, guidance: float
+) -> Tensor:
     """Return the mean of a step under the weights that generated the path, which are kept as the EMA."""
     x, (sigma, after) = path.states[k, row], path.sigmas[k : k + 2].tolist()
-    return step_of(sampler, x, s.velocity("ema", x, sigma, group), sigma, after)[0]
+    return step_of(sampler, x, s.velocity("ema", x, sigma, group, guidance), sigma, after)[0]
 
 
-def flow_grpo(s: Setting, clip: float, *, distance: bool = False) -> dict[str, Tensor]:
+def flow_grpo(
+    s: Setting, clip: float, *, distance: bool = False, guard: bool = False, by_noise: bool = False
+) -> dict[str, Tensor]:
     """Return Flow-GRPO's loss, step by step and sample by sample, from the path and the papers' mean and std."""
     config, paths = s.optimizer.config, s.batch.paths
     kl, interval = config.objective.kl, config.rollout.guidance_interval or [0, 1]
@@ -221,12 +225,21 @@ def flow_grpo(s: Setting, clip: float, *, distance: bool = False) -> dict[str, T
                 mean, std = step_of(sampler, x, v, sigma, schedule[k + 1])
                 assert path.log_probs is not None
                 if distance:
-                    before = drawn_mean(s, sampler, path, k, row, g)
+                    before = drawn_mean(s, sampler, path, k, row, g, guidance)
                     ratio = (((x_next - before) ** 2).mean() - ((x_next - mean) ** 2).mean()).exp()
+                elif guard:  # mean (z (mean - mean_old)), z the noise that the sampler drew
+                    before = drawn_mean(s, sampler, path, k, row, g, guidance)
+                    ratio = ((x_next - before) / std * (mean - before)).mean().exp()
                 else:
                     ratio = (gaussian(x_next, mean, std) - path.log_probs[k, row]).exp()
                 a = s.batch.advantages[g, i]
                 loss = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+                if guard:
+                    loss = loss / (sigma - schedule[k + 1])
+                if by_noise:
+                    point, after = torch.zeros(1, 1), [*schedule[1:]]
+                    stds = [step_of(sampler, point, point, *pair)[1] for pair in zip(schedule, after, strict=False)]
+                    loss = loss * std / (sum(stds) / sum(one > 0 for one in stds))
                 reference = s.velocity("base", x, sigma, g, guidance)
                 mean_ref, _ = step_of(sampler, x, reference, sigma, schedule[k + 1])
                 other = torch.distributions.Normal(mean_ref, std)
@@ -259,6 +272,30 @@ def test_flow_grpo_with_distances(make: Make) -> None:
     found, wanted = s.gradient(), flow_grpo(s, 1e-3, distance=True)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-4)  # the rollout's times are float32
+
+
+@pytest.mark.parametrize("setting", ["sde", "cps", "guided"])
+@each_micro_batch
+def test_flow_grpo_with_guard(make: Make, micro_batch: int | None, setting: str) -> None:
+    clip = 0.002
+    s = make({"use": "flow-grpo", "options": {"clip": clip, "guard": True}, "kl": 0.03}, micro_batch=micro_batch,
+             rollout=SETTINGS[setting])  # fmt: skip
+    s.sigmas = s.batch.paths[0].sigmas[1:4].tolist()
+    found, wanted = s.gradient(), flow_grpo(s, clip, guard=True)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)  # the rollout's times are float32
+    fraction = s.averages["clip_fraction"]
+    assert fraction is not None
+    assert 0 < fraction < 1
+
+
+@pytest.mark.parametrize("setting", ["sde", "cps"])
+@each_micro_batch
+def test_flow_grpo_with_steps_weighted_by_noise(make: Make, micro_batch: int | None, setting: str) -> None:
+    s = make({"use": "flow-grpo", "options": {"clip": 0.02, "step_weight": "noise"}, "kl": 0.03},
+             micro_batch=micro_batch, rollout=SETTINGS[setting])  # fmt: skip
+    s.sigmas = s.batch.paths[0].sigmas[1:4].tolist()
+    assert_same(s.gradient(), flow_grpo(s, 0.02, by_noise=True))
 
 
 def test_flow_grpo_at_sigma_one(make: Make) -> None:

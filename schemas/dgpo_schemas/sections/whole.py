@@ -107,6 +107,13 @@ class StopSection(StrictModel):
     target: Float | None = Field(
         default=None, description="Stop when the held-out score reaches this value; checked after each evaluation."
     )
+    in_a_row: Int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Number of evaluations in a row with a score of at least `target` that stop the run; more than one "
+        "keep a lucky evaluation from doing so.",
+    )
     reward: str | None = Field(
         default=None, min_length=1, description="Name of the evaluated reward for `target`; default: the first one."
     )

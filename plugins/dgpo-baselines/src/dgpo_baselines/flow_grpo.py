@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from dgpo_baselines.terms import clipped_gain, refuse_unused, velocity_kl
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.errors import UserError
 from dgpo_core.flow.velocity import gaussian_log_prob
-from dgpo_core.types import Predictions, mean_square
+from dgpo_core.types import PathStep, Predictions, mean_square
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -27,6 +28,14 @@ class FlowGrpo(Objective):
     (mean - mean_base)^2 / (2 std^2). A is the engine's signed weight: the advantage under the weighting
     `abs-advantage`. All models use the guidance of the rollouts. Code: yifan123/flow_grpo, scripts/train_sd3.py; later
     versions of it divide the KL by 2 s^2, where std^2 = s^2 * -dt.
+
+    * `guard`: GRPO-Guard (arXiv 2510.22319). log r becomes std * (log r + D), D = mean (mean - mean_old)^2 / (2 std^2).
+      Under the old policy, E[log r] = -D: the ratio is below 1 on average, by more at steps with little noise, so that
+      its clip acts on one side. With x' = mean_old + std z, the new log-ratio is mean (z (mean - mean_old)), whose
+      expectation is 0 and whose scale does not depend on std. The first term of the loss is divided by |dt|, in which
+      the change of the mean is linear.
+    * `step_weight: noise`: TempFlow-GRPO (arXiv 2508.04324). The first term of the loss is multiplied by the std of its
+      step, s sqrt|dt|, over the mean std of the random steps of the path.
     """
 
     needs_path = True
@@ -45,6 +54,11 @@ class FlowGrpo(Objective):
     def needs_old(self) -> bool:
         """Always false: the path contains the log-probabilities under the weights that generated it."""
         return False
+
+    @property
+    def needs_means(self) -> bool:
+        """True with the centered ratio of GRPO-Guard."""
+        return bool(self.options.guard)
 
     @property
     def skips_zero_weights(self) -> bool:
@@ -70,9 +84,15 @@ class FlowGrpo(Objective):
         log_ratio = gaussian_log_prob(step.next_x, mean, std) - step.log_prob
         if self.options.log_prob == "distance":
             log_ratio = 2 * std**2 * log_ratio  # the other terms of the log-density cancel
+        if self.options.guard:
+            log_ratio = std * (log_ratio + mean_square(mean - self._old_mean(step)) / (2 * std**2))
         ratio = log_ratio.exp()
         clipped = clipped_gain(ratio, p.signed_weights, self.options.clip)
         loss = -clipped.gain
+        if self.options.guard:
+            loss = loss / (step.sigma - step.next_sigma)
+        elif self.options.step_weight == "noise":
+            loss = loss * (std / fmean(other for other in step.stds if other > 0))
         metrics = {
             "dsm": p.error(p.velocity.detach(), p.target),
             "clip_fraction": clipped.is_clipped.to(loss.dtype),
@@ -84,3 +104,12 @@ class FlowGrpo(Objective):
             loss = loss + self.section.kl * kl
             metrics |= {"kl": velocity_kl(p).detach(), "step_kl": kl.detach()}
         return MemberLoss(loss, metrics)
+
+    def _old_mean(self, step: PathStep) -> Tensor:
+        """Return the mean of the step under the weights that drew it. Raises UserError if the sampler kept none."""
+        if step.mean is None:
+            raise UserError(
+                f"objective.options.guard: {self.section.use} compares the means of steps, which the rollout's sampler "
+                "does not keep; use flow-sde or flow-cps, or remove the option"
+            )
+        return step.mean

@@ -69,7 +69,7 @@ class RandomSampler(Sampler):
             raise ValueError(f"{len(noise)} samples and {len(draws)} keys: a random sampler needs one key per sample")
         sigmas = self.sigmas(steps, schedule)
         times = to_device(sigmas[:-1], noise.device, torch.float32).unbind()
-        x, states, log_probs = noise, [noise], []
+        x, states, means, log_probs = noise, [noise], [], []
         for i, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist())):
             mean, std = self.step_distribution(x, velocity(x, times[i]), sigma, next_sigma)
             x = mean
@@ -77,10 +77,11 @@ class RandomSampler(Sampler):
                 x = mean + std * normal_rows([key.at("step", i) for key in draws], tuple(x.shape[1:]), x.device)
             if keep_path:
                 states.append(x)
+                means.append(mean)
                 log_probs.append(gaussian_log_prob(x, mean, std) if std > 0 else mean.new_zeros(len(mean)))
         if not keep_path:
             return SampleResult(x)
-        return SampleResult(x, Path(torch.stack(states), sigmas, torch.stack(log_probs)))
+        return SampleResult(x, Path(torch.stack(states), sigmas, torch.stack(log_probs), torch.stack(means)))
 
 
 class FlowSde(RandomSampler):

@@ -122,7 +122,8 @@ def _step(drawn_by: Tensor, rows: slice) -> PathStep:
 
     mean, _ = distribution(drawn_by[rows].detach())
     next_x = mean + std * z
-    return PathStep(x, next_x, sigma, next_sigma, gaussian_log_prob(next_x, mean, std), distribution)
+    log_prob = gaussian_log_prob(next_x, mean, std)
+    return PathStep(x, next_x, sigma, next_sigma, log_prob, distribution, mean=mean, stds=[0.3, std, 0.1])
 
 
 def _loss(objective: Objective, p: Predictions) -> MemberLoss:

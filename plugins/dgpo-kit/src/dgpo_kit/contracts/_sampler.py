@@ -193,6 +193,8 @@ def step_distribution(cases: Sequence[_Case]) -> None:
             that(((next_x - mean) / std).abs().max() < 6, "a step must be drawn from `step_distribution`")
             log_prob = gaussian_log_prob(next_x, mean, std)
             close(found.log_probs[k], log_prob, "`log_probs` must be those of `step_distribution`", 1e-3)
+            if found.means is not None:
+                close(found.means[k], mean, "`means` must be those of `step_distribution`", 1e-5)
 
 
 def straight_flow(cases: Sequence[_Case]) -> None:

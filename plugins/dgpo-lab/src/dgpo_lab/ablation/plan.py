@@ -173,6 +173,7 @@ def _set_by_ablation(ablation: AblationConfig) -> dict[str, tuple[tuple[str, ...
         "stop.seconds": (("stop", "seconds"), stop.seconds),
         "stop.samples": (("stop", "samples"), stop.samples),
         "stop.target": (("stop", "target"), stop.target),
+        "stop.in_a_row": (("stop", "in_a_row"), stop.in_a_row),
         "stop.reward": (("reward",), None if stop.target is None else ablation.reward),
         "run.threads": (("threads",), ablation.threads),
     }
