@@ -65,6 +65,7 @@ EXPERIMENTS = {
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
         Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
+        Experiment("e11", "A flawed reward, hacked on purpose"),
         Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),
         Experiment("order-fast", "The same contrasts in the fast miniature", margin=0.02),
     )

@@ -13,6 +13,7 @@ from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
 from experiments.decisions import Decisions
 from experiments.factors import Factors
 from experiments.findings import Findings
+from experiments.hacking import Hacking
 from experiments.record import Record, load
 from experiments.seconds import page as seconds
 
@@ -54,6 +55,7 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
         results=record.results,
         say=Findings(record),
         decided=Decisions(record.results),
+        hacking=Hacking(record.results),
         factors=Factors(record.results, record.targets, record.passes),
         header=header,
         body=body,
