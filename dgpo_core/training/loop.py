@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import split_samples
@@ -21,6 +24,7 @@ from dgpo_core.training.evaluation import NotFiniteError
 from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.training.monitors import alarms
+from dgpo_core.training.optimizer import UpdateResult
 from dgpo_core.training.reward_keeping import costs_of, total_costs
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.saving import Saver
@@ -180,12 +184,9 @@ class Loop:
     def _optimize(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
         """Run the updates of this iteration, count it as finished, and return its record."""
         run, state, policy = self.run, self.state, self.run.timesteps
-        draws, context = run.draws.at("iteration", state.iteration), run.timestep_context(state.iteration)
         with self.phases.timed("optimize"):
-            bounds = policy.bounds(context)
-            sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
-            # "optimise" seeds the draws, so its spelling must not change.
-            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))
+            bounds = policy.bounds(run.timestep_context(state.iteration))
+            results, sigmas = self._passes(batch)
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1
@@ -204,6 +205,20 @@ class Loop:
         policy.observe(flat(record))
         state.timesteps = deepcopy(policy.state_dict())
         return record
+
+    def _passes(self, batch: TrainingBatch) -> tuple[list[UpdateResult], Tensor]:
+        """Run all passes over the groups; return the results of their updates, and the times of all passes."""
+        run, count = self.run, self.config.timesteps.count
+        draws, context = run.draws.at("iteration", self.state.iteration), run.timestep_context(self.state.iteration)
+        results: list[UpdateResult] = []
+        times = []
+        for number in range(self.config.optimizer.passes):
+            key = draws if number == 0 else draws.at("pass", number)
+            times.append(run.timesteps.draw(count, context, key.at("timesteps")))
+            # "optimise" seeds the draws, so its spelling must not change.
+            results += run.optimizer.step(batch, times[-1], key.at("optimise"), interruptible=number == 0)
+        run.policy.end_iteration()
+        return results, torch.cat(times)
 
     # -- between iterations -------------------------------------------------------------------------------------
 

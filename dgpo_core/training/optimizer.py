@@ -86,19 +86,23 @@ class Optimizer:
         """Members per micro-batch, halved when memory runs out."""
         return self.accumulation.micro_batch
 
-    # -- one iteration ------------------------------------------------------------------------------------------
+    # -- one pass -----------------------------------------------------------------------------------------------
 
-    def step(self, batch: TrainingBatch, sigmas: Tensor, draws: Draws) -> list[UpdateResult]:
-        """Run all updates of an iteration: groups are split evenly over updates, each update uses all timesteps [T].
+    def step(
+        self, batch: TrainingBatch, sigmas: Tensor, draws: Draws, *, interruptible: bool = True
+    ) -> list[UpdateResult]:
+        """Run all updates of a pass over the groups of an iteration: groups are split evenly over updates, each update
+        uses all timesteps [T].
 
-        Raises Interrupted if any rank was asked to stop before the first update was made.
+        interruptible: raise Interrupted if any rank was asked to stop before the first update was made; not for a later
+        pass, before which the iteration has updated the weights.
         """
         groups = len(batch.prompts)
         size = groups // self.section.updates
         results = []
         for first in range(0, groups, size):
             update = self.prepare(batch, range(first, first + size), sigmas.tolist(), draws)
-            results.append(self.update(update, self._interrupt if first == 0 else lambda: None))
+            results.append(self.update(update, self._interrupt if interruptible and first == 0 else lambda: None))
         self.policy.forget_gradient()
         return results
 
@@ -142,7 +146,7 @@ class Optimizer:
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of update `update` (from 0)."""
-        return learning_rate(self.section, update, self.config.run.iterations * self.section.updates)
+        return learning_rate(self.section, update, self.config.run.iterations * self.section.updates_per_iteration)
 
     # -- state --------------------------------------------------------------------------------------------------
 

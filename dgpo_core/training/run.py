@@ -113,6 +113,7 @@ class TrainingRun(Engine):
                 f"{self.config.objective.use} does not require a random sampler; the paper reports faster learning "
                 "with a deterministic one (our own comparison, docs/experiments/e1.md, found no difference)"
             )
+        found += self._moving_old()
         every = [*self.train_prompts, *self.heldout_prompts]
         shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
         truncated = unheard(every, self.backbone.supports_guidance and guided(self.config))
@@ -123,6 +124,17 @@ class TrainingRun(Engine):
         if reason is not None and self.heldout_prompts and self.config.evaluation.images:
             found.append(f"evaluation.images: videos are written as film strips only; {reason}")
         return found
+
+    def _moving_old(self) -> list[str]:
+        """Return a note if several passes compare with an old policy that follows each of their updates."""
+        objective, passes = self.config.objective, self.config.optimizer.passes
+        compares = self.objective.needs_old or (self.objective.needs_reference and objective.reference == "ema_fast")
+        if passes == 1 or objective.ema_fast.per == "iteration" or not compares:
+            return []
+        return [
+            f"objective.ema_fast.per: update: the old policy that objective: {objective.use} compares with follows "
+            f"each update, so in {passes} passes it is not the policy that drew the samples; `per: iteration` keeps it"
+        ]
 
     def facts(self) -> dict[str, Any]:
         """Return facts about the run to show at its start: device, sizes, numbers of parameters and prompts."""
@@ -278,6 +290,7 @@ def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
 def _optimizer(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimizer:
     rollout, processes = engine.config.rollout, engine.runtime.processes
     total = rollout.groups * rollout.group_size * engine.config.timesteps.count // processes.count
+    total *= engine.config.optimizer.passes
 
     def progress(members: int) -> None:
         phases.samples["optimize"] += members

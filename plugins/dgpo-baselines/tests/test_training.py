@@ -53,6 +53,15 @@ RUNS: dict[str, dict[str, Any]] = {
             "options": {"trust_region": 0.01, "kl_from": 0.7, "adaptive": True},
         },
     },
+    "crd, three passes": {
+        "objective": {
+            "use": "crd",
+            "reference": "ema_fast",
+            "kl": 0.0,
+            "ema_fast": {"max_decay": 0.0, "per": "iteration"},
+        },
+        "optimizer": {"passes": 3},
+    },
     "awm, clipped": {"objective": {"use": "awm", "clip": 0.5, "ema_rollouts_after": 0, "kl": 0.0}},
 }
 
