@@ -38,6 +38,7 @@ from dgpo_core.training.scored import (
     reasons_of,
 )
 from dgpo_core.training.state import RunState
+from dgpo_core.training.times import draw_times
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import MetricsRecord
 from dgpo_schemas.sections.prompts import SourceBlock
@@ -186,7 +187,7 @@ class Loop:
         run, state, policy = self.run, self.state, self.run.timesteps
         with self.phases.timed("optimize"):
             bounds = policy.bounds(run.timestep_context(state.iteration))
-            results, sigmas = self._passes(batch)
+            results, sigmas, weights = self._passes(batch)
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1
@@ -200,25 +201,30 @@ class Loop:
             averages,
             change_norm=run.policy.change_norm(),
             sigma_range=(float(sigmas.min()), float(sigmas.max())),
-            timesteps={**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]},
+            timesteps={**policy.metrics(), **_extremes(weights), "t_min": bounds[0], "t_max": bounds[1]},
         )
         policy.observe(flat(record))
         state.timesteps = deepcopy(policy.state_dict())
         return record
 
-    def _passes(self, batch: TrainingBatch) -> tuple[list[UpdateResult], Tensor]:
-        """Run all passes over the groups; return the results of their updates, and the times of all passes."""
+    def _passes(self, batch: TrainingBatch) -> tuple[list[UpdateResult], Tensor, Sequence[Tensor]]:
+        """Run all passes over the groups; return the results of their updates, and the times of all passes with their
+        weights, if they have any."""
         run, count = self.run, self.config.timesteps.count
         draws, context = run.draws.at("iteration", self.state.iteration), run.timestep_context(self.state.iteration)
         results: list[UpdateResult] = []
-        times = []
+        times, weights = [], []
         for number in range(self.config.optimizer.passes):
             key = draws if number == 0 else draws.at("pass", number)
-            times.append(run.timesteps.draw(count, context, key.at("timesteps")))
+            sigmas, of_times = draw_times(run.timesteps, count, context, key.at("timesteps"))
             # "optimise" seeds the draws, so its spelling must not change.
-            results += run.optimizer.step(batch, times[-1], key.at("optimise"), interruptible=number == 0)
+            results += run.optimizer.step(
+                batch, sigmas, key.at("optimise"), time_weights=of_times, interruptible=number == 0
+            )
+            times.append(sigmas)
+            weights += [] if of_times is None else [of_times]
         run.policy.end_iteration()
-        return results, torch.cat(times)
+        return results, torch.cat(times), weights
 
     # -- between iterations -------------------------------------------------------------------------------------
 
@@ -337,3 +343,11 @@ class Loop:
             f"precision.autocast: no, or start a new run with a smaller objective.beta"
             f"{self.saver.standing().after_skipping()}"
         )
+
+
+def _extremes(weights: Sequence[Tensor]) -> dict[str, float]:
+    """Return the smallest and largest weight of a time, to log; nothing without weights."""
+    if not weights:
+        return {}
+    every = torch.cat(list(weights))
+    return {"weight_min": float(every.min()), "weight_max": float(every.max())}

@@ -45,15 +45,17 @@ __all__ = ["TrainingRun", "build_run"]
 class TrainingRun(Engine):
     """An engine with the components for training; created by `build_run`.
 
-    training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; sources: training
-    prompts; heldout_prompts: evaluation prompts; probe_prompts: prompts that timestep policies measure on; scorer: the
-    training rewards; training_rollout_sampler: draws the groups; evaluator: None without held-out prompts.
+    training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; all_sigmas: all sigmas
+    of the rollouts; sources: training prompts; heldout_prompts: evaluation prompts; probe_prompts: prompts that
+    timestep policies measure on; scorer: the training rewards; training_rollout_sampler: draws the groups; evaluator:
+    None without held-out prompts.
     """
 
     objective: Objective
     weighting: AdvantageWeighting
     timesteps: TimestepPolicy
     training_sigmas: Tensor
+    all_sigmas: Tensor
     sources: list[Source]
     heldout_prompts: list[Prompt]
     probe_prompts: list[Prompt]
@@ -86,7 +88,7 @@ class TrainingRun(Engine):
 
     def timestep_context(self, iteration: int) -> TimestepContext:
         """Return the timestep policy's context in an iteration."""
-        return _context(self, self.training_sigmas, iteration)
+        return _context(self, self.training_sigmas, self.all_sigmas, iteration)
 
     def probe(self, rollout_sampler: RolloutSampler, model: ModelName) -> PolicyProbe:
         """Create the probe for timestep policies that measure: a model on training prompts, with a rollout sampler."""
@@ -173,10 +175,10 @@ def build_run(
         engine.times.check_range()
         objective = _objective(engine)
         engine.check_sampling(objective)
-        sigmas = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
-        sigmas = random_times(engine.sampler, sigmas) if objective.needs_path else sigmas
+        every = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
+        sigmas = random_times(engine.sampler, every) if objective.needs_path else every
         timesteps: TimestepPolicy = engine.create("timesteps", config.timesteps)
-        _check_timesteps(engine, objective, timesteps, _context(engine, sigmas, 0))
+        _check_timesteps(engine, objective, timesteps, _context(engine, sigmas, every, 0))
         weighting = engine.create("weighting", config.weighting)
         sources, heldout = engine.load_sources("train"), engine.load_prompts("heldout")
         train = [prompt for source in sources for prompt in source.prompts]
@@ -189,6 +191,7 @@ def build_run(
             weighting=weighting,
             timesteps=timesteps,
             training_sigmas=sigmas,
+            all_sigmas=every,
             sources=sources,
             heldout_prompts=heldout,
             probe_prompts=_probe_prompts(engine, train),
@@ -218,7 +221,7 @@ def _objective(engine: Engine) -> Objective:
     return objective
 
 
-def _context(engine: Engine, sigmas: Tensor, iteration: int) -> TimestepContext:
+def _context(engine: Engine, sigmas: Tensor, every: Tensor, iteration: int) -> TimestepContext:
     t_min, t_max = engine.times.training_range
     return TimestepContext(
         sigmas=sigmas,
@@ -228,6 +231,7 @@ def _context(engine: Engine, sigmas: Tensor, iteration: int) -> TimestepContext:
         iteration=iteration,
         iterations=engine.config.run.iterations,
         deterministic=engine.sampler.deterministic,
+        all_sigmas=every,
     )
 
 

@@ -281,6 +281,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rollout": {"group_size": 5, "groups": 3, "micro_batch": 4, "shift": "auto", "guidance": 2.5},
         "timesteps": {"count": 2, "t_min": 0.1},
     },
+    "weights that are measured": {
+        "timesteps": {"use": "inverse-dsm", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
+    },
     "a t_min that is measured": {
         "timesteps": {"use": "disagreement-t-min", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
     },

@@ -53,6 +53,12 @@ RUNS: dict[str, dict[str, Any]] = {
             "options": {"trust_region": 0.01, "kl_from": 0.7, "adaptive": True},
         },
     },
+    "flow-grpo, two passes, weighted": {
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.01},
+        "rollout": SDE,
+        "timesteps": STEPS | {"options": {"weights": "step-noise"}},
+        "optimizer": {"passes": 2},
+    },
     "crd, three passes": {
         "objective": {
             "use": "crd",

@@ -171,7 +171,8 @@ def run_of(
         run={"name": name, "iterations": iterations, "process_timeout": PATIENT, "shard": shard},
         rollout={"steps": 2, "group_size": 3, "groups": 4 if shard else 3, "micro_batch": 2, "resolution": 16,
                  "guidance": 1.5},
-        optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2, "passes": passes}, checkpoints={"every": 100},
+        optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2, "passes": passes},
+        checkpoints={"every": 100},
         evaluation={"every": 0, "at_start": False, "prompts": 2, "samples_per_prompt": 1, "many_step": None},
     )  # fmt: skip
 

@@ -358,6 +358,7 @@ def _sigmas(config: RunConfig, backbone: Backbone, registry: Registry, sampler: 
     context = TimestepContext(
         sigmas=random_times(sampler, sigmas) if objective.needs_path else sigmas, t_min=t_min, t_max=t_max,
         shift=times.schedule.shift, iteration=0, iterations=config.run.iterations, deterministic=sampler.deterministic,
+        all_sigmas=sigmas,
     )  # fmt: skip
     drawn: Tensor = registry.create("timesteps", config.timesteps).draw(config.timesteps.count, context, Draws(0))
     return drawn
