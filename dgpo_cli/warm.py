@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     job = serve(int(arguments[0]), _imported)
     if job is not None:
         sys.argv = [str(child.__file__), str(job.server), *job.arguments]
-        with job.noting_imports():
+        with job.running():
             child.main(sys.argv[1:])
 
 

@@ -5,7 +5,7 @@
 
 MODULE calls `serve` with the file descriptor that is its last argument. A forked process begins as a fresh one would,
 apart from the imported modules: alone in its process group and without other threads. When it ends, it tells what it
-has imported (`Job.noting_imports`), and the server imports the same before it forks the next one. So the first process
+has imported (`Job.running`), and the server imports the same before it forks the next one. So the first process
 starts cold, and nobody has to know what the next ones need.
 
 The server reaps a process only when asked how it ended. Until then, its process id cannot be given to another one.
@@ -13,9 +13,12 @@ The server reaps a process only when asked how it ended. Until then, its process
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
+import io
 import json
+import logging
 import os
 import select
 import signal
@@ -156,6 +159,32 @@ class Forked:
         return self.wait()
 
 
+class _Ending:
+    """Called after all other functions that are registered with `atexit`, once the threads have ended.
+
+    It ends a forked process without the end of the interpreter, which would write to, and so copy, most pages that the
+    process shares with the server: half a second with torch.
+    """
+
+    code: int | None = None
+    """The exit code; None leaves the process to the interpreter."""
+
+    def __call__(self) -> None:
+        if self.code is None:
+            return
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+        for one in [sys.stdout, sys.stderr, *filter(_is_written, gc.get_objects())]:
+            with contextlib.suppress(Exception):  # closed, or its disk is full
+                one.flush()
+        os._exit(self.code)
+
+
+def _is_written(one: object) -> bool:
+    """Return whether it is a file that the end of the interpreter would flush. Files opened by the server are none."""
+    return issubclass(type(one), (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper))
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What a forked process is to do."""
@@ -165,20 +194,26 @@ class Job:
     """The process id of the server, which is its parent."""
     notes: int
     """File descriptor of the file in which the server reads what was imported."""
+    ending: _Ending
 
     @contextmanager
-    def noting_imports(self) -> Iterator[None]:
-        """Context manager: note at its end which modules were imported within, in their order."""
+    def running(self) -> Iterator[None]:
+        """Context manager for the job: at its end it notes which modules were imported within, in their order."""
         before = set(sys.modules)
         try:
             yield
+            self.ending.code = 0
+        except SystemExit as end:
+            self.ending.code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise
         finally:
-            names = [name for name, module in list(sys.modules.items()) if name not in before and _has_file(module)]
+            names = [name for name, module in list(sys.modules.items()) if name not in before and _has_name(module)]
             with contextlib.suppress(OSError):
                 os.write(self.notes, json.dumps(names).encode())
 
 
-def _has_file(module: Any) -> bool:
+def _has_name(module: Any) -> bool:
+    """Return whether an import has found a module, so that it can be imported by its name."""
     return isinstance(getattr(getattr(module, "__spec__", None), "name", None), str)
 
 
@@ -187,6 +222,7 @@ def serve(descriptor: int, imported: Callable[[list[str]], str | None]) -> Job |
 
     imported: imports modules and returns why this process cannot be forked any more, or None.
     """
+    atexit.register(ending := _Ending())  # first, therefore called last
     notes: dict[int, int] = {}
     pending: list[str] = []
     refusal: str | None = None
@@ -215,7 +251,7 @@ def serve(descriptor: int, imported: Callable[[list[str]], str | None]) -> Job |
                         for other in (connection.detach(), *notes.values()):
                             os.close(other)
                         _become(descriptors[0])
-                        return Job([str(one) for one in request["start"]], server, note)
+                        return Job([str(one) for one in request["start"]], server, note, ending)
                     notes[pid], answer = note, {"pid": pid}
             for one in descriptors:
                 os.close(one)

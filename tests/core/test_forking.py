@@ -30,7 +30,7 @@ def imported(names):
 
 job = serve(int(sys.argv[1]), imported)
 if job is not None:
-    with job.noting_imports():
+    with job.running():
         exec(job.arguments[0])
 """
 """Its processes run code."""
@@ -134,6 +134,29 @@ def test_how_it_ended_is_known(server: ForkServer, tmp_path: Path, code: str, en
     text = (tmp_path / "log").read_text()
     assert ("ZeroDivisionError" in text) == ("1 / 0" in code)
     assert ("bye" in text) == ("atexit" in code)
+
+
+def test_it_ends_as_a_fresh_process_does(server: ForkServer, tmp_path: Path) -> None:
+    """Threads are waited for, functions registered at exit are called, and open files written."""
+    code = (
+        "import atexit, logging, logging.handlers, tempfile, threading, time\n"
+        f"file = open({str(tmp_path / 'left open')!r}, 'w'); file.write('written')\n"
+        "binary = open({0!r}, 'wb'); binary.write(b'bytes')\n"
+        "kept = logging.handlers.MemoryHandler(9, target=logging.FileHandler({1!r}))\n"
+        "logging.getLogger().addHandler(kept); logging.getLogger().warning('logged')\n"
+        "atexit.register(print, 'at exit'); aside = tempfile.TemporaryDirectory(); print(aside.name)\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start(); raise SystemExit('message')"
+    ).format(str(tmp_path / "binary"), str(tmp_path / "messages"))
+    log = tmp_path / "log"
+    for _ in range(2):
+        log.unlink(missing_ok=True)
+        assert fork(server, code, log).wait(30) == 1
+        aside, *said = log.read_text().splitlines()
+        assert sorted(said) == ["at exit", "message", "thread"]
+        assert not Path(aside).exists()
+        for name, content in (("left open", "written"), ("binary", "bytes"), ("messages", "logged\n")):
+            assert (tmp_path / name).read_text() == content
+            (tmp_path / name).unlink()
 
 
 def test_signals_reach_it_alone_and_a_kill_its_group(server: ForkServer, tmp_path: Path) -> None:
