@@ -55,13 +55,13 @@ class Experiment:
 EXPERIMENTS = {
     one.key: one
     for one in (
-        Experiment("e1", "ODE against SDE rollouts"),
-        Experiment("e2", "The timestep clip t_min", sheet=64),
-        Experiment("e3", "Pairs against groups"),
+        Experiment("e1", "ODE against SDE rollouts", margin=0.02),
+        Experiment("e2", "The timestep clip t_min", sheet=64, margin=0.02),
+        Experiment("e3", "Pairs against groups", margin=0.02),
         Experiment("e4", "DGPO against Flow-GRPO", against=("samples", "seconds")),
-        Experiment("e5", "Weightings"),
-        Experiment("e6", "Adaptive against fixed t_min"),
-        Experiment("e7", "The group size"),
+        Experiment("e5", "Weightings", margin=0.02),
+        Experiment("e6", "Adaptive against fixed t_min", margin=0.02),
+        Experiment("e7", "The group size", margin=0.02),
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
         Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
