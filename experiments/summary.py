@@ -1,0 +1,138 @@
+"""What to use, what not, and how sure: one page from the records of all experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dgpo_lab.ablation import words
+from experiments import agreement
+from experiments.catalog import EXPERIMENTS, HERE, Experiment
+from experiments.decisions import Decisions
+from experiments.factors import Factors
+from experiments.hacking import Hacking
+from experiments.record import Record, load
+from experiments.statistics.contrasts import Contrast
+from experiments.statistics.summaries import Budget
+
+__all__ = ["SUMMARY", "Line", "Summary", "write_summary"]
+
+SUMMARY = "summary"
+Kind = Literal["better", "worse", "equivalent", "undecided"]
+CONFIRMED_BY = "confirm"
+"""Key of the experiment that repeats what was found in the standard miniature."""
+AT_SECONDS = ("e10",)
+"""Experiments whose changes have a price: they are sorted by what they give at equal seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A change with the verdict on it."""
+
+    experiment: Experiment
+    contrast: Contrast
+    budget: Budget
+    seeds: int
+
+    @property
+    def kind(self) -> Kind:
+        """Which list it belongs to."""
+        if self.contrast.verdict != "difference":
+            return self.contrast.verdict
+        return "better" if self.contrast.difference.value > 0 else "worse"
+
+    def text(self) -> str:
+        """Return `best against worst` instead of `dgpo`: −0.063 [...] at equal samples, with a link to the page."""
+        found = self.contrast
+        return (
+            f"[{self.experiment.key.upper()}]({self.experiment.key}.md): `{found.name}` instead of `{found.against}`: "
+            f"{words.signed(found.difference)} at equal {self.budget}"
+        )
+
+
+class Summary:
+    """All records of a directory of pages."""
+
+    def __init__(self, directory: Path) -> None:
+        self.records: dict[str, Record] = {
+            key: load(directory / key / "record.json")
+            for key in EXPERIMENTS
+            if (directory / key / "record.json").is_file()
+        }
+
+    def lines(self, kind: Kind) -> Sequence[Line]:
+        """Return the changes with a verdict of a kind, the largest differences first. A variant with the same settings
+        in several experiments is listed with each of its baselines once."""
+        found = {}
+        for line in self._all():
+            if line.kind == kind:
+                found.setdefault((line.contrast.name, line.contrast.against), line)
+        return sorted(found.values(), key=lambda line: -abs(line.contrast.difference.value))
+
+    def _all(self) -> Iterator[Line]:
+        for key, record in self.records.items():
+            experiment = EXPERIMENTS[key]
+            if experiment.margin is None or key in ("order", "order-fast", "e9", CONFIRMED_BY):
+                continue
+            budget: Budget = "seconds" if key in AT_SECONDS else "samples"
+            for contrast in Decisions(record.results).contrasts(budget, experiment.margin):
+                yield Line(experiment, contrast, budget, contrast.difference.n)
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """The smallest and the largest number of seeds of a change."""
+        found = [line.seeds for line in self._all()]
+        return min(found), max(found)
+
+    @property
+    def half_widths(self) -> tuple[float, float]:
+        """The smallest and the largest half-width of the intervals of changes."""
+        found = [line.contrast.half_width for line in self._all()]
+        return min(found), max(found)
+
+    @property
+    def alike(self) -> str:
+        """Return whether the fast miniature orders methods like the standard one; empty without its experiment."""
+        if not {"order", "order-fast"} <= self.records.keys():
+            return ""
+        both = (Decisions(self.records[key].results) for key in ("order", "order-fast"))
+        return agreement.verdict(agreement.pairs(*both, EXPERIMENTS["order"].margin or 0.0))
+
+    def confirmed(self) -> Sequence[str]:
+        """Return the verdicts in the standard miniature, on seeds that nothing was chosen by."""
+        record = self.records.get(CONFIRMED_BY)
+        if record is None:
+            return []
+        margin = EXPERIMENTS[CONFIRMED_BY].margin or 0.0
+        decided = Decisions(record.results)
+        return [
+            f"At equal {budget}: {line}"
+            for budget in EXPERIMENTS[CONFIRMED_BY].against
+            for line in decided.sentences(budget, margin)
+        ]
+
+    def factors(self) -> Factors | None:
+        """Return the factors of E4."""
+        record = self.records.get("e4")
+        return None if record is None else Factors(record.results, record.targets, record.passes)
+
+    def hacking(self) -> Hacking | None:
+        """Return what E11 found."""
+        record = self.records.get("e11")
+        return None if record is None else Hacking(record.results)
+
+
+def write_summary(directory: Path) -> Path:
+    """Write summary.md."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"interval": words.interval, "signed": words.signed}
+    text = environment.get_template(f"{SUMMARY}.md.jinja").render(summary=Summary(directory), experiments=EXPERIMENTS)
+    path = directory / f"{SUMMARY}.md"
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return path
