@@ -138,10 +138,11 @@ def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Sourc
         f"{reward.weight:g} x {f'{reward.transform} of ' if reward.transform else ''}{reward.label}"
         for reward in config.rewards
     )
-    updates, count = config.optimizer.updates, config.timesteps.count
+    updates, passes, count = config.optimizer.updates, config.optimizer.passes, config.timesteps.count
+    repeated = f"{passes} passes of " if passes > 1 else ""
     yield (
         f"objective: {config.objective.use}, {count} {'timestep' if count == 1 else 'timesteps'} per sample, "
-        f"sigma in {_times(config)}, {updates} {'update' if updates == 1 else 'updates'} per iteration"
+        f"sigma in {_times(config)}, {repeated}{updates} {'update' if updates == 1 else 'updates'} per iteration"
     )
     yield f"training prompts: {_prompts(config.prompts.blocks('train'), train)}"
     if config.prompts.heldout is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,8 @@ class Experiment:
     against: tuple[Literal["samples", "seconds"], ...] = ("samples",)
     sheet: int | None = None
     margin: float | None = None
+    beside: str | None = None
+    """Key of another experiment whose record the page uses too."""
 
     @property
     def file(self) -> Path:
@@ -34,21 +36,20 @@ class Experiment:
         return HERE / f"{self.key}.yaml"
 
     @property
-    def base(self) -> str:
-        """Name of the base run file."""
-        return Path(yaml.safe_load(self.file.read_text(encoding="utf-8"))["base"]).stem
-
-    @property
     def targets(self) -> Sequence[float]:
         """Scores to be reached, in ascending order, if the file has several."""
-        found: list[float] = yaml.safe_load(self.file.read_text(encoding="utf-8")).get("targets", [])
+        found: list[float] = self._read().get("targets", [])
         return found
 
     @property
     def seeds(self) -> int:
         """The number of seeds that the ablation file asks for."""
-        found: int | list[int] = yaml.safe_load(self.file.read_text(encoding="utf-8"))["seeds"]
+        found: int | list[int] = self._read()["seeds"]
         return found if isinstance(found, int) else len(found)
+
+    def _read(self) -> dict[str, Any]:
+        data: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+        return data
 
 
 EXPERIMENTS = {
@@ -64,5 +65,8 @@ EXPERIMENTS = {
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
         Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
+        Experiment("e11", "A flawed reward, hacked on purpose"),
+        Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),
+        Experiment("order-fast", "The same contrasts in the fast miniature", margin=0.02),
     )
 }

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dgpo_lab.ablation import tables, words
+from experiments import agreement
 from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
 from experiments.decisions import Decisions
 from experiments.factors import Factors
 from experiments.findings import Findings
-from experiments.record import load
+from experiments.hacking import Hacking
+from experiments.record import Record, load
 from experiments.seconds import page as seconds
 
 __all__ = ["write_index", "write_page"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a template needs of another experiment's record."""
+
+    say: Findings
+    decided: Decisions
+    seeds: Sequence[int]
+
+
+def seeds_of(record: Record) -> Sequence[int]:
+    """Return the seeds of a record, in ascending order."""
+    return sorted({trace.seed for trace in record.results.traces})
 
 
 def write_page(experiment: Experiment, directory: Path) -> Path:
@@ -20,6 +39,10 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     record = load(directory / experiment.key / "record.json")
+    more: dict[str, Any] = {}
+    if experiment.beside is not None:
+        other = load(directory / experiment.beside / "record.json")
+        more = {"beside": Beside(Findings(other), Decisions(other.results), seeds_of(other)), "agreement": agreement}
     environment = Environment(
         loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -32,11 +55,13 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
         results=record.results,
         say=Findings(record),
         decided=Decisions(record.results),
+        hacking=Hacking(record.results),
         factors=Factors(record.results, record.targets, record.passes),
         header=header,
         body=body,
-        seeds=sorted({trace.seed for trace in record.results.traces}),
+        seeds=seeds_of(record),
         sheet=(directory / experiment.key / "samples.png").is_file(),
+        **more,
     )
     path = directory / f"{experiment.key}.md"
     path.write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -65,6 +65,7 @@ def collect(done: Conducted, *, quick: bool, rows: Sequence[str], targets: Seque
         "quick": quick,
         "rows": list(rows),
         "facts": {
+            "base": Path(plan.ablation.base).name,
             "backbone": base.backbone.use,
             "checkpoint": base.backbone.checkpoint,
             "iterations": base.run.iterations,
@@ -133,9 +134,14 @@ def _trace(trace: Trace, reward: str) -> dict[str, Any]:
         "scores": [round(score, 6) for score in trace.scores],
         "seconds": [round(spent, 2) for spent in trace.seconds],
         "samples": list(trace.samples),
-        "monitors": {name: asdict(monitor) for name, monitor in trace.monitors.items()},
+        "others": {name: _rounded(values) for name, values in trace.others.items()},
+        "monitors": {name: {**asdict(m), "values": _rounded(m.values)} for name, m in trace.monitors.items()},
         "values": None if values is None else [None if v is None else round(v, 6) for v in values],
     }
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 def save(path: Path, data: dict[str, Any]) -> None:
@@ -176,6 +182,7 @@ def _read(one: dict[str, Any], data: dict[str, Any]) -> Trace:
         scores=one["scores"],
         seconds=one["seconds"],
         samples=one["samples"],
+        others=one.get("others", {}),
         monitors={name: MonitorValues(**monitor) for name, monitor in one["monitors"].items()},
         prompts=prompts,
     )

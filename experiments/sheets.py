@@ -23,18 +23,19 @@ LABEL = 22
 def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
     """Write the sheet of an ablation's first seed, with the base model in the first column; return the prompts.
 
-    steps: draw new samples with this many solver steps; None: use the images of the last evaluation.
+    steps: draw new samples with this many solver steps; None: use the images of the last evaluation, and of the base
+    model those of the evaluation before training, if there was one.
     """
     seed = plan.ablation.seeds[0]
     cells = [cell for cell in plan.cells() if cell.seed == seed]
     columns: dict[str, Column] = {}
     for cell in cells:
         for name, base in (("base model", True), (cell.variant, False)):
-            if name not in columns:
+            if name not in columns and not (base and steps is None and not _evaluated_at_start(cell.path)):
                 drawn = _images(cell.path, base=base) if steps is None else _sampled(cell.path, steps, base=base)
                 columns[name] = drawn
     rows = min(map(len, columns.values()))
-    prompts = [prompt for prompt, _ in columns["base model"]]
+    prompts = [prompt for prompt, _ in next(iter(columns.values()))]
     images = [_enlarged(found[row][1]) for row in range(rows) for found in columns.values()]
     sheet = contact_sheet(images, len(columns))
     width = images[0].width + 4
@@ -46,6 +47,10 @@ def draw_sheet(plan: Plan, path: Path, *, steps: int | None) -> list[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     labeled.quantize(128).save(path, optimize=True)
     return prompts[:rows]
+
+
+def _evaluated_at_start(run: Path) -> bool:
+    return any(d.name.isdecimal() and int(d.name) == 0 for d in (run / "images").iterdir())
 
 
 def _images(run: Path, *, base: bool) -> Column:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from dgpo_schemas.base import Float, Int, Options
 
 __all__ = [
-    "ClippedOptions", "ConcentratedOptions", "MinRangeOptions", "SoftmaxOptions", "StratifiedOptions", "TopKOptions",
+    "ClippedOptions", "ConcentratedOptions", "InverseDsmOptions", "MinRangeOptions", "SoftmaxOptions",
+    "StratifiedOptions", "TopKOptions", "WeightedOptions",
 ]  # fmt: skip
 
 
@@ -51,7 +54,24 @@ class ConcentratedOptions(Options):
     )
 
 
-class StratifiedOptions(Options):
+class WeightedOptions(Options):
+    """Options of the timestep policies `uniform` and `sampler-steps`."""
+
+    weights: Literal["none", "sigma", "one-minus-sigma", "step-noise"] = Field(
+        default="none",
+        description="Weight of the loss at each time: none, sigma, 1 - sigma, or the noise of Flow-GRPO's random step "
+        "that begins there or before, sqrt(sigma / (1 - sigma) * -dsigma). Scaled to a mean of 1.",
+    )
+    weights_power: Float = Field(default=1.0, gt=0, le=100, description="Power to which the weight is raised.")
+
+    @model_validator(mode="after")
+    def _power_of_weights(self) -> Self:
+        if self.weights == "none" and self.weights_power != 1:
+            raise ValueError("`weights_power` has no effect because `weights` is none; choose weights, or remove it")
+        return self
+
+
+class StratifiedOptions(WeightedOptions):
     """Options of the timestep policy `stratified`."""
 
     power: Float = Field(
@@ -59,4 +79,20 @@ class StratifiedOptions(Options):
         ge=0,
         le=100,
         description="Times are drawn with a density proportional to sigma to this power; 0 is uniform.",
+    )
+
+
+class InverseDsmOptions(Options):
+    """Options of the timestep policy `inverse-dsm`."""
+
+    within: Literal["uniform", "stratified", "sampler-steps"] = Field(
+        default="uniform", description="How times are drawn: as by the timestep policy of this name."
+    )
+    power: Float = Field(default=1.0, gt=0, le=100, description="Power to which 1 / E dsm is raised.")
+    every: Int = Field(default=20, ge=1, le=10**9, description="Number of iterations between measurements.")
+    samples: Int = Field(
+        default=16, ge=1, le=10_000, description="Samples of a measurement, each of another training prompt."
+    )
+    points: Int = Field(
+        default=8, ge=1, le=1000, description="Number of times in [t_min, t_max] at which the error is measured."
     )

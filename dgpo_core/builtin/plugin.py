@@ -51,10 +51,13 @@ def dgpo_timestep_policies() -> Sequence[Component]:
     """Declare the continuous and the discrete timestep policy."""
     strata = "One time in each part of [t_min, t_max] of equal probability; the density may grow with sigma."
     steps = "The sampler's own times in [t_min, t_max], drawn without replacement (the authors' rule)."
+    flat = "Independent times, uniform in [t_min, t_max]."
+    inverse = "Times weighted by the inverse of the model's mean denoising error there, which is measured."
     return [
-        _component("uniform", "Independent times, uniform in [t_min, t_max].", "timesteps:UniformTimesteps"),
+        _component("uniform", flat, "timesteps:UniformTimesteps", "WeightedOptions"),
         _component("stratified", strata, "timesteps:StratifiedTimesteps", "StratifiedOptions"),
-        _component("sampler-steps", steps, "timesteps:SamplerSteps"),
+        _component("sampler-steps", steps, "timesteps:SamplerSteps", "WeightedOptions"),
+        _component("inverse-dsm", inverse, "inverse_dsm:InverseDsm", "InverseDsmOptions"),
     ]
 
 

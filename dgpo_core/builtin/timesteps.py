@@ -6,22 +6,27 @@ import math
 
 from torch import Tensor
 
-from dgpo_core.contracts import TimestepContext, TimestepPolicy
+from dgpo_core.builtin.time_weights import WeightedTimes, midpoints
+from dgpo_core.contracts import TimestepContext
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
 
 __all__ = ["SamplerSteps", "StratifiedTimesteps", "UniformTimesteps"]
 
 
-class UniformTimesteps(TimestepPolicy):
+class UniformTimesteps(WeightedTimes):
     """Independent times, uniform in [t_min, t_max], unsorted."""
+
+    def typical(self, context: TimestepContext) -> Tensor:
+        """Return quantiles of the density."""
+        return context.t_min + (context.t_max - context.t_min) * midpoints()
 
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
         """Draw float64 [count] on the CPU."""
         return context.t_min + (context.t_max - context.t_min) * draws.uniform(count)
 
 
-class StratifiedTimesteps(TimestepPolicy):
+class StratifiedTimesteps(WeightedTimes):
     """One time in each of `count` strata of [t_min, t_max] of equal probability, in random order.
 
     Each time alone has the density sigma^power, normalized: for power 0 the distribution of `uniform`, and an estimate
@@ -33,14 +38,21 @@ class StratifiedTimesteps(TimestepPolicy):
 
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
         """Draw float64 [count] on the CPU."""
-        within = (draws.at("order").permutation(count) + draws.uniform(count)) / count
+        return self._quantiles((draws.at("order").permutation(count) + draws.uniform(count)) / count, context)
+
+    def typical(self, context: TimestepContext) -> Tensor:
+        """Return quantiles of the density."""
+        return self._quantiles(midpoints(), context)
+
+    def _quantiles(self, within: Tensor, context: TimestepContext) -> Tensor:
+        """Return the times below which the shares `within` of the density lie."""
         order = self.options.power + 1
         low, high = context.t_min**order, context.t_max**order
         times: Tensor = (low + within * (high - low)).pow(1 / order)
         return times.clamp(context.t_min, context.t_max)
 
 
-class SamplerSteps(TimestepPolicy):
+class SamplerSteps(WeightedTimes):
     """Times of the rollout sampler in [t_min, t_max], drawn without replacement: the authors' discrete rule.
 
     Includes both ends, but not 0, where the velocity is never evaluated. The times depend on the sampler, the steps and
@@ -49,8 +61,9 @@ class SamplerSteps(TimestepPolicy):
 
     def check(self, context: TimestepContext, count: int) -> None:
         """Raise UserError if fewer than `count` times lie in the range, listing those that do and remedies."""
-        available = _steps_between(context.sigmas, context.t_min, context.t_max)
+        available = self.typical(context)
         if len(available) >= count:
+            super().check(context, count)
             return
         below_t_max = _steps_between(context.sigmas, 0.0, context.t_max)
         found = ", ".join(f"{sigma:.4f}" for sigma in available.tolist()) or "none"
@@ -72,8 +85,12 @@ class SamplerSteps(TimestepPolicy):
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
         """Draw float64 [count] on the CPU, distinct, in random order. Raises UserError as `check` does."""
         self.check(context, count)
-        available = _steps_between(context.sigmas, context.t_min, context.t_max)
+        available = self.typical(context)
         return available[draws.permutation(len(available))[:count]]
+
+    def typical(self, context: TimestepContext) -> Tensor:
+        """Return the times of the sampler in [t_min, t_max], descending: each is drawn equally often."""
+        return _steps_between(context.sigmas, context.t_min, context.t_max)
 
 
 def _steps_between(sigmas: Tensor, t_min: float, t_max: float) -> Tensor:

@@ -31,7 +31,8 @@ class Objective(ABC):
 
     The engine guarantees exact group statistics: it sums `statistic` over every member of a group, however the group is
     split into micro-batches and across ranks, before it calls `loss` for any member. The loss of an optimizer step is
-    the mean over all groups and timesteps of the mean of `loss` over a group's scored members.
+    the mean over all groups and timesteps of the mean of `loss` over a group's scored members, times the timestep's
+    weight if the timestep policy has `weights`.
     """
 
     needs_path: ClassVar[bool] = False

@@ -26,6 +26,8 @@ class TimestepContext:
     iteration, iterations: the current iteration and the total.
     deterministic: whether the rollouts' sampler is deterministic, so that samples in few and in many steps are
     comparable.
+    all_sigmas: float64 [steps + 1], all times of the rollouts, where `sigmas` has only those at which an objective on
+    paths can learn, and 0; None: `sigmas` has all.
     """
 
     sigmas: Tensor
@@ -35,6 +37,7 @@ class TimestepContext:
     iteration: int
     iterations: int
     deterministic: bool = True
+    all_sigmas: Tensor | None = None
 
 
 class Probe(ABC):
@@ -90,6 +93,16 @@ class TimestepPolicy(ABC):
     @abstractmethod
     def draw(self, count: int, context: TimestepContext, draws: Draws) -> Tensor:
         """Draw `count` times within the bounds: float64 [count] on the CPU. `draws` is the random key."""
+
+    def weights(self, sigmas: Tensor, context: TimestepContext) -> Tensor | None:
+        """Return the weights of the losses at times [T] of `draw`: float64 [T] on the CPU, finite and not negative.
+
+        Each multiplies the members' losses at its time, KL terms included, but not what enters `Objective.statistic`;
+        the loss of an update is still the sum over its times divided by their number. A weight must depend on its time,
+        the context and the state alone, and have mean 1 over the times that `draw` returns, so that it changes the
+        share of each time and not the size of the loss. None, the default: all times count alike.
+        """
+        return None
 
     def observe(self, metrics: Mapping[str, float]) -> None:  # noqa: B027 - optional
         """Receive the metrics of an iteration, after it finished."""

@@ -23,7 +23,18 @@ from typing import Any, NoReturn
 from dgpo_core.errors import ContractError, PluginError
 from dgpo_schemas.text import error_text
 
-__all__ = ["READ", "RESTORE", "Exited", "ctrl_c", "imported", "isolated", "no_exit", "printing_aside", "reported"]
+__all__ = [
+    "READ",
+    "RESTORE",
+    "Exited",
+    "ctrl_c",
+    "imported",
+    "isolated",
+    "no_exit",
+    "printing_aside",
+    "reported",
+    "undone",
+]
 
 log = logging.getLogger(__name__)
 SLOW = 60.0
@@ -223,6 +234,20 @@ def isolated(who: str, doing: str = "was imported") -> Iterator[Callable[[], boo
             changed = _restore_state(before, path)
             if changed:
                 log.warning("%s changed %s when it %s; the change is undone", who, " and ".join(changed), doing)
+
+
+@contextmanager
+def undone() -> Iterator[list[str]]:
+    """Restore the process state that imports change; yields a list that receives the names of what had changed."""
+    changed: list[str] = []
+    streams, before, path = (sys.stdout, sys.stderr, sys.excepthook), _state(), list(sys.path)
+    try:
+        yield changed
+    finally:
+        if (sys.stdout, sys.stderr, sys.excepthook) != streams:
+            sys.stdout, sys.stderr, sys.excepthook = streams
+            changed.append("the standard streams")
+        changed += _restore_state(before, path)
 
 
 def _restore_state(before: dict[str, Any], path: list[str]) -> list[str]:

@@ -31,6 +31,8 @@ __all__ = [
     "NOFOLLOW",
     "NONBLOCK",
     "SUSPEND",
+    "can_fork",
+    "fork",
     "is_read_only",
     "kill_group",
     "lock",
@@ -39,6 +41,7 @@ __all__ = [
     "read_at",
     "set_mode",
     "suspend",
+    "threads",
     "write_at",
 ]
 
@@ -115,6 +118,28 @@ def new_group() -> dict[str, Any]:
     import subprocess
 
     return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+
+
+def can_fork() -> bool:
+    """Return whether processes can be forked and the threads of this one be counted: on Linux. The frameworks of macOS
+    do not survive a fork."""
+    return sys.platform == "linux" and hasattr(os, "fork") and hasattr(os, "memfd_create") and threads() > 0
+
+
+def threads() -> int:
+    """Return the number of threads of this process, those of libraries included; 0 if it is not known."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
+
+
+def fork() -> int:
+    """Fork a process in a group of its own, and return its id; 0 in the new process. Raises OSError."""
+    pid = os.fork()
+    with contextlib.suppress(OSError):  # both set it, so that neither has to wait for the other
+        os.setpgid(pid, pid)
+    return pid
 
 
 def kill_group(pid: int) -> None:

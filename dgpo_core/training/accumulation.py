@@ -175,6 +175,8 @@ class Accumulation:
         result = member_loss(self.models.objective, predictions, b.members, known)
         # Mean over a group's scored members, the update's groups and the timesteps.
         scaled = group_means(result.loss, b.members.group_size, len(update.groups) * len(update.sigmas))
+        if b.time_weight is not None:
+            scaled = scaled * b.time_weight
         if scaled.requires_grad:
             self.models.policy.backward(scaled)
         for name, values in result.metrics.items():

@@ -28,6 +28,7 @@ from dgpo_core.training.memory import TooLittleMemoryError, decoded_media, is_ou
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.scored import reasons_of
 from dgpo_core.training.scoring import Scorer
+from dgpo_core.training.times import draw_times
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Path, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.text import clean
@@ -178,8 +179,10 @@ def _update(run: TrainingRun, rollout: Rollout) -> int:
     try:
         batch = _batch(run, rollout, groups * config.optimizer.updates)
         draws = run.draws.at("dry run")
-        sigmas = policy.draw(config.timesteps.count, run.timestep_context(0), draws.at("timesteps"))
-        optimizer.update(optimizer.prepare(batch, range(groups), sigmas.tolist()[:TIMES], draws.at("optimise")))
+        sigmas, weights = draw_times(policy, config.timesteps.count, run.timestep_context(0), draws.at("timesteps"))
+        factors = None if weights is None else weights.tolist()[:TIMES]
+        key = draws.at("optimise")
+        optimizer.update(optimizer.prepare(batch, range(groups), sigmas.tolist()[:TIMES], key, factors))
     except TooLittleMemoryError as error:
         raise TooLittleMemoryError(f"dry run: {error}; {_what_fit(rollout)}") from error
     except DgpoError:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import split_samples
@@ -22,6 +25,7 @@ from dgpo_core.training.evaluation import NotFiniteError
 from dgpo_core.training.memory import decoded_media
 from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timing_record
 from dgpo_core.training.monitors import alarms
+from dgpo_core.training.optimizer import UpdateResult
 from dgpo_core.training.reward_keeping import costs_of, total_costs
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.saving import Saver
@@ -35,6 +39,7 @@ from dgpo_core.training.scored import (
     reasons_of,
 )
 from dgpo_core.training.state import RunState
+from dgpo_core.training.times import draw_times
 from dgpo_core.types import Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import MetricsRecord
 from dgpo_schemas.sections.prompts import SourceBlock
@@ -181,12 +186,9 @@ class Loop:
     def _optimize(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
         """Run the updates of this iteration, count it as finished, and return its record."""
         run, state, policy = self.run, self.state, self.run.timesteps
-        draws, context = run.draws.at("iteration", state.iteration), run.timestep_context(state.iteration)
         with self.phases.timed("optimize"):
-            bounds = policy.bounds(context)
-            sigmas = policy.draw(self.config.timesteps.count, context, draws.at("timesteps"))
-            # "optimise" seeds the draws, so its spelling must not change.
-            results = run.optimizer.step(batch, sigmas, draws.at("optimise"))
+            bounds = policy.bounds(run.timestep_context(state.iteration))
+            results, sigmas, weights = self._passes(batch)
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1
@@ -200,11 +202,30 @@ class Loop:
             averages,
             change_norm=run.policy.change_norm(),
             sigma_range=(float(sigmas.min()), float(sigmas.max())),
-            timesteps={**policy.metrics(), "t_min": bounds[0], "t_max": bounds[1]},
+            timesteps={**policy.metrics(), **_extremes(weights), "t_min": bounds[0], "t_max": bounds[1]},
         )
         policy.observe(flat(record))
         state.timesteps = deepcopy(policy.state_dict())
         return record
+
+    def _passes(self, batch: TrainingBatch) -> tuple[list[UpdateResult], Tensor, Sequence[Tensor]]:
+        """Run all passes over the groups; return the results of their updates, and the times of all passes with their
+        weights, if they have any."""
+        run, count = self.run, self.config.timesteps.count
+        draws, context = run.draws.at("iteration", self.state.iteration), run.timestep_context(self.state.iteration)
+        results: list[UpdateResult] = []
+        times, weights = [], []
+        for number in range(self.config.optimizer.passes):
+            key = draws if number == 0 else draws.at("pass", number)
+            sigmas, of_times = draw_times(run.timesteps, count, context, key.at("timesteps"))
+            # "optimise" seeds the draws, so its spelling must not change.
+            results += run.optimizer.step(
+                batch, sigmas, key.at("optimise"), time_weights=of_times, interruptible=number == 0
+            )
+            times.append(sigmas)
+            weights += [] if of_times is None else [of_times]
+        run.policy.end_iteration()
+        return results, torch.cat(times), weights
 
     # -- between iterations -------------------------------------------------------------------------------------
 
@@ -323,3 +344,11 @@ class Loop:
             f"precision.autocast: no, or start a new run with a smaller objective.beta"
             f"{self.saver.standing().after_skipping()}"
         )
+
+
+def _extremes(weights: Sequence[Tensor]) -> dict[str, float]:
+    """Return the smallest and largest weight of a time, to log; nothing without weights."""
+    if not weights:
+        return {}
+    every = torch.cat(list(weights))
+    return {"weight_min": float(every.min()), "weight_max": float(every.max())}

@@ -6,7 +6,7 @@ g is the number of groups, G of members per group, B of members in a micro-batch
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -109,7 +109,8 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """B members at one timestep; others: predictions of the other models by their names in `Predictions`."""
+    """B members at one timestep; others: predictions of the other models by their names in `Predictions`; time_weight:
+    factor of the members' losses, 1 if None."""
 
     members: Members
     x_sigma: Tensor
@@ -118,6 +119,7 @@ class MicroBatch:
     step: PathStep | None = None
     loss_weight: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    time_weight: float | None = None
 
     def predictions(self, velocity: Tensor) -> Predictions:
         """Return the objective's input for the policy's `velocity` [B, ...]."""
@@ -142,7 +144,8 @@ class Update:
     bucket of each group (`sizes.bucket`), only groups with equal buckets share a micro-batch; sigmas [T]; draws: key of
     the noise; encode: prompts to their conditioning rows; steps: the paths, for objectives that learn from them;
     shared_noise: use the same noise for all members of a group; active, skipped: numbers of members over all ranks that
-    are trained on, and that are skipped because their weight is zero.
+    are trained on, and that are skipped because their weight is zero; time_weights [T]: factors of the losses at each
+    timestep, 1 if None.
     """
 
     batch: TrainingBatch
@@ -157,6 +160,7 @@ class Update:
     shared_noise: bool
     active: int
     skipped: int = 0
+    time_weights: list[float] | None = None
 
     def bundles(self, members: list[list[int]], micro_batch: int) -> Iterator[Bundle]:
         """Pack the given members of each group with `bundles`."""
@@ -221,7 +225,8 @@ class Update:
 
     def at(self, members: Members, t: int) -> MicroBatch:
         """Return the members at timestep index t: noised, or the states of their sampling paths at that time."""
-        return self._noised(members, t) if self.steps is None else self._on_path(members, t, self.steps)
+        batch = self._noised(members, t) if self.steps is None else self._on_path(members, t, self.steps)
+        return batch if self.time_weights is None else replace(batch, time_weight=self.time_weights[t])
 
     def _noised(self, members: Members, t: int) -> MicroBatch:
         x0, key = members.x0, self.draws.at("noise", t)

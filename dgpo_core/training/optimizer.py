@@ -86,23 +86,42 @@ class Optimizer:
         """Members per micro-batch, halved when memory runs out."""
         return self.accumulation.micro_batch
 
-    # -- one iteration ------------------------------------------------------------------------------------------
+    # -- one pass -----------------------------------------------------------------------------------------------
 
-    def step(self, batch: TrainingBatch, sigmas: Tensor, draws: Draws) -> list[UpdateResult]:
-        """Run all updates of an iteration: groups are split evenly over updates, each update uses all timesteps [T].
+    def step(
+        self,
+        batch: TrainingBatch,
+        sigmas: Tensor,
+        draws: Draws,
+        *,
+        time_weights: Tensor | None = None,
+        interruptible: bool = True,
+    ) -> list[UpdateResult]:
+        """Run all updates of a pass over the groups of an iteration: groups are split evenly over updates, each update
+        uses all timesteps [T].
 
-        Raises Interrupted if any rank was asked to stop before the first update was made.
+        time_weights [T]: factors of the losses at each timestep, 1 if None;
+        interruptible: raise Interrupted if any rank was asked to stop before the first update was made; not for a later
+        pass, before which the iteration has updated the weights.
         """
         groups = len(batch.prompts)
         size = groups // self.section.updates
         results = []
+        factors = None if time_weights is None else time_weights.tolist()
         for first in range(0, groups, size):
-            update = self.prepare(batch, range(first, first + size), sigmas.tolist(), draws)
-            results.append(self.update(update, self._interrupt if first == 0 else lambda: None))
+            update = self.prepare(batch, range(first, first + size), sigmas.tolist(), draws, factors)
+            results.append(self.update(update, self._interrupt if interruptible and first == 0 else lambda: None))
         self.policy.forget_gradient()
         return results
 
-    def prepare(self, batch: TrainingBatch, groups: range, sigmas: list[float], draws: Draws) -> Update:
+    def prepare(
+        self,
+        batch: TrainingBatch,
+        groups: range,
+        sigmas: list[float],
+        draws: Draws,
+        time_weights: list[float] | None = None,
+    ) -> Update:
         """Prepare the host-side data of an update from some groups of the batch."""
         active = active_members(batch, groups, skip_zero_weights=self.objective.skips_zero_weights)
         count, processes = sum(map(len, active)), self.processes
@@ -116,6 +135,7 @@ class Optimizer:
             batch, groups, local, split, [bucket(self.policy.backbone, batch.prompts[g]) for g in groups], sigmas,
             draws, self.conditioning.rows, steps, self.config.timesteps.shared_noise,
             active=count, skipped=int(batch.scored[groups.start : groups.stop].sum()) - count,
+            time_weights=time_weights,
         )  # fmt: skip
 
     def update(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> UpdateResult:
@@ -142,7 +162,7 @@ class Optimizer:
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of update `update` (from 0)."""
-        return learning_rate(self.section, update, self.config.run.iterations * self.section.updates)
+        return learning_rate(self.section, update, self.config.run.iterations * self.section.updates_per_iteration)
 
     # -- state --------------------------------------------------------------------------------------------------
 

@@ -87,6 +87,7 @@ class Policy:
         self._active: ModelName = "policy"
         self._changed = True  # the values of the parameters, since the adapter was told
         self._updates = 0  # of the averages
+        self._held = 0  # updates when the iteration began, after which the fast EMA moves with `per: iteration`
 
     def available(self, model: ModelName) -> ModelName:
         """Return the model that is used for `model` now: `policy` for an EMA that was not updated yet and still has the
@@ -98,8 +99,13 @@ class Policy:
         """Whether the fast EMA has the policy's weights, so that one prediction serves as both.
 
         By construction, from the number of updates: all models start with the same weights, and an update of the
-        averages with a decay of 0, as is the first one, makes the fast EMA the policy.
+        averages with a decay of 0, as is the first one, makes the fast EMA the policy. One that moves after an
+        iteration is the policy only before the iteration's first update; the number of updates alone must decide, so
+        that a resumed run runs the same passes: if all decays are 0, or nothing was updated yet.
         """
+        fast = self.objective.ema_fast
+        if fast.per == "iteration":
+            return self._updates == self._held and (self._held == 0 or min(fast.max_decay, fast.ramp) == 0)
         return self._fast_decay(self._updates) == 0
 
     def _fast_decay(self, update: int) -> float:
@@ -145,7 +151,7 @@ class Policy:
         """Context manager that restores the weights of all models bit-exactly, also after an error, and clears the
         gradients. The copies are kept in host memory."""
         before = {model: [t.detach().to("cpu", copy=True) for t in weights] for model, weights in self._weights.items()}
-        updates = self._updates
+        updates = self._updates, self._held
         try:
             yield
         finally:
@@ -153,7 +159,7 @@ class Policy:
                 for model, weights in self._weights.items():
                     for tensor, saved in zip(weights, before[model], strict=True):
                         tensor.copy_(saved)
-            self._updates = updates
+            self._updates, self._held = updates
             self._changed = True
             self.forget_gradient()
 
@@ -225,10 +231,25 @@ class Policy:
         self._updates = update
         self._changed = True
         policy, slow = self._weights["policy"], self.objective.ema
-        torch._foreach_lerp_(self._weights["ema_fast"], policy, 1 - self._fast_decay(update))
+        if self.objective.ema_fast.per == "update":
+            self._move_fast(update)
         if (update + 1) % slow.every == 0:
             decay = min((1 + update) / (10 + update), slow.decay)
             torch._foreach_lerp_(self._weights["ema"], policy, 1 - decay**slow.repeats)
+
+    @torch.no_grad()
+    def end_iteration(self) -> None:
+        """After the last update of an iteration: move the fast EMA that moves once per iteration; see `EmaFastSection`.
+
+        It stays if all updates were skipped, as one that moves after each update does.
+        """
+        if self.objective.ema_fast.per == "iteration" and self._updates > self._held:
+            self._changed = True
+            self._move_fast(self._held + 1)
+        self._held = self._updates
+
+    def _move_fast(self, update: int) -> None:
+        torch._foreach_lerp_(self._weights["ema_fast"], self._weights["policy"], 1 - self._fast_decay(update))
 
     @torch.no_grad()
     def change_norm(self) -> float:
@@ -270,7 +291,7 @@ class Policy:
 
         The caller must have compared names and shapes with `expected`.
         """
-        self._updates = updates
+        self._updates = self._held = updates
         self._changed = True
         stored = self._stored()
         for key, tensor in state.items() if isinstance(state, Mapping) else state:

@@ -45,15 +45,17 @@ __all__ = ["TrainingRun", "build_run"]
 class TrainingRun(Engine):
     """An engine with the components for training; created by `build_run`.
 
-    training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; sources: training
-    prompts; heldout_prompts: evaluation prompts; probe_prompts: prompts that timestep policies measure on; scorer: the
-    training rewards; training_rollout_sampler: draws the groups; evaluator: None without held-out prompts.
+    training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; all_sigmas: all sigmas
+    of the rollouts; sources: training prompts; heldout_prompts: evaluation prompts; probe_prompts: prompts that
+    timestep policies measure on; scorer: the training rewards; training_rollout_sampler: draws the groups; evaluator:
+    None without held-out prompts.
     """
 
     objective: Objective
     weighting: AdvantageWeighting
     timesteps: TimestepPolicy
     training_sigmas: Tensor
+    all_sigmas: Tensor
     sources: list[Source]
     heldout_prompts: list[Prompt]
     probe_prompts: list[Prompt]
@@ -86,7 +88,7 @@ class TrainingRun(Engine):
 
     def timestep_context(self, iteration: int) -> TimestepContext:
         """Return the timestep policy's context in an iteration."""
-        return _context(self, self.training_sigmas, iteration)
+        return _context(self, self.training_sigmas, self.all_sigmas, iteration)
 
     def probe(self, rollout_sampler: RolloutSampler, model: ModelName) -> PolicyProbe:
         """Create the probe for timestep policies that measure: a model on training prompts, with a rollout sampler."""
@@ -113,6 +115,7 @@ class TrainingRun(Engine):
                 f"{self.config.objective.use} does not require a random sampler; the paper reports faster learning "
                 "with a deterministic one (our own comparison, docs/experiments/e1.md, found no difference)"
             )
+        found += self._moving_old()
         every = [*self.train_prompts, *self.heldout_prompts]
         shared = overlap(self.train_prompts, self.heldout_prompts, self.config.evaluation.prompts)
         truncated = unheard(every, self.backbone.supports_guidance and guided(self.config))
@@ -123,6 +126,17 @@ class TrainingRun(Engine):
         if reason is not None and self.heldout_prompts and self.config.evaluation.images:
             found.append(f"evaluation.images: videos are written as film strips only; {reason}")
         return found
+
+    def _moving_old(self) -> list[str]:
+        """Return a note if several passes compare with an old policy that follows each of their updates."""
+        objective, passes = self.config.objective, self.config.optimizer.passes
+        compares = self.objective.needs_old or (self.objective.needs_reference and objective.reference == "ema_fast")
+        if passes == 1 or objective.ema_fast.per == "iteration" or not compares:
+            return []
+        return [
+            f"objective.ema_fast.per: update: the old policy that objective: {objective.use} compares with follows "
+            f"each update, so in {passes} passes it is not the policy that drew the samples; `per: iteration` keeps it"
+        ]
 
     def facts(self) -> dict[str, Any]:
         """Return facts about the run to show at its start: device, sizes, numbers of parameters and prompts."""
@@ -161,10 +175,10 @@ def build_run(
         engine.times.check_range()
         objective = _objective(engine)
         engine.check_sampling(objective)
-        sigmas = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
-        sigmas = random_times(engine.sampler, sigmas) if objective.needs_path else sigmas
+        every = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
+        sigmas = random_times(engine.sampler, every) if objective.needs_path else every
         timesteps: TimestepPolicy = engine.create("timesteps", config.timesteps)
-        _check_timesteps(engine, objective, timesteps, _context(engine, sigmas, 0))
+        _check_timesteps(engine, objective, timesteps, _context(engine, sigmas, every, 0))
         weighting = engine.create("weighting", config.weighting)
         sources, heldout = engine.load_sources("train"), engine.load_prompts("heldout")
         train = [prompt for source in sources for prompt in source.prompts]
@@ -177,6 +191,7 @@ def build_run(
             weighting=weighting,
             timesteps=timesteps,
             training_sigmas=sigmas,
+            all_sigmas=every,
             sources=sources,
             heldout_prompts=heldout,
             probe_prompts=_probe_prompts(engine, train),
@@ -206,7 +221,7 @@ def _objective(engine: Engine) -> Objective:
     return objective
 
 
-def _context(engine: Engine, sigmas: Tensor, iteration: int) -> TimestepContext:
+def _context(engine: Engine, sigmas: Tensor, every: Tensor, iteration: int) -> TimestepContext:
     t_min, t_max = engine.times.training_range
     return TimestepContext(
         sigmas=sigmas,
@@ -216,6 +231,7 @@ def _context(engine: Engine, sigmas: Tensor, iteration: int) -> TimestepContext:
         iteration=iteration,
         iterations=engine.config.run.iterations,
         deterministic=engine.sampler.deterministic,
+        all_sigmas=every,
     )
 
 
@@ -278,6 +294,7 @@ def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
 def _optimizer(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimizer:
     rollout, processes = engine.config.rollout, engine.runtime.processes
     total = rollout.groups * rollout.group_size * engine.config.timesteps.count // processes.count
+    total *= engine.config.optimizer.passes
 
     def progress(members: int) -> None:
         phases.samples["optimize"] += members

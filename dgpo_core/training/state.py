@@ -94,7 +94,7 @@ class RunState:
 
         If later updates are skipped because of it, the weights before it are the last good ones.
         """
-        return self.iteration - self.skipped_in_a_row // self.config.optimizer.updates
+        return self.iteration - self.skipped_in_a_row // self.config.optimizer.updates_per_iteration
 
     @property
     def counters(self) -> dict[str, int]:

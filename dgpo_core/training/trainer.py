@@ -168,7 +168,8 @@ class Trainer:
         """Return a note if early evaluations will use the policy, because the EMA has not been updated yet."""
         section, first = self.config.evaluation, self.config.objective.ema.first_move
         every = min(section.every or self.config.run.iterations, self.config.run.iterations)
-        evaluated = (self.state.iteration // every + 1) * every * self.config.optimizer.updates  # updates by then
+        updates = self.config.optimizer.updates_per_iteration
+        evaluated = (self.state.iteration // every + 1) * every * updates  # updates by then
         if section.model != "ema" or self.config.prompts.heldout is None or evaluated >= first:
             return None
         return f"the EMA is updated for the first time after {first} updates; evaluations before that use the policy"

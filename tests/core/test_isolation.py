@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dgpo_core.errors import PluginError, UserError
-from dgpo_core.plugins.isolation import ctrl_c, isolated
+from dgpo_core.plugins.isolation import ctrl_c, isolated, undone
 from dgpo_core.plugins.registry import Registry
 
 HEAD = "from dgpo_core.hookspecs import Component, hookimpl\n"
@@ -162,6 +162,26 @@ def test_only_the_key_counts_as_ctrl_c() -> None:
     with ctrl_c() as pressed, pytest.raises(KeyboardInterrupt):
         raise KeyboardInterrupt
     assert not pressed()
+
+
+def test_what_imports_change_is_undone_and_named(tmp_path: Path) -> None:
+    here, streams, path = os.getcwd(), (sys.stdout, sys.stderr), list(sys.path)
+    with undone() as changed:
+        pass
+    assert changed == []
+    with undone() as changed:
+        os.chdir(tmp_path)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        torch.set_default_dtype(torch.float64)
+        sys.path.insert(0, "odd")
+        sys.stderr = sys.stdout
+    assert set(changed) == {
+        "the working directory", "the signal handlers", "torch's default dtype", "the beginning of sys.path",
+        "the standard streams",
+    }  # fmt: skip
+    assert (os.getcwd(), (sys.stdout, sys.stderr), sys.path) == (here, streams, [*path, "odd"])
+    assert (signal.getsignal(signal.SIGTERM), torch.get_default_dtype()) == (signal.SIG_DFL, torch.float32)
+    sys.path.remove("odd")
 
 
 def test_an_import_that_takes_long_is_named(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "groups of five": {"rollout": {"group_size": 5, "groups": 3}},
     "one group": {"rollout": {"group_size": 7, "groups": 1}},
     "two updates": {"optimizer": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
+    "two passes of two updates": {
+        "rollout": {"group_size": 5, "groups": 4},
+        "optimizer": {"updates": 2, "passes": 2, "micro_batch": 8, "learning_rate": 0.01},
+        "objective": {"clip": 1e-3, "kl": 0.02, "ema_rollouts_after": 0,
+                      "ema_fast": {"max_decay": 0.5, "ramp": 0.1, "per": "iteration"}},
+    },
     "all weights": {"backbone": {"use": "toy", "checkpoint": "toy", "train": "full", "options": {"double": True}}},
     "moving reference": {"objective": {"reference": "ema_fast", "kl": 0.0, "ema_rollouts_after": None}},
     "guided rollouts": {"rollout": {"guidance": 2.0}},
@@ -275,6 +281,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rollout": {"group_size": 5, "groups": 3, "micro_batch": 4, "shift": "auto", "guidance": 2.5},
         "timesteps": {"count": 2, "t_min": 0.1},
     },
+    "weights that are measured": {
+        "timesteps": {"use": "inverse-dsm", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
+    },
     "a t_min that is measured": {
         "timesteps": {"use": "disagreement-t-min", "t_min": 0.1, "count": 2, "options": {"every": 2, "samples": 3}},
     },
@@ -286,7 +295,7 @@ QUICK = (
     "rewards that compare",
     "ranks of rewards",
     "rewards on one process",
-    "two updates",
+    "two passes of two updates",
     "missing scores",
     "paths",
     "several sizes",

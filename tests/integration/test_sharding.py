@@ -41,6 +41,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optimizer": {"micro_batch": 1, "learning_rate": 0.01},
     },
     "all weights, two updates": FULL | {"optimizer": {"updates": 2, "micro_batch": 8, "learning_rate": 0.01}},
+    "all weights, two passes": FULL | {
+        "optimizer": {"passes": 2, "micro_batch": 8, "learning_rate": 0.01},
+        "objective": {"clip": 1e-3, "kl": 0.02, "ema_fast": {"max_decay": 0.5, "ramp": 0.1, "per": "iteration"}},
+    },
     "all weights, a moving reference": FULL | {
         "objective": {"reference": "ema_fast", "kl": 0.0, "ema_rollouts_after": None}
     },

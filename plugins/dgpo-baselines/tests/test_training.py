@@ -64,6 +64,21 @@ RUNS: dict[str, dict[str, Any]] = {
             "options": {"trust_region": 0.01, "kl_from": 0.7, "adaptive": True},
         },
     },
+    "flow-grpo, two passes, weighted": {
+        "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.01},
+        "rollout": SDE,
+        "timesteps": STEPS | {"options": {"weights": "step-noise"}},
+        "optimizer": {"passes": 2},
+    },
+    "crd, three passes": {
+        "objective": {
+            "use": "crd",
+            "reference": "ema_fast",
+            "kl": 0.0,
+            "ema_fast": {"max_decay": 0.0, "per": "iteration"},
+        },
+        "optimizer": {"passes": 3},
+    },
     "awm, clipped": {"objective": {"use": "awm", "clip": 0.5, "ema_rollouts_after": 0, "kl": 0.0}},
 }
 

@@ -168,7 +168,7 @@ def test_a_backbone_is_checked_with_a_checkpoint(dgpo: Run) -> None:
 def test_by_kind_and_by_distribution(dgpo: Run, plugin: Registry) -> None:
     found = rows(dgpo("plugins", "check", "--kind", "timesteps"))
     assert {component for component, _ in found} == {
-        "dgpo", "timesteps sampler-steps", "timesteps stratified", "timesteps uniform",
+        "dgpo", "timesteps inverse-dsm", "timesteps sampler-steps", "timesteps stratified", "timesteps uniform",
     }  # fmt: skip
     found = rows(dgpo("plugins", "check", "--distribution", "Toy", "--kind", "prompts"))
     assert {component for component, _ in found} == {"toy", "prompts toy"}

@@ -80,6 +80,24 @@ def test_a_policy_that_learns_passes() -> None:
     check_timesteps(Learns)
 
 
+class WeightedTimes(Learns):
+    """Uniform times weighted by sigma over its mean, or by another function of times, low and high."""
+
+    function: Callable[[Tensor, float, float], Any] = staticmethod(lambda s, low, high: s / ((low + high) / 2))
+
+    def weights(self, sigmas: Tensor, context: TimestepContext) -> Any:
+        low = context.t_min + (context.t_max - context.t_min) * self.seen / (1 + self.seen)
+        return type(self).function(sigmas, low, context.t_max)
+
+
+def weighted(function: Callable[[Tensor, float, float], Any]) -> type[WeightedTimes]:
+    return type("Changed", (WeightedTimes,), {"function": staticmethod(function)})
+
+
+def test_a_policy_with_weights_passes() -> None:
+    check_timesteps(WeightedTimes)
+
+
 def policies() -> list[tuple[str, Check]]:
     class Forgets(Learns):
         def state_dict(self) -> dict[str, Any]:
@@ -117,6 +135,13 @@ def policies() -> list[tuple[str, Check]]:
         (TooFew, r"`draw` must return shape \[2\], got \[1\]"),
         (Beyond, r"sigmas must lie in \[0\.3, 1\.0\]"),
         (Counts, "restored from its JSON state must be the same"),
+        (weighted(lambda s, low, high: s.tolist()), "`weights` must return None or a tensor"),
+        (weighted(lambda s, low, high: s[:1]), r"`weights` must return shape \[2\], got \[1\]"),
+        (weighted(lambda s, low, high: s.float()), "weights must be float64 on the CPU"),
+        (weighted(lambda s, low, high: 2 * s - 0.5), "finite and not negative"),
+        (weighted(lambda s, low, high: 1 / (s - s)), "finite and not negative"),
+        (weighted(lambda s, low, high: s / s.mean()), "must not depend on the other times"),
+        (weighted(lambda s, low, high: s), r"1000 times must have mean 1, got 0\.4"),
     ]
 
     def run(kind: type[Learns]) -> Check:

@@ -158,7 +158,9 @@ def driver() -> Iterator[Driver]:
     made.close()
 
 
-def run_of(directory: Path, name: str, checkpoint: Path, train: str, shard: bool | str, iterations: int) -> Run:
+def run_of(
+    directory: Path, name: str, checkpoint: Path, train: str, shard: bool | str, iterations: int, passes: int = 1
+) -> Run:
     """Two micro-batches of each group. Of three groups, one is split with two or four processes; sharded runs have
     four, because ranks with fewer samples than others would run dummy passes, which a plan does not count."""
     backbone: dict[str, Any] = {"use": "sd3", "checkpoint": str(checkpoint), "train": train}
@@ -169,7 +171,8 @@ def run_of(directory: Path, name: str, checkpoint: Path, train: str, shard: bool
         run={"name": name, "iterations": iterations, "process_timeout": PATIENT, "shard": shard},
         rollout={"steps": 2, "group_size": 3, "groups": 4 if shard else 3, "micro_batch": 2, "resolution": 16,
                  "guidance": 1.5},
-        optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2}, checkpoints={"every": 100},
+        optimizer={"learning_rate": 1e-3, "epsilon": 1e-3, "micro_batch": 2, "passes": passes},
+        checkpoints={"every": 100},
         evaluation={"every": 0, "at_start": False, "prompts": 2, "samples_per_prompt": 1, "many_step": None},
     )  # fmt: skip
 
@@ -185,17 +188,17 @@ def counted(driver: Driver, run: Run, count: int, machines: int) -> Counter[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "machines", "train", "shard"),
-    [(2, 1, "lora", False), (4, 1, "lora", False), (2, 1, "lora", True), (2, 1, "full", True),
-     (4, 2, "full", "machine"), (4, 2, "lora", "machine")],
+    ("count", "machines", "train", "shard", "passes"),
+    [(2, 1, "lora", False, 1), (4, 1, "lora", False, 2), (2, 1, "lora", True, 1), (2, 1, "full", True, 2),
+     (4, 2, "full", "machine", 2), (4, 2, "lora", "machine", 1)],
 )  # fmt: skip
 def test_exchanges_of_a_real_iteration(
-    count: int, machines: int, train: str, shard: bool | str, driver: Driver, everything: Registry, checkpoint: Path,
-    tmp_path: Path,
+    count: int, machines: int, train: str, shard: bool | str, passes: int, driver: Driver, everything: Registry,
+    checkpoint: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     """The third and fourth iteration of a run, without its start and end. In the first two the fast average is still
     the policy, which saves passes."""
-    long, short = (run_of(tmp_path, f"of-{n}", checkpoint, train, shard, n) for n in (4, 2))
+    long, short = (run_of(tmp_path, f"of-{n}", checkpoint, train, shard, n, passes) for n in (4, 2))
     two, start = (counted(driver, run, count, machines) for run in (long, short))
     two.subtract(start)
     meets = two.pop("meet")

@@ -103,7 +103,8 @@ class Real:
         times = engine.sampler.sigmas(config.rollout.steps, engine.times.schedule)
         sigmas = (random_times(engine.sampler, times) if path else times)[: config.timesteps.count]
         with around("optimize"):
-            optimizer.step(batch, sigmas, Draws(0))
+            for _ in range(config.optimizer.passes):
+                optimizer.step(batch, sigmas, Draws(0))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,7 @@ class Real:
         ("quickstart", ["optimizer.micro_batch=3", "rollout.guidance=2", "objective.clip=0.01"]),
         ("quickstart", ["weighting=best-vs-worst", "objective.kl=0", "rollout.merge_adapter=true"]),
         pytest.param("quickstart", ["objective.reference=ema_fast", "optimizer.updates=2"], marks=pytest.mark.slow),
+        ("quickstart", ["optimizer.passes=2", "optimizer.updates=2"]),
         pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimizer.micro_batch=2"],
                      marks=pytest.mark.slow),
         pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "

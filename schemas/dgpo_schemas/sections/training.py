@@ -16,11 +16,19 @@ class EmaFastSection(StrictModel):
     """The model `ema_fast`, a fast EMA of the policy (the old policy of the papers).
 
     After each optimizer update: ema_fast <- d*ema_fast + (1-d)*policy, with d = min(max_decay, ramp*k) and k the number
-    of updates before this one, so d = 0 at the first update (as in the authors' code).
+    of updates before this one, so d = 0 at the first update (as in the authors' code). With `per: iteration` the same
+    after the last update of an iteration, with k the number of updates before the iteration. Within an iteration the
+    model then stays as it was when the iteration's samples were drawn: with `max_decay: 0` it is the policy of that
+    time, and with `ema_rollouts_after: 0` it drew the samples, whatever the decay.
     """
 
     max_decay: Float = Field(default=0.3, ge=0, lt=1, description="Maximum decay.")
     ramp: Float = Field(default=0.001, ge=0, le=1, description="Increase of the decay per optimizer update.")
+    per: Literal["update", "iteration"] = Field(
+        default="update",
+        description="When the EMA moves: after each optimizer update, or only after the last one of an iteration, so "
+        "that all updates and passes of an iteration compare with the same old policy.",
+    )
 
 
 class EmaSection(StrictModel):
@@ -168,7 +176,14 @@ class OptimizerSection(StrictModel):
         default=1,
         ge=1,
         le=100_000,
-        description="Number of optimizer updates per iteration; must divide rollout.groups.",
+        description="Number of optimizer updates per pass over the groups of an iteration; must divide rollout.groups.",
+    )
+    passes: Int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Number of passes over the groups of an iteration. Each pass trains on all of them, in `updates` "
+        "updates, at its own timesteps and noise. With more than one, consider `objective.ema_fast.per: iteration`.",
     )
     micro_batch: Annotated[Int, Field(ge=1, le=10**9)] | Literal["auto"] | None = Field(
         default=None,
@@ -185,3 +200,8 @@ class OptimizerSection(StrictModel):
         description="Maximum number of consecutive updates skipped because of non-finite values; the next one stops "
         "the run.",
     )
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Number of optimizer updates per iteration, of all passes."""
+        return self.updates * self.passes

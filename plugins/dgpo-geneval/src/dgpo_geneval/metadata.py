@@ -96,10 +96,12 @@ class _Clause(StrictModel):
     def _null_is_absent(cls, value: Any) -> Any:
         """Drop empty unknown keys: in tables, every clause has the columns of all clauses, including other kinds."""
         value = _from_cell(value)
-        names = {field.alias or name for name, field in cls.model_fields.items()}
         if not isinstance(value, Mapping):
             return value
         filled = {k: None if _is_absent(v) and v != "" else v for k, v in value.items()}
+        if not any(v is None for v in filled.values()):
+            return filled
+        names = {field.alias or name for name, field in cls.model_fields.items()}
         return {k: v for k, v in filled.items() if v is not None or k in names}
 
     @field_validator("count", mode="before")
@@ -167,9 +169,11 @@ class Metadata(StrictModel):
         if isinstance(value, Mapping):
             absent = [name for name in cls.model_fields if _is_absent(value.get(name))]
             for key, given in value.items():
+                if key in cls.model_fields:
+                    continue
                 near = difflib.get_close_matches(str(key).casefold().strip(), absent, n=1, cutoff=0.8)
                 clauses = isinstance(given, list | tuple | Mapping) or str(given).lstrip()[:1] in ("[", "{")
-                if near and key not in cls.model_fields and (clauses or near[0] != "exclude"):
+                if near and (clauses or near[0] != "exclude"):
                     raise ValueError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         return value
 
@@ -255,8 +259,9 @@ def parse(prompt: Prompt) -> Metadata:
 
 def check_against(
     prompt: Prompt, labels: tuple[str, ...], thresholds: Thresholds, colors: tuple[str, ...] = ()
-) -> None:
-    """Raise UserError if a prompt's metadata is invalid or requires what a detector with these labels cannot detect.
+) -> Metadata:
+    """Return a prompt's metadata; raise UserError if it is invalid or requires what a detector with these labels cannot
+    detect.
 
     colors: the detector's colors; if empty, a classifier names all of `COLORS`.
     """
@@ -278,3 +283,4 @@ def check_against(
             raise UserError(
                 f"prompt {_short(prompt.text)}: GenEval metadata, key '{key}.color': {reason} for the detector"
             )
+    return metadata

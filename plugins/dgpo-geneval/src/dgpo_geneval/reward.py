@@ -76,29 +76,29 @@ class GenEvalReward(RewardModel):
         If a prompt requires a color and the detector does not name colors, this loads the color classifier, so that
         errors appear before a run starts.
         """
-        for prompt in prompts:
-            check_against(prompt, self.detector.labels, self.detector.thresholds, self.detector.colors)
-        self._check_shared(prompts)
-        colored = [p.text for p in prompts if any(clause.color for clause in parse(p).include)]
+        detector = self.detector
+        required = [check_against(p, detector.labels, detector.thresholds, detector.colors) for p in prompts]
+        self._check_shared(prompts, required)
+        colored = [p.text for p, r in zip(prompts, required, strict=True) if any(clause.color for clause in r.include)]
         if colored and not self.detector.colors:
             try:
                 self.color_classifier()
             except UserError as error:
                 raise UserError(f"reward {self.variant!r}: prompt {colored[0]!r} requires a color: {error}") from error
 
-    def _check_shared(self, prompts: Sequence[Prompt]) -> None:
-        """Check prompts in which several clauses name one class."""
-        shared = [prompt for prompt in prompts if shared_classes(parse(prompt).include)]
+    def _check_shared(self, prompts: Sequence[Prompt], required: Sequence[Metadata]) -> None:
+        """Check prompts in which several clauses name one class. required: the metadata of each prompt."""
+        shared = [(p, r) for p, r in zip(prompts, required, strict=True) if shared_classes(r.include)]
         if shared and not VARIANTS[self.variant].apart:
             log.warning(
                 "%s: %d of %d prompts name a class in several clauses, the first is %r; like the program it "
                 "reproduces, this variant evaluates them on the same objects; `geneval` assigns distinct objects",
-                *(self.variant, len(shared), len(prompts), shared[0].text),
+                *(self.variant, len(shared), len(prompts), shared[0][0].text),
             )
             return
-        for prompt in shared:
+        for prompt, metadata in shared:
             try:
-                check_apart(parse(prompt), self.detector.thresholds.per_class)
+                check_apart(metadata, self.detector.thresholds.per_class)
             except ValueError as error:
                 raise UserError(f"prompt {prompt.text!r}: GenEval metadata, {error}") from error
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 __all__ = ["World", "checkpoint_path"]
 
-World = Literal["shapes", "signs"]
+World = Literal["shapes", "signs", "blocks"]
 
 
 def checkpoint_path(world: World = "shapes") -> Path:
     """Return the directory of a world's bundled checkpoint, in the format of diffusers' StableDiffusion3Pipeline."""
-    return Path(__file__).parent / {"shapes": "checkpoint", "signs": "checkpoint_signs"}[world]
+    return Path(__file__).parent / ("checkpoint" if world == "shapes" else f"checkpoint_{world}")

@@ -7,8 +7,8 @@ from pydantic import Field
 from dgpo_schemas.base import Int, Options
 
 __all__ = [
-    "MiniatureMotionOptions", "MiniaturePromptsOptions", "MiniatureVideoPromptsOptions", "ShapesOptions",
-    "SignPromptsOptions",
+    "BlockPromptsOptions", "MiniatureBlocksOptions", "MiniatureMotionOptions", "MiniaturePromptsOptions",
+    "MiniatureVideoPromptsOptions", "ShapesOptions", "SignPromptsOptions",
 ]  # fmt: skip
 
 
@@ -58,4 +58,26 @@ class MiniatureMotionOptions(Options):
     strict: bool = Field(
         default=True,
         description="Score 1 if shape, color and direction all match, else 0; if false, the fraction that match.",
+    )
+
+
+class BlockPromptsOptions(Options):
+    """Number of prompts per split, and their order."""
+
+    train_count: Int = Field(default=480, ge=4, le=10**7, description="Number of training prompts; texts repeat.")
+    heldout_count: Int = Field(default=480, ge=4, le=10**7, description="Number of held-out prompts; texts repeat.")
+    seed: Int = Field(default=0, description="Seed of the order; does not affect the split.")
+
+
+class MiniatureBlocksOptions(Options):
+    """Options of the reward `miniature-blocks`."""
+
+    strict: bool = Field(
+        default=True,
+        description="Score 1 if the image shows the prompt's blocks and nothing else, else 0; if false, the mean over "
+        "the cells of how clearly they show them, in [0, 1].",
+    )
+    blind: bool = Field(
+        default=False,
+        description="Do not see blocks of colors that the prompt does not name: a flaw to study reward hacking with.",
     )

@@ -34,6 +34,12 @@ def dgpo_prompt_sources() -> Sequence[Component]:
             implementation="dgpo_miniature.moving.prompts:MiniatureVideoPrompts",
             options="dgpo_miniature.options:MiniatureVideoPromptsOptions",
         ),
+        Component(
+            name="miniature-blocks",
+            summary='Prompts about colored blocks ("photo red left blue"), disjoint train and held-out splits',
+            implementation="dgpo_miniature.blocks.prompts:BlockPrompts",
+            options="dgpo_miniature.options:BlockPromptsOptions",
+        ),
     ]
 
 
@@ -48,12 +54,18 @@ def dgpo_detectors() -> Sequence[Component]:
 
 @hookimpl
 def dgpo_rewards() -> Sequence[Component]:
-    """Declare the reward of the world of moving shapes; the other worlds use general image rewards."""
+    """Declare the rewards of moving shapes and of blocks; the other worlds use general image rewards."""
     return [
+        Component(
+            name="miniature-blocks",
+            summary="Whether an image of the miniature of blocks shows what the prompt describes, or how nearly",
+            implementation="dgpo_miniature.blocks.reward:MiniatureBlocks",
+            options="dgpo_miniature.options:MiniatureBlocksOptions",
+        ),
         Component(
             name="miniature-motion",
             summary="Whether a clip of the video miniature shows the shape, color and direction of the prompt",
             implementation="dgpo_miniature.moving.motion:MiniatureMotion",
             options="dgpo_miniature.options:MiniatureMotionOptions",
-        )
+        ),
     ]

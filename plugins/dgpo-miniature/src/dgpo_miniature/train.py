@@ -1,4 +1,4 @@
-"""Trains a bundled checkpoint from scratch: `python -m dgpo_miniature.train --out DIR [--world signs|moving]`.
+"""Trains a bundled checkpoint from scratch: `python -m dgpo_miniature.train --out DIR [--world signs|moving|blocks]`.
 
 One seed determines all randomness; the same machine and versions give the same weights.
 """
@@ -21,6 +21,7 @@ SPECS = {
     "shapes": "dgpo_miniature.spec",
     "signs": "dgpo_miniature.signs.spec",
     "moving": "dgpo_miniature.moving.spec",
+    "blocks": "dgpo_miniature.blocks.spec",
 }
 """Maps a world to the module of its training."""
 

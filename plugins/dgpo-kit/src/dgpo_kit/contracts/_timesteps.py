@@ -25,6 +25,11 @@ __all__ = ["check_timesteps", "timesteps_checks"]
 COUNTS = (1, 2, 4)
 METRICS = {"iteration": 1, "reward.mean": 0.5, "kl": 0.01, "grad_norm": 1.0}
 RANGES = ((0.0, 1.0), (0.3, 1.0), (0.25, 0.75))
+DRAWN = 1000
+"""Times whose weights are averaged."""
+MEAN = 1e-3
+"""Deviation of the mean weight from 1 that is not counted as an error, beyond what 5 standard errors allow."""
+RESERVED = ("t_min", "t_max", "weight_min", "weight_max")
 ITERATIONS = 7
 """Enough for a policy that measures every five iterations."""
 
@@ -52,7 +57,7 @@ def timesteps_checks(
         make()
         return _Subject(make, counts, metrics)
 
-    return checks_of(subject, declares, bounds, times, logged, measurements, state_round_trip, random_state)
+    return checks_of(subject, declares, bounds, times, weights, logged, measurements, state_round_trip, random_state)
 
 
 class _SyntheticProbe(Probe):
@@ -157,6 +162,35 @@ def times(s: _Subject) -> None:
             that(inside, f"sigmas must lie in [{low}, {high}], got {found.tolist()}")
 
 
+def weights(s: _Subject) -> None:
+    """Weights of times are float64 [count], finite and not negative, each of its time alone, with mean 1."""
+    for moment in s.moments():
+        for count in moment.counts:
+            found: Any = moment.policy.weights(moment.draw(moment.policy, count), moment.context)
+            if found is None:
+                continue
+            that(isinstance(found, Tensor), f"`weights` must return None or a tensor, got {found!r}")
+            that(found.shape == (count,), f"`weights` must return shape [{count}], got {list(found.shape)}")
+            that(found.dtype == torch.float64 and found.device.type == "cpu", "weights must be float64 on the CPU")
+            if count == max(moment.counts):
+                _mean_weight(moment, count)
+
+
+def _mean_weight(moment: _Moment, count: int) -> None:
+    keys = [Draws(0).at("weights", i) for i in range(DRAWN // count)]
+    drawn = torch.cat([moment.policy.draw(count, moment.context, key) for key in keys])
+    found = moment.policy.weights(drawn, moment.context)
+    assert found is not None
+    valid = bool((found.isfinite() & (found >= 0)).all())
+    that(valid, f"weights must be finite and not negative, got {found.min():.4g} to {found.max():.4g}")
+    some = moment.policy.weights(drawn[:count], moment.context)
+    assert some is not None
+    equal(found[:count], some, "the weight of a time must not depend on the other times")
+    mean, error = float(found.mean()), float(found.std()) / len(found) ** 0.5
+    close = abs(mean - 1) <= 5 * error + MEAN
+    that(close, f"the weights of {len(found)} times must have mean 1, got {mean:.4f} with error {error:.4f}")
+
+
 def logged(s: _Subject) -> None:
     """`metrics` returns finite numbers by name."""
     for moment in s.moments():
@@ -164,7 +198,7 @@ def logged(s: _Subject) -> None:
         that(isinstance(found, Mapping), f"`metrics` must return a mapping, got {found!r}")
         for name, value in found.items():
             that(isinstance(name, str), f"names of metrics must be strings, got {name!r}")
-            that(name not in ("t_min", "t_max"), f"metric {name}: this name is reserved for the bounds")
+            that(name not in RESERVED, f"metric {name}: this name is reserved for the bounds and weights of times")
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             that(number, f"metric {name} must be a finite number, got {value!r}")
 
@@ -201,9 +235,14 @@ def _bounds(policy: TimestepPolicy, context: TimestepContext) -> tuple[float, fl
 
 
 def _same(other: TimestepPolicy, moment: _Moment, requirement: str) -> None:
-    """Raise AssertionError unless both policies have the same draws, metrics and bounds."""
+    """Raise AssertionError unless both policies have the same draws, weights, metrics and bounds."""
     for count in moment.counts:
-        equal(moment.draw(other, count), moment.draw(moment.policy, count), requirement)
+        drawn = moment.draw(moment.policy, count)
+        equal(moment.draw(other, count), drawn, requirement)
+        mine, theirs = (policy.weights(drawn, moment.context) for policy in (moment.policy, other))
+        that((mine is None) == (theirs is None), f"{requirement}: weights {mine}, {theirs}")
+        if mine is not None and theirs is not None:
+            equal(theirs, mine, f"{requirement}: weights")
     that(dict(other.metrics()) == dict(moment.policy.metrics()), f"{requirement}: metrics {dict(other.metrics())}")
     if moment.counts:
         that(other.bounds(moment.context) == moment.policy.bounds(moment.context), f"{requirement}: bounds")

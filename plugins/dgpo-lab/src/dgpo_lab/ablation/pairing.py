@@ -49,6 +49,7 @@ EFFECTS = (
     ("timesteps", "the training times differ: their noise is shared where their places in an iteration agree"),
     ("run.device", "the device differs: CUDA draws other numbers from the same key than the CPU and MPS"),
     ("optimizer.updates", "the updates an iteration differ: rollouts stay paired, the optimizer's schedule does not"),
+    ("optimizer.passes", "the updates an iteration differ: rollouts stay paired, the optimizer's schedule does not"),
 )
 """Run-file keys that break part of the pairing, and how."""
 

@@ -154,7 +154,7 @@ def _variant(
         for monitor in dict.fromkeys(monitor for trace in finished for monitor in trace.monitors)
     }
     others = {
-        other: plain.fmean(trace.others[other] for trace in finished if other in trace.others)
+        other: plain.fmean(trace.others[other][-1] for trace in finished if other in trace.others)
         for other in dict.fromkeys(other for trace in finished for other in trace.others)
     }
     reached = None if target is None else _reached(finished, target)

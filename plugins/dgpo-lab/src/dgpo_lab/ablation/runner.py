@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_core.errors import UserError
-from dgpo_core.system.files import open_to_append
-from dgpo_core.system.reading import LARGEST_LOG, open_file, why
+from dgpo_core.system.forking import Forked
+from dgpo_core.system.reading import LARGEST_LOG, open_file
 from dgpo_core.system.stopping import StopRequest
 from dgpo_core.system.supervising import Child, fate
 from dgpo_lab.ablation.directory import AblationDirectory, State, held, outcome_of
 from dgpo_lab.ablation.plan import Cell, Plan
 from dgpo_lab.ablation.progress import Watcher
+from dgpo_lab.ablation.starting import Launch, launching
 
-__all__ = ["LOG", "Resources", "choose_resources", "run_cells", "start"]
+__all__ = ["LOG", "Resources", "choose_resources", "run_cells"]
 
 LOG = "train.log"
 POLL = 0.1
@@ -32,6 +33,11 @@ class Resources:
     parallel: int
     devices: Sequence[str]
     threads: int | None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether cells use no CUDA device."""
+        return not any(self.devices)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment variables of the process in a slot."""
@@ -67,18 +73,6 @@ def choose_resources(plan: Plan, visible: Sequence[str]) -> Resources:
     return Resources(parallel, devices, threads)
 
 
-def start(file: Path, *, resume: bool, log: Path, environment: Mapping[str, str]) -> Child:
-    """`dgpo train` on a run file, with `environment` on top of this process's; Ctrl-C reaches it through us alone."""
-    command = [sys.executable, "-P", "-m", "dgpo_cli.child", str(os.getpid()), "train", str(file)]
-    try:
-        output = os.fdopen(open_to_append(log), "ab")
-    except OSError as error:
-        raise UserError(f"cannot write {log}: {why(error)}") from error
-    with output:
-        resumed = ["--resume"] if resume else []
-        return Child([*command, *resumed], environment={**os.environ, **environment}, output=output)
-
-
 def run_cells(
     plan: Plan,
     directory: AblationDirectory,
@@ -86,26 +80,48 @@ def run_cells(
     *,
     stop: StopRequest,
     progress: Watcher,
-    launch: Callable[..., Child] = start,
+    launch: Launch | None = None,
 ) -> dict[str, State]:
     """Run the unfinished cells and return the state of each cell by its label.
 
-    On a stop request, running cells save and stop. A KeyboardInterrupt (a second Ctrl-C) kills them immediately.
+    launch: starts a cell's process (None: as `launching` chooses). On a stop request, running cells save and stop. A
+    KeyboardInterrupt (a second Ctrl-C) kills them immediately.
     """
     cells = list(plan.cells())
     states = {cell.label: directory.state(cell) for cell in cells}
     pending = [cell for cell in cells if states[cell.label].status != "finished"]
-    running: dict[int, tuple[Cell, Child]] = {}
+    progress.started(plan, states)
+    chosen = launching(on_cpu=resources.on_cpu, say=progress.say) if launch is None else nullcontext(launch)
+    try:
+        with chosen as launch:
+            _run(pending, states, directory, resources, stop, progress, launch)
+    finally:
+        progress.close()
+    return states
+
+
+def _run(
+    pending: list[Cell],
+    states: dict[str, State],
+    directory: AblationDirectory,
+    resources: Resources,
+    stop: StopRequest,
+    progress: Watcher,
+    launch: Launch,
+) -> None:
+    """Run the cells of `pending`, which it empties; their states go to `states`."""
+    running: dict[int, tuple[Cell, Child | Forked]] = {}
     reported: set[str] = set()
     asked = False
-    progress.started(plan, states)
     try:
         while pending or running:
             for slot, (cell, process) in list(running.items()):
                 code = process.poll()
                 if code is not None:
                     del running[slot]
-                    states[cell.label] = state = _ended(cell, code, stopping=asked)
+                    states[cell.label] = state = _ended(cell, code, stopping=asked or _is_lost(process))
+                    if state.status == "unfinished" and _is_lost(process) and not asked:
+                        pending.insert(0, cell)
                     directory.remember(cell, state)
                     progress.ended(cell, state)
             if stop.requested and not asked:
@@ -129,9 +145,11 @@ def run_cells(
         for _, process in running.values():
             process.wait()
         raise
-    finally:
-        progress.close()
-    return states
+
+
+def _is_lost(process: Child | Forked) -> bool:
+    """Whether a process was stopped by the end of the server that had forked it."""
+    return isinstance(process, Forked) and process.lost
 
 
 def _next(pending: list[Cell], reported: set[str], progress: Watcher) -> Cell | None:

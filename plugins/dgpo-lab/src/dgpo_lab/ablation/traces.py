@@ -27,11 +27,16 @@ __all__ = ["MonitorValues", "Trace", "read_trace"]
 
 @dataclass(frozen=True, slots=True)
 class MonitorValues:
-    """A monitored reward or media statistic at the first and the last evaluation."""
+    """A monitored reward or media statistic at the first and the last evaluation, and at each one.
+
+    left_at: the iteration of the first evaluation at which it was out of its tolerance; None if it never was.
+    """
 
     first: float
     last: float
     out_of_tolerance: bool
+    values: Sequence[float] = ()
+    left_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class Trace:
     scores: Sequence[float] = ()
     seconds: Sequence[float] = ()
     samples: Sequence[int] = ()
-    others: Mapping[str, float] = field(default_factory=dict)
-    """Last values of the other evaluated rewards, by label."""
+    others: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The other evaluated rewards of the training at each evaluation, by label."""
     monitors: Mapping[str, MonitorValues] = field(default_factory=dict)
     prompts: PromptScores | None = None
 
@@ -99,7 +104,7 @@ def read_trace(cell: Cell, directory: AblationDirectory, reward: str) -> Trace:
         seconds=_clock(timings, iterations),
         samples=[i * rollout.groups * rollout.group_size for i in iterations],
         others={
-            name: found[max(found)].value
+            name: [record.value for _, record in sorted(found.items())]
             for name, found in latest.items()
             if name != reward and found[max(found)].role == "target"
         },
@@ -130,10 +135,18 @@ def _monitors(
 ) -> dict[str, MonitorValues]:
     found = {}
     for name, by_iteration in latest.items():
-        first, last = by_iteration[min(by_iteration)], by_iteration[max(by_iteration)]
+        series = [record for _, record in sorted(by_iteration.items())]
+        first, last = series[0], series[-1]
         if first.role != "target":
-            left = has_left(name, first, last, tolerance_of(name, first.role, first.value, tolerances))
-            found[name] = MonitorValues(first.value, last.value, left)
+            tolerance = tolerance_of(name, first.role, first.value, tolerances)
+            left = [record.iteration for record in series if has_left(name, first, record, tolerance)]
+            found[name] = MonitorValues(
+                first.value,
+                last.value,
+                out_of_tolerance=last.iteration in left,
+                values=[record.value for record in series],
+                left_at=min(left, default=None),
+            )
     return found
 
 

@@ -80,7 +80,7 @@ def _all_or_nothing(run: Facts, series: Series) -> str:
     scores are skipped because their groups differ in size.
     """
     config = run.config
-    groups, count = config.rollout.groups, config.timesteps.count
+    groups, count = config.rollout.groups, config.timesteps.count * config.optimizer.passes
     equal = run.series("zero_variance_groups").values
     counted: NDArray[np.float64] = (groups - equal if config.objective.kl == 0 else groups + 0 * equal) * count
     halves = 0 * equal if config.objective.kl == 0 else 0.5 * equal * count

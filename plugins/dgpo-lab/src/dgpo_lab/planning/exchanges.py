@@ -74,7 +74,7 @@ def exchanges_of(
 
 def _gradients(config: RunConfig, backbone: Backbone, *, sharded: bool) -> Iterator[Exchange]:
     """Of each update: gradients with the loss, which of them there are, and whether a rank was asked to stop."""
-    updates = config.optimizer.updates
+    updates = config.optimizer.updates_per_iteration
     if sharded and backbone.adapter is None:
         yield Exchange("loss", "all_reduce", 2 * FLOAT, updates)
         yield Exchange("norms", "all_reduce", FLOAT, updates + 1)  # of gradients, and of the change of the weights
@@ -90,11 +90,11 @@ def _statistics(config: RunConfig, objective: Objective, processes: int) -> Iter
     split = _splits(config, processes)
     if objective.needs_statistic and split:
         numbers = config.timesteps.count * (config.rollout.groups // updates) + 1
-        yield Exchange("statistics of groups", "all_reduce", FLOAT * numbers, split)
+        yield Exchange("statistics of groups", "all_reduce", FLOAT * numbers, split * config.optimizer.passes)
 
 
 def _splits(config: RunConfig, processes: int) -> int:
-    """Return the number of updates with a group that is split across ranks."""
+    """Return the number of updates of a pass with a group that is split across ranks."""
     size, members = config.rollout.groups // config.optimizer.updates, config.rollout.group_size
     found = 0
     for update in range(config.optimizer.updates):
@@ -155,7 +155,7 @@ def _weights(
             yield Exchange("gradients of weights", "reduce_scatter", size, gradients, scope, "optimize")
             if replicated:
                 name = "gradients of weights between machines"
-                yield Exchange(name, "all_reduce", size // shards, config.optimizer.updates, "between")
+                yield Exchange(name, "all_reduce", size // shards, config.optimizer.updates_per_iteration, "between")
 
 
 def _units(backbone: Backbone) -> Iterator[list[nn.Parameter]]:
@@ -178,7 +178,8 @@ def _agreements(
     config: RunConfig, objective: Objective, passes: Mapping[str, Counter[str]], processes: int
 ) -> Iterator[Exchange]:
     """Each phase of passes begins with a gather of all ranks' passes, and meets after every few of them."""
-    phases = 1 + config.optimizer.updates + (_splits(config, processes) if objective.needs_statistic else 0)
+    split = _splits(config, processes) if objective.needs_statistic else 0
+    phases = 1 + (config.optimizer.updates + split) * config.optimizer.passes
     total = sum(made.total() for made in passes.values())
     yield Exchange("order of passes", "host_gather", 10 * total * processes // phases, phases)
     yield Exchange("whether passes are left", "meeting", 8, total // STRIDE)

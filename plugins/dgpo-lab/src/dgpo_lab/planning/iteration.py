@@ -146,7 +146,7 @@ class Iteration:
             batch = compute_advantages(groups, config.advantages, registry.create("weighting", config.weighting))
             sigmas = _sigmas(config, backbone, registry, sampler, objective)
             for sigma, count in _kinds(config, sigmas, guided=objective.needs_path):
-                optimizer.times = count
+                optimizer.times, optimizer.passes = count, config.optimizer.passes
                 on_message("optimize: 0 samples")
                 optimizer.step(batch, sigma, Draws(0))
             batch_size = len(rollouts[0].samples)
@@ -182,18 +182,19 @@ class Iteration:
 
 
 class _Optimizer(Optimizer):
-    """An optimizer whose gradient counts for several timesteps that cost the same, and its update once."""
+    """An optimizer whose gradient counts for several timesteps that cost the same, and its update once; both for each
+    pass over the groups."""
 
-    times = 1
+    times = passes = 1
 
     def __init__(self, phase: Callable[..., AbstractContextManager[None]], *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._phase = phase
 
     def update(self, update: Update, interrupt: Callable[[], None] = lambda: None) -> UpdateResult:
-        with self._phase("optimize", self.times):
+        with self._phase("optimize", self.times * self.passes):
             gradient = self.accumulation.add(update, interrupt)
-        with self._phase("update"):
+        with self._phase("update", self.passes):
             return self.apply(gradient)
 
 
@@ -228,9 +229,10 @@ class _Policy(Policy):
 
     @property
     def fast_is_policy(self) -> bool:
-        """See Policy.fast_is_policy; late in a run, because a plan is of most of its iterations."""
+        """See Policy.fast_is_policy; late in a run, because a plan is of most of its iterations, and for one that moves
+        per iteration as in updates after the first, so that the first of each iteration counts a pass too many."""
         fast = self.objective.ema_fast
-        return min(fast.max_decay, fast.ramp) == 0
+        return fast.per == "update" and min(fast.max_decay, fast.ramp) == 0
 
     def _point_at(self, model: ModelName) -> None:
         """All stored models cost the same: the trained one is not replaced, which a plan does hundreds of times."""
@@ -356,6 +358,7 @@ def _sigmas(config: RunConfig, backbone: Backbone, registry: Registry, sampler: 
     context = TimestepContext(
         sigmas=random_times(sampler, sigmas) if objective.needs_path else sigmas, t_min=t_min, t_max=t_max,
         shift=times.schedule.shift, iteration=0, iterations=config.run.iterations, deterministic=sampler.deterministic,
+        all_sigmas=sigmas,
     )  # fmt: skip
     drawn: Tensor = registry.create("timesteps", config.timesteps).draw(config.timesteps.count, context, Draws(0))
     return drawn

@@ -126,7 +126,7 @@ def measure_roofline(config: RunConfig, registry: Registry) -> Roofline:
     one = config.model_copy(
         update={
             "rollout": config.rollout.model_copy(update={"groups": 1}),
-            "optimizer": config.optimizer.model_copy(update={"updates": 1}),
+            "optimizer": config.optimizer.model_copy(update={"updates": 1, "passes": 1}),
         }
     )
     with _kernels_of(config):

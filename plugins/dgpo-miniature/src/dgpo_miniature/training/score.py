@@ -37,7 +37,8 @@ def sample(
     k = float(pipeline.scheduler.config.shift) if shift is None else shift
     times = torch.linspace(1.0, 0.0, steps + 1)
     sigmas = k * times / (1 + (k - 1) * times)
-    x = torch.randn(len(prompts), 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
+    f = pipeline.vae_scale_factor
+    x = torch.randn(len(prompts), 4, height // f, width // f, generator=torch.Generator().manual_seed(seed))
     for sigma, following in pairwise(sigmas):
         time = (1000 * sigma).expand(len(x))
         velocity = pipeline.transformer(x, sequence, pooled, time, return_dict=False)[0]

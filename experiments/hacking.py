@@ -1,0 +1,83 @@
+"""How far a flawed reward was exploited, and when monitors showed it: numbers and sentences for the page of E11."""
+
+from __future__ import annotations
+
+import statistics as plain
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dgpo_lab.ablation import words
+from dgpo_lab.ablation.results import Results, VariantResult
+from dgpo_lab.ablation.statistics import Interval, t_interval
+from dgpo_lab.ablation.traces import Trace
+
+__all__ = ["Alarm", "Hacking"]
+
+FLAWED = "blind"
+"""Label of the flawed reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """When a monitor left its tolerance: in `seeds` of `of` seeds, in the median of these after `iteration`."""
+
+    seeds: int
+    of: int
+    iteration: float | None
+
+    def text(self) -> str:
+        """Return `8 of 8 seeds, after 40`, or `0 of 8 seeds`."""
+        return f"{self.seeds} of {self.of} seeds" + ("" if self.iteration is None else f", after {self.iteration:.0f}")
+
+
+class Hacking:
+    """Reads the results of E11: the score is the honest one, the flawed reward is among `monitors` or `others`."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        names = {name for variant in results.variants for trace in variant.finished for name in trace.monitors}
+        self.monitors: Sequence[str] = sorted(names - {FLAWED, results.reward})
+
+    def change(self, variant: VariantResult) -> Interval:
+        """Return the change of the honest score in training, over seeds."""
+        return t_interval([t.score - t.scores[0] for t in variant.finished])
+
+    def lost(self, variant: VariantResult) -> Interval:
+        """Return how far the honest score at the end is below its maximum, which is taken of the mean over seeds so
+        that noise of single evaluations is not counted."""
+        curves = np.array([t.scores for t in variant.finished])
+        best = int(curves.mean(axis=0).argmax())
+        return t_interval((curves[:, best] - curves[:, -1]).tolist())
+
+    def flawed(self, variant: VariantResult) -> Interval | None:
+        """Return the change of the flawed reward; None if it was not evaluated."""
+        curves = [_flawed(trace) for trace in variant.finished]
+        known = [curve for curve in curves if curve]
+        return t_interval([curve[-1] - curve[0] for curve in known]) if known else None
+
+    def alarm(self, variant: VariantResult, monitor: str) -> Alarm:
+        """Return when a monitor left its tolerance."""
+        found = [t.monitors[monitor].left_at for t in variant.finished if monitor in t.monitors]
+        left = [iteration for iteration in found if iteration is not None]
+        return Alarm(len(left), len(found), plain.median(left) if left else None)
+
+    def sentences(self) -> Iterator[str]:
+        """Yield one sentence for each variant, and one for each monitor."""
+        for variant in self.results.variants:
+            change, lost = self.change(variant), self.lost(variant)
+            flawed = self.flawed(variant)
+            said = "" if flawed is None else f" while the flawed reward changed by {words.signed(flawed)}"
+            worse = lost.low is not None and lost.low > 0
+            fall = f"; it ends {words.interval(lost)} below its maximum" if worse else ""
+            yield f"`{variant.name}`: right images changed by {words.signed(change)}{said}{fall}."
+        unguarded = next(v for v in self.results.variants if v.name == self.results.baseline)
+        for monitor in self.monitors:
+            yield f"`{monitor}` left its tolerance without a guard in {self.alarm(unguarded, monitor).text()}."
+
+
+def _flawed(trace: Trace) -> Sequence[float]:
+    if FLAWED in trace.monitors:
+        return trace.monitors[FLAWED].values
+    return trace.others.get(FLAWED, ())
