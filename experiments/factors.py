@@ -104,10 +104,11 @@ class Factors:
         return f"{sum(not one.censored for one in found)} of {len(found)}"
 
     def room(self, name: str) -> str:
-        """Format how many times the baseline's median samples to the middle target a variant could take: the largest
-        factor that it can show."""
+        """Format how many times the baseline's median samples to the middle target a variant took in the seeds that did
+        not reach the last target: the largest factor that it can show; – if all did."""
         median = median_time(list(self.crossings(self.middle, "samples")[self.results.baseline].values()))
-        spent = [t.samples[-1] for v in self.results.variants if v.name == name for t in v.finished]
+        traces = [trace for trace in self.results.traces if trace.variant == name and trace.finished]
+        spent = [trace.samples[-1] for trace in traces if trace.ended_by != "target"]
         return f"{max(spent) / median:.0f}" if median and spent else "–"
 
     def price(self, name: str) -> str:

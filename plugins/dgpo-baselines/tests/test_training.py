@@ -38,6 +38,17 @@ RUNS: dict[str, dict[str, Any]] = {
         "rollout": {"sampler": {"use": "flow-sde", "options": {"random_to": 0.7}}, "steps": 5},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
     },
+    "flow-grpo, guard": {
+        "objective": {
+            "use": "flow-grpo",
+            "ema_rollouts_after": None,
+            "kl": 0.001,
+            "options": {"guard": True, "clip": 0.01},
+        },
+        "rollout": SDE,
+        "timesteps": STEPS,
+        "optimizer": {"updates": 2},
+    },
     "diffusion-dpo": {"objective": {"use": "diffusion-dpo", "beta": 100.0, "kl": 0.0}, "weighting": "best-vs-worst"},
     "diffusion-nft": {"objective": {"use": "diffusion-nft", "ema_rollouts_after": 0, "kl": 0.0}},
     "awm": {"objective": {"use": "awm", "clip": None, "kl": 0.0}},

@@ -145,11 +145,18 @@ def samplers() -> list[tuple[str, Check]]:
         def log_prob(self, x: Tensor, next_x: Tensor, sigma: float, after: float) -> Tensor:
             return super().log_prob(x, next_x, sigma, after) + 0.1 * (sigma < 1)
 
+    class Displaced(Stated):
+        """Keeps the states before the noise that it adds, and not the means."""
+
+        def path(self, states: Tensor, sigmas: Tensor) -> Path:
+            return replace(super().path(states, sigmas), means=states[:-1])
+
     class NoStart(Euler):
         def path(self, states: Tensor, sigmas: Tensor) -> Path:
             return Path(states[1:], sigmas)
 
     expected: list[tuple[type[Sampler], str]] = [
+        (Displaced, "`means` must be those of `step_distribution`"),
         (Single, "sigmas must be float64 on the CPU"),
         (Ascending, "sigmas must descend"),
         (Short, "sigmas must go from at most 1 to 0"),
