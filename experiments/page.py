@@ -16,6 +16,7 @@ from experiments.findings import Findings
 from experiments.hacking import Hacking
 from experiments.record import Record, load
 from experiments.seconds import page as seconds
+from experiments.summary import write_summary
 
 __all__ = ["write_index", "write_page"]
 
@@ -69,13 +70,15 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
 
 
 def write_index(directory: Path) -> Path:
-    """Write README.md, a table of the experiments that have a record, with their headlines."""
+    """Write README.md, a table of the experiments that have a record, with their headlines, and the summary."""
+    found = write_summary(directory).is_file()
     lines = [
         "# Experiments",
         "",
         "The paper's experiments and its open questions on the miniature, one command each. The command generates",
         "numbers, figures and all sentences with numbers; intervals are 95 % intervals.",
         "",
+        *(["**In two minutes: [what to use, what not, and how sure](summary.md).**", ""] if found else []),
         "| experiment | question | headline |",
         "|---|---|---|",
     ]

@@ -81,6 +81,11 @@ class Summary:
                 yield Line(experiment, contrast, budget, contrast.difference.n)
 
     @property
+    def known(self) -> bool:
+        """Whether there is any change with a verdict."""
+        return next(self._all(), None) is not None
+
+    @property
     def seeds(self) -> tuple[int, int]:
         """The smallest and the largest number of seeds of a change."""
         found = [line.seeds for line in self._all()]
@@ -125,14 +130,18 @@ class Summary:
 
 
 def write_summary(directory: Path) -> Path:
-    """Write summary.md."""
+    """Write summary.md, or remove it if no record of the directory has a rule for verdicts."""
+    path = directory / f"{SUMMARY}.md"
+    summary = Summary(directory)
+    if not summary.known:
+        path.unlink(missing_ok=True)
+        return path
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"interval": words.interval, "signed": words.signed}
-    text = environment.get_template(f"{SUMMARY}.md.jinja").render(summary=Summary(directory), experiments=EXPERIMENTS)
-    path = directory / f"{SUMMARY}.md"
+    text = environment.get_template(f"{SUMMARY}.md.jinja").render(summary=summary)
     path.write_text(text.rstrip() + "\n", encoding="utf-8")
     return path

@@ -244,3 +244,4 @@ def test_the_index_is_what_the_records_say(tmp_path: Path) -> None:
         (tmp_path / key / "record.json").write_bytes(record)
     assert EXPERIMENTS.keys() - {one.key for one in WRITTEN} == UNRUN
     assert write_index(tmp_path).read_text() == (PAGES / "README.md").read_text()
+    assert (tmp_path / "summary.md").read_text() == (PAGES / "summary.md").read_text()
