@@ -161,7 +161,7 @@ def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     """A record of three arms: what it says is what `Factors` says, and the chosen trial is bold."""
     found = results(ARMS)
     facts = dict.fromkeys(
-        ("backbone", "checkpoint", "iterations", "samples_per_iteration", "group_size", "groups", "steps",
+        ("base", "backbone", "checkpoint", "iterations", "samples_per_iteration", "group_size", "groups", "steps",
          "evaluated_prompts", "many_steps", "many_step_prompts", "threads", "parallel", "cores", "torch"), 7,
     )  # fmt: skip
     trials = [
@@ -196,5 +196,7 @@ def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     assert "|  |  | kl 0.02, learning_rate 0.001 | 0.450 | 2 |\n" in text
     assert "| kl 1, learning_rate 1 | failed | 0 |\n" in text
     assert "seeds 100, then 101)" in text
+    assert "3 trials for each arm, on seeds that nothing else uses. All run on seed 100; the best 2 of each arm" in text
+    assert "`dgpo` is evaluated every 1 iterations, `flow-grpo full` every 10" in text
     assert "{{" not in text
     assert "\n\n\n" not in text
