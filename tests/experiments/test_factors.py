@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.ablation.directory import State
@@ -19,6 +20,7 @@ from dgpo_lab.ablation.traces import Trace
 from experiments.catalog import EXPERIMENTS, HERE
 from experiments.conduct import ablation_of, derived
 from experiments.factors import IN_A_ROW, Factors, verdict
+from experiments.figures import draw
 from experiments.page import write_page
 from experiments.record import passes, save
 from experiments.statistics.targets import TimeRatio
@@ -200,3 +202,9 @@ def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     assert "`dgpo` is evaluated every 1 iterations, `flow-grpo full` every 10" in text
     assert "{{" not in text
     assert "\n\n\n" not in text
+
+
+def test_curves_of_very_different_lengths_are_drawn_against_the_logarithm(tmp_path: Path) -> None:
+    draw(results(ARMS), ("samples", "seconds"), tmp_path / "scores.png", log=True)
+    with Image.open(tmp_path / "scores.png") as image:
+        assert image.width > 1000
