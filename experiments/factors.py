@@ -111,6 +111,11 @@ class Factors:
         spent = [trace.samples[-1] for trace in traces if trace.ended_by != "target"]
         return f"{max(spent) / median:.0f}" if median and spent else "–"
 
+    def every(self, name: str) -> str:
+        """Format the iterations between a variant's evaluations."""
+        found = next((t.iterations for t in self.results.traces if t.variant == name and len(t.iterations) > 1), None)
+        return "–" if found is None else str(found[1] - found[0])
+
     def price(self, name: str) -> str:
         """Format the seconds of an iteration in ratio to the baseline's."""
         own, base = self.prices.get(name), self.prices.get(self.results.baseline)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.ablation.directory import State
@@ -19,6 +20,7 @@ from dgpo_lab.ablation.traces import Trace
 from experiments.catalog import EXPERIMENTS, HERE
 from experiments.conduct import ablation_of, derived
 from experiments.factors import IN_A_ROW, Factors, verdict
+from experiments.figures import draw
 from experiments.page import write_page
 from experiments.record import passes, save
 from experiments.statistics.targets import TimeRatio
@@ -161,7 +163,7 @@ def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     """A record of three arms: what it says is what `Factors` says, and the chosen trial is bold."""
     found = results(ARMS)
     facts = dict.fromkeys(
-        ("backbone", "checkpoint", "iterations", "samples_per_iteration", "group_size", "groups", "steps",
+        ("base", "backbone", "checkpoint", "iterations", "samples_per_iteration", "group_size", "groups", "steps",
          "evaluated_prompts", "many_steps", "many_step_prompts", "threads", "parallel", "cores", "torch"), 7,
     )  # fmt: skip
     trials = [
@@ -196,5 +198,13 @@ def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     assert "|  |  | kl 0.02, learning_rate 0.001 | 0.450 | 2 |\n" in text
     assert "| kl 1, learning_rate 1 | failed | 0 |\n" in text
     assert "seeds 100, then 101)" in text
+    assert "3 trials for each arm, on seeds that nothing else uses. All run on seed 100; the best 2 of each arm" in text
+    assert "`dgpo` is evaluated every 1 iterations, `flow-grpo full` every 10" in text
     assert "{{" not in text
     assert "\n\n\n" not in text
+
+
+def test_curves_of_very_different_lengths_are_drawn_against_the_logarithm(tmp_path: Path) -> None:
+    draw(results(ARMS), ("samples", "seconds"), tmp_path / "scores.png", log=True)
+    with Image.open(tmp_path / "scores.png") as image:
+        assert image.width > 1000

@@ -117,7 +117,7 @@ def test_every_trial_of_e4_is_a_valid_run(quick: bool, tmp_path: Path, monkeypat
     file = tmp_path / "round.yaml"
     file.write_text(yaml.safe_dump(asked[0], sort_keys=False))
     for variant in make_plan(file, get_registry()).variants:
-        assert variant.config.run.iterations == (4 if quick else 60)
+        assert variant.config.run.iterations == (4 if quick else data["tuning"]["set"]["run.iterations"])
         assert variant.config.stop.target is None
         assert variant.config.optimizer.learning_rate == pytest.approx(0.003 if quick else 0.012)
 
