@@ -55,7 +55,7 @@ def measure(name: str) -> Floor:
     passes = {
         "rollout": -(-total // drawn) * rollout.steps,
         # The policy's forward and backward pass, its reference's and the old policy's forward passes.
-        "optimize": -(-total // learned) * config.timesteps.count * 4,
+        "optimize": -(-total // learned) * config.timesteps.count * config.optimizer.passes * 4,
     }
     return Floor(
         name=name,

@@ -13,7 +13,26 @@ if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
     from dgpo_schemas.run import RunConfig
 
-__all__ = ["check_conflicts", "check_guidance", "check_merging", "check_sampling", "check_sharded"]
+__all__ = ["check_adapter", "check_conflicts", "check_guidance", "check_merging", "check_sampling", "check_sharded"]
+
+OPTIONAL = frozenset({"init", "rslora", "dora"})
+"""Keys of `backbone.lora` that an adapter may not support."""
+
+
+def check_adapter(backbone: Backbone) -> None:
+    """Raise UserError unless the backbone has an adapter exactly if backbone.train is lora, and one that supports the
+    settings."""
+    train, use = backbone.section.train, backbone.section.use
+    if train == "lora" and backbone.adapter is None:
+        raise UserError(f"backbone.train: lora: the backbone {use} has no adapter; set `train: full` (all weights)")
+    if train == "full" and backbone.adapter is not None:
+        raise UserError(f"backbone.train: full: the backbone {use} always has an adapter; set `train: lora`")
+    if backbone.adapter is not None:
+        for key in sorted(OPTIONAL - backbone.adapter.supports):
+            if getattr(backbone.section.lora, key):
+                raise UserError(
+                    f"backbone.lora.{key}: the adapter of the backbone {use} does not support it; remove it"
+                )
 
 
 def check_conflicts(config: RunConfig, registry: Registry) -> None:

@@ -28,9 +28,16 @@ from dgpo_core.storage.bases import base_record
 from dgpo_core.storage.checkpoint import Checkpoint
 from dgpo_core.system.hub import prepare_hub
 from dgpo_core.training.batch_sizes import drawn_at_once
-from dgpo_core.training.checks import check_conflicts, check_guidance, check_merging, check_sampling, check_sharded
+from dgpo_core.training.checks import (
+    check_adapter,
+    check_conflicts,
+    check_guidance,
+    check_merging,
+    check_sampling,
+    check_sharded,
+)
 from dgpo_core.training.compiling import CompileReport, prepare_compile
-from dgpo_core.training.policy import ConditioningCache, Policy, check_adapter
+from dgpo_core.training.policy import ConditioningCache, Policy
 from dgpo_core.training.precision import Choice, choose, speed_up
 from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.stored_rows import open_stored_rows

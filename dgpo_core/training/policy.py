@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import bucket
 from dgpo_core.plugins import contract_checks
 from dgpo_core.training.compiling import FixedRows
@@ -22,30 +21,12 @@ if TYPE_CHECKING:
     from dgpo_core.training.stored_rows import StoredRows
     from dgpo_schemas.sections.training import ObjectiveSection
 
-__all__ = ["ConditioningCache", "ModelName", "Policy", "check_adapter", "negative_key", "prompt_key"]
+__all__ = ["ConditioningCache", "ModelName", "Policy", "negative_key", "prompt_key"]
 
 ModelName = Literal["base", "policy", "ema_fast", "ema", "start"]
 STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
 LARGEST = 1e18
 """Largest weight whose square is finite in float32 and bfloat16."""
-OPTIONAL = frozenset({"init", "rslora", "dora"})
-"""Keys of `backbone.lora` that an adapter may not support."""
-
-
-def check_adapter(backbone: Backbone) -> None:
-    """Raise UserError unless the backbone has an adapter exactly if backbone.train is lora, and one that supports the
-    settings."""
-    train, use = backbone.section.train, backbone.section.use
-    if train == "lora" and backbone.adapter is None:
-        raise UserError(f"backbone.train: lora: the backbone {use} has no adapter; set `train: full` (all weights)")
-    if train == "full" and backbone.adapter is not None:
-        raise UserError(f"backbone.train: full: the backbone {use} always has an adapter; set `train: lora`")
-    if backbone.adapter is not None:
-        for key in sorted(OPTIONAL - backbone.adapter.supports):
-            if getattr(backbone.section.lora, key):
-                raise UserError(
-                    f"backbone.lora.{key}: the adapter of the backbone {use} does not support it; remove it"
-                )
 
 
 class Policy:
@@ -99,9 +80,8 @@ class Policy:
         """Whether the fast EMA has the policy's weights, so that one prediction serves as both.
 
         By construction, from the number of updates: all models start with the same weights, and an update of the
-        averages with a decay of 0, as is the first one, makes the fast EMA the policy. One that moves after an
-        iteration is the policy only before the iteration's first update; the number of updates alone must decide, so
-        that a resumed run runs the same passes: if all decays are 0, or nothing was updated yet.
+        averages with a decay of 0, as is the first one, makes the fast EMA the policy. With `per: iteration`, until the
+        next update, and only if every decay is 0: a resumed run does not know that of the last move.
         """
         fast = self.objective.ema_fast
         if fast.per == "iteration":
@@ -239,10 +219,8 @@ class Policy:
 
     @torch.no_grad()
     def end_iteration(self) -> None:
-        """After the last update of an iteration: move the fast EMA that moves once per iteration; see `EmaFastSection`.
-
-        It stays if all updates were skipped, as one that moves after each update does.
-        """
+        """Move the fast EMA with `per: iteration` after the last update, unless all were skipped; see
+        `EmaFastSection`."""
         if self.objective.ema_fast.per == "iteration" and self._updates > self._held:
             self._changed = True
             self._move_fast(self._held + 1)

@@ -103,7 +103,8 @@ def _seconds_of_update(run: TrainingRun, batch: TrainingBatch, number: int) -> f
     sigmas = run.timesteps.draw(run.config.timesteps.count, run.timestep_context(0), Draws(number))
     optimizer = run.make_optimizer()
     started = time.process_time()
-    optimizer.step(batch, sigmas, Draws(number).at("optimise"))
+    for _ in range(run.config.optimizer.passes):
+        optimizer.step(batch, sigmas, Draws(number).at("optimise"))
     return time.process_time() - started
 
 

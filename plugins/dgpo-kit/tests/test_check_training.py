@@ -194,7 +194,8 @@ def named(kind: type[TimestepPolicy]) -> dict[str, Check]:
 def test_a_policy_that_measures_passes() -> None:
     checks = named(Measures)
     assert list(checks) == [
-        "builds", "declares", "bounds", "times", "logged", "measurements", "state-round-trip", "random-state",
+        "builds", "declares", "bounds", "times", "weights", "logged", "measurements", "state-round-trip",
+        "random-state",
     ]  # fmt: skip
     for run in checks.values():
         run()

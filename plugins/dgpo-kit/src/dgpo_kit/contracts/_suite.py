@@ -14,7 +14,7 @@ from dgpo_core.errors import PluginError, UserError
 from dgpo_core.plugins.declared import RegisteredComponent
 from dgpo_core.plugins.isolation import imported
 from dgpo_core.plugins.registry import Registry
-from dgpo_core.training.policy import check_adapter
+from dgpo_core.training.checks import check_adapter
 from dgpo_kit.contracts._backbone import backbone_checks
 from dgpo_kit.contracts._check import Check
 from dgpo_kit.contracts._declarations import declaration_checks

@@ -17,8 +17,7 @@ from dgpo_core.flow.times import Times
 from dgpo_core.lora import LoraAdapter
 from dgpo_core.lora.files import open_adapter
 from dgpo_core.plugins.sections import check_section
-from dgpo_core.training.checks import check_conflicts, check_guidance, check_merging, check_sharded
-from dgpo_core.training.policy import check_adapter
+from dgpo_core.training.checks import check_adapter, check_conflicts, check_guidance, check_merging, check_sharded
 from dgpo_core.training.precision import described, speed_up
 from dgpo_core.training.starting import check_start
 from dgpo_lab.planning.exchanges import balance_of, exchanges_of, shards_of
