@@ -26,6 +26,11 @@ class Decisions:
         self.results = results
         self.contrasts = cache(self._contrasts)
 
+    @property
+    def has_curves(self) -> bool:
+        """Whether cells were evaluated more than once."""
+        return any(len(trace.scores) > 1 for trace in self.results.traces)
+
     def horizon(self, budget: Budget) -> str:
         """Format the budget at which variants are compared: 2,880 samples, or 1m 20s."""
         found = horizon(self.results, budget)

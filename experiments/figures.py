@@ -42,17 +42,19 @@ def draw(results: Results, against: Sequence[str], path: Path, *, log: bool = Fa
     import matplotlib
     from matplotlib.figure import Figure
 
+    against = against if any(len(trace.scores) > 1 for trace in results.traces) else ()
     with matplotlib.rc_context(STYLE):
         columns = 1 + len(against)
         height = max(3.2, 1.1 + 0.42 * len(results.variants))
-        figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
+        figure = Figure(figsize=(4.6 * columns if against else 7.0, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
         _scores(axes[0], results)
         for one, what in zip(axes[1:], against, strict=True):
             _curves(one, results, what)
             if log:
                 one.set_xscale("log")
-        axes[-1].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+        if against:
+            axes[-1].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Software": None})
 
