@@ -19,7 +19,7 @@ POWER = "power"
 
 
 def run(
-    names: Annotated[list[str], typer.Argument(help="e1 to e10, seconds, or `all`.", metavar="EXPERIMENT...")],
+    names: Annotated[list[str], typer.Argument(help="e1 to e11, order, order-fast, seconds, or `all`.", metavar="EXPERIMENT...")],
     quick: Annotated[
         bool,
         typer.Option("--quick", help="A reduced set that takes a quarter of an hour, to check that everything runs."),
@@ -105,7 +105,7 @@ def _seconds(output: Path, directory: Path, *, quick: bool, measured: bool) -> P
 
 
 def power(
-    name: Annotated[str, typer.Argument(help="e1 to e10.", metavar="EXPERIMENT")],
+    name: Annotated[str, typer.Argument(help="e1 to e11, order, order-fast.", metavar="EXPERIMENT")],
     half_width: Annotated[
         float, number_option(min=1e-6, help="Wanted half-width of the 95 % intervals of differences.")
     ] = 0.015,
