@@ -27,6 +27,8 @@ class Experiment:
     against: tuple[Literal["samples", "seconds"], ...] = ("samples",)
     sheet: int | None = None
     margin: float | None = None
+    width: float = 0.015
+    """Half-width of 95 % intervals that is wanted of experiments with a margin."""
     beside: str | None = None
     """Key of another experiment whose record the page uses too."""
 
