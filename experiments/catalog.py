@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
-__all__ = ["EXPERIMENTS", "HERE", "SECONDS", "Experiment"]
+__all__ = ["EXPERIMENTS", "HERE", "SECONDS", "SIGNAL", "Experiment"]
 
 SECONDS = "seconds"
 """The experiment that is no ablation: what savings are worth at equal seconds (`experiments.seconds`)."""
+SIGNAL = "signal"
+"""Another one: signal to noise of one group's gradient at fixed weights (`experiments.signal`)."""
 
 HERE = Path(__file__).parent
 
