@@ -113,7 +113,7 @@ def _signal(output: Path, directory: Path, *, quick: bool, measured: bool) -> Pa
     from experiments.signal.record import save
 
     if not measured:
-        size = {"prompts": 2, "redraws": 2} if quick else {"prompts": 24, "redraws": 8}
+        size = {"prompts": 2, "trained": 2, "redraws": 2} if quick else {"prompts": 24, "trained": 16, "redraws": 8}
         found = measure(output / SIGNAL, get_registry(), on_message=lambda text: typer.echo(text, err=True), **size)
         save(directory / SIGNAL / "record.json", found, quick=quick)
     page = write_page(directory)

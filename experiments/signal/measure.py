@@ -64,7 +64,6 @@ class OfPrompt:
 class Measured:
     """parameters: trained ones; steps: of a rollout; costs: by arm; at: by weights, the results of every prompt."""
 
-    prompts: int
     redraws: int
     parameters: int
     steps: int
@@ -103,9 +102,10 @@ class Bench:
 
 
 def measure(
-    output: Path, registry: Registry, *, prompts: int, redraws: int, on_message: Callable[[str], None]
+    output: Path, registry: Registry, *, prompts: int, trained: int, redraws: int, on_message: Callable[[str], None]
 ) -> Measured:
-    """Measure everything that `output`/measured.jsonl does not have yet."""
+    """Measure everything that `output`/measured.jsonl does not have yet: so many prompts at the base model, and
+    `trained` of them at the policy of a run."""
     kept = Kept(output / "measured.jsonl")
     with tempfile.TemporaryDirectory() as directory, ExitStack() as closing:
         trainer = Trainer(config_of(ARMS[0], f"{directory}/fixed", registry), registry)
@@ -113,19 +113,19 @@ def measure(
         run = trainer.build()
         bench = Bench(run, [(arm, config_of(arm, directory, registry)) for arm in ARMS], redraws)
         at: dict[str, list[OfPrompt]] = {}
-        for weights in (BASE_MODEL, TRAINED):
-            keys = [{"weights": weights, "prompt": number, "redraws": redraws} for number in range(prompts)]
+        for weights, count in {BASE_MODEL: prompts, TRAINED: trained}.items():
+            keys = [{"weights": weights, "prompt": number, "redraws": redraws} for number in range(count)]
             if weights == TRAINED and not all(map(kept.has, keys)):
                 on_message(f"{ITERATIONS} iterations of training")
                 run.policy.load_state(_trained(directory, registry), ITERATIONS)
             at[weights] = []
             for number, key in enumerate(keys):
-                on_message(f"{weights}: prompt {number + 1} of {prompts}")
+                on_message(f"{weights}: prompt {number + 1} of {count}")
                 found = kept.once(key, lambda number=number: asdict(of_prompt(bench, number)))  # type: ignore[misc]
                 gradients = {name: SignalNoise(**of_arm) for name, of_arm in found["gradients"].items()}
                 at[weights].append(OfPrompt(gradients, found["spread"], found["correlation"]))
         return Measured(
-            prompts, redraws, sum(p.numel() for p in run.policy.parameters.values()), run.config.rollout.steps,
+            redraws, sum(p.numel() for p in run.policy.parameters.values()), run.config.rollout.steps,
             {part.arm.name: cost_of(bench, part) for part in bench.parts}, at,
         )  # fmt: skip
 

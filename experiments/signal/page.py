@@ -66,7 +66,10 @@ def clear(rows: list[Row]) -> list[str]:
         low, high = row.ratio.low, row.ratio.high
         if low is not None and high is not None and not low <= 1 <= high:
             more = "more" if low > 1 else "less"
-            found.append(f"`{row.name}` has {more} signal to noise than the plain group: {_shown(row.ratio)} times.")
+            found.append(
+                f"`{row.name}` has {more} signal to noise than the plain group: {_shown(row.ratio)} times, "
+                f"per pass {_shown(row.per_pass)} times."
+            )
     return found
 
 

@@ -74,7 +74,7 @@ def load(path: Path) -> Record:
         raise UserError(f"{path}: not there; run the experiment first") from None
     at = {weights: [_of_prompt(one) for one in found] for weights, found in data["at"].items()}
     measured = Measured(
-        data["prompts"], data["redraws"], data["parameters"], data["steps"],
+        data["redraws"], data["parameters"], data["steps"],
         {name: Cost(**cost) for name, cost in data["costs"].items()}, at,
     )  # fmt: skip
     rows = {weights: {arm.name: _row(arm.name, measured.costs, found) for arm in ARMS} for weights, found in at.items()}

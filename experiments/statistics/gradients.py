@@ -61,17 +61,23 @@ class Moments:
 def ratio_of_means(own: Sequence[float], others: Sequence[float], *, seed: int = 0, level: float = 0.95) -> Interval:
     """Return mean(own) / mean(others), both with one value per prompt, with the percentile bootstrap over prompts.
 
-    A resample draws the same prompts for both. There is no interval if the mean of the others is not positive in every
-    resample: then the ratio is not bounded.
+    A resample draws the same prompts for both. Where the mean of its others is not positive, its ratio is not bounded,
+    and counts as beyond either end; there is no interval if an end is then infinite.
     """
     pairs = np.stack([np.asarray(own, dtype=np.float64), np.asarray(others, dtype=np.float64)])
     count = pairs.shape[1]
+    value = float(pairs[0].sum() / pairs[1].sum())
+    if count < 2:
+        return Interval(value, None, None, count, "prompts")
     picks = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     numerators, denominators = pairs @ picks.T.astype(np.float64)
-    value = float(pairs[0].sum() / pairs[1].sum())
-    if count < 2 or not (denominators > 0).all():
+    bounded = denominators > 0
+    ratios = numerators / np.where(bounded, denominators, 1.0)
+    # Without interpolation, which is not defined beside an infinite value.
+    low = np.quantile(np.where(bounded, ratios, -np.inf), (1 - level) / 2, method="inverted_cdf")
+    high = np.quantile(np.where(bounded, ratios, np.inf), (1 + level) / 2, method="inverted_cdf")
+    if not np.isfinite([low, high]).all():
         return Interval(value, None, None, count, "prompts")
-    low, high = np.quantile(numerators / denominators, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), count, "prompts")
 
 

@@ -111,6 +111,17 @@ def test_a_ratio_to_what_may_be_nothing_has_no_interval() -> None:
     assert ratio_of_means([1.0], [2.0]).high is None
 
 
+def test_few_unbounded_resamples_are_beyond_either_end() -> None:
+    """With a plain arm of 1 except 1 - d for one prompt, the ratio is n / (n - k d), k being its binomial number of
+    picks: not bounded for k >= n / d."""
+    picks = stats.binom(12, 1 / 12)
+    assert 0 < picks.sf(4) < 0.025 < picks.sf(2)
+    found = ratio_of_means([1.0] * 12, [1.0] * 11 + [1 - 2.9])  # not bounded for k >= 5
+    most = int(picks.ppf(0.975))
+    assert (found.value, found.low, found.high) == pytest.approx((12 / 9.1, 1.0, 12 / (12 - 2.9 * most)))
+    assert ratio_of_means([1.0] * 12, [1.0] * 11 + [1 - 4.0]).high is None, "for k >= 3"
+
+
 def test_rank_correlations_are_spearmans() -> None:
     generator = np.random.default_rng(0)
     first_, second = generator.integers(0, 5, (2, 20, 16)).astype(np.float64)
@@ -288,7 +299,7 @@ def recorded(path: Path, best: float, noise: float = 0.0) -> None:
     ]  # fmt: skip
     costs = {arm.name: {"members": 8, "passes": 30 if arm.name == by_steps(4) else 24} for arm in ARMS}
     data = {
-        "quick": False, "facts": {"torch": "2", "cores": 2}, "prompts": 4, "redraws": 3, "parameters": 1000, "steps": 8,
+        "quick": False, "facts": {"torch": "2", "cores": 2}, "redraws": 3, "parameters": 1000, "steps": 8,
         "costs": costs, "at": {BASE_MODEL: prompts, TRAINED: prompts},
     }  # fmt: skip
     path.parent.mkdir(parents=True)
