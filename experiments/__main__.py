@@ -11,7 +11,7 @@ import typer
 from dgpo_core.errors import UserError
 from dgpo_lab.program import number_option, program
 from dgpo_schemas.problems import nearest
-from experiments.catalog import EXPERIMENTS, SECONDS
+from experiments.catalog import EXPERIMENTS, SECONDS, SIGNAL
 
 QUICK_PAGES = "pages"
 PUBLISHED = Path("docs/experiments")
@@ -19,7 +19,10 @@ POWER = "power"
 
 
 def run(
-    names: Annotated[list[str], typer.Argument(help="e1 to e11, order, order-fast, seconds, or `all`.", metavar="EXPERIMENT...")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="e1 to e11, order, order-fast, seconds, signal, or `all`.", metavar="EXPERIMENT..."),
+    ],
     quick: Annotated[
         bool,
         typer.Option("--quick", help="A reduced set that takes a quarter of an hour, to check that everything runs."),
@@ -49,20 +52,20 @@ def run(
 
         python -m experiments power e5 --half-width 0.015
     """
-    known = [*EXPERIMENTS, SECONDS]
+    known = [*EXPERIMENTS, *OTHERS]
     chosen = known if names == ["all"] else names
     for name in chosen:
         if name not in known:
             raise UserError(f"unknown experiment {name!r}{nearest(name, known)} (known: {', '.join(known)}, all)")
-        if name == SECONDS and base is not None:
-            raise UserError("--base: `seconds` compares savings on the miniature only; leave --base out")
+        if name in OTHERS and base is not None:
+            raise UserError(f"--base: `{name}` is measured on the miniature only; leave --base out")
     # Reduced runs and runs of another base model get directories of their own.
     for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
         output = output.with_name(f"{output.name}-{apart}")
     directory = output / QUICK_PAGES if quick or base is not None else PUBLISHED
     for name in chosen:
-        if name == SECONDS:
-            typer.echo(str(_seconds(output, directory, quick=quick, measured=pages)))
+        if name in OTHERS:
+            typer.echo(str(OTHERS[name](output, directory, quick=quick, measured=pages)))
             continue
         experiment = EXPERIMENTS[name]
         if not pages:
@@ -77,20 +80,21 @@ def run(
             rows = draw_sheet(done.plan, directory / name / "samples.png", steps=experiment.sheet)
             save(record, collect(done, quick=quick, rows=rows, targets=experiment.targets))
         from experiments.figures import draw
-        from experiments.page import write_index, write_page
+        from experiments.page import write_page
         from experiments.record import load
 
         shown = load(directory / name / "record.json")
         draw(shown.results, experiment.against, directory / name / "scores.png", log=bool(shown.targets))
 
         typer.echo(str(write_page(experiment, directory)))
-        write_index(directory)
+    from experiments.page import write_index
+
+    typer.echo(str(write_index(directory)))
 
 
 def _seconds(output: Path, directory: Path, *, quick: bool, measured: bool) -> Path:
     """Compare savings at equal seconds, unless that is `measured`, and write the page."""
     from dgpo_core.plugins.registry import get_registry
-    from experiments.page import write_index
     from experiments.seconds.measure import measure
     from experiments.seconds.page import write_page
     from experiments.seconds.record import save
@@ -99,9 +103,25 @@ def _seconds(output: Path, directory: Path, *, quick: bool, measured: bool) -> P
         size = {"budget": 4.0, "seeds": 2, "rounds": 1} if quick else {"budget": 20.0, "seeds": 5, "rounds": 8}
         found = measure(output / SECONDS, get_registry(), on_message=lambda text: typer.echo(text, err=True), **size)  # type: ignore[arg-type]
         save(directory / SECONDS / "record.json", found, quick=quick)
-    page = write_page(directory)
-    write_index(directory)
-    return page
+    return write_page(directory)
+
+
+def _signal(output: Path, directory: Path, *, quick: bool, measured: bool) -> Path:
+    """Measure the signal to noise of gradients, unless that is `measured`, and write the page."""
+    from dgpo_core.plugins.registry import get_registry
+    from experiments.signal.measure import measure
+    from experiments.signal.page import write_page
+    from experiments.signal.record import save
+
+    if not measured:
+        size = {"prompts": 2, "trained": 2, "redraws": 2} if quick else {"prompts": 24, "trained": 16, "redraws": 8}
+        found = measure(output / SIGNAL, get_registry(), on_message=lambda text: typer.echo(text, err=True), **size)
+        save(directory / SIGNAL / "record.json", found, quick=quick)
+    return write_page(directory)
+
+
+OTHERS = {SECONDS: _seconds, SIGNAL: _signal}
+"""The experiments that are no ablations."""
 
 
 def power(

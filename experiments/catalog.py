@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
-__all__ = ["EXPERIMENTS", "HERE", "SECONDS", "Experiment"]
+__all__ = ["EXPERIMENTS", "HERE", "SECONDS", "SIGNAL", "Experiment"]
 
 SECONDS = "seconds"
 """The experiment that is no ablation: what savings are worth at equal seconds (`experiments.seconds`)."""
+SIGNAL = "signal"
+"""Another one: signal to noise of one group's gradient at fixed weights (`experiments.signal`)."""
 
 HERE = Path(__file__).parent
 
@@ -27,8 +29,8 @@ class Experiment:
     against: tuple[Literal["samples", "seconds"], ...] = ("samples",)
     sheet: int | None = None
     margin: float | None = None
-    width: float = 0.015
-    """Half-width of 95 % intervals that is wanted of experiments with a margin."""
+    width: float | None = None
+    """Half-width of 95 % intervals by which the number of seeds was decided."""
     beside: str | None = None
     """Key of another experiment whose record the page uses too."""
 
@@ -57,18 +59,18 @@ class Experiment:
 EXPERIMENTS = {
     one.key: one
     for one in (
-        Experiment("e1", "ODE against SDE rollouts", margin=0.02),
-        Experiment("e2", "The timestep clip t_min", sheet=64, margin=0.02),
+        Experiment("e1", "ODE against SDE rollouts", margin=0.02, width=0.015),
+        Experiment("e2", "The timestep clip t_min", sheet=64, margin=0.02, width=0.015),
         Experiment("e3", "Pairs against groups", margin=0.02),
         Experiment("e4", "DGPO against Flow-GRPO", against=("samples", "seconds")),
-        Experiment("e5", "Weightings", margin=0.02),
-        Experiment("e6", "Adaptive against fixed t_min", margin=0.02),
-        Experiment("e7", "The group size", margin=0.02),
+        Experiment("e5", "Weightings", margin=0.02, width=0.015),
+        Experiment("e6", "Adaptive against fixed t_min", margin=0.02, width=0.015),
+        Experiment("e7", "The group size", margin=0.02, width=0.015),
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
         Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
         Experiment("e11", "A flawed reward, hacked on purpose"),
-        Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),
         Experiment("order-fast", "The same contrasts in the fast miniature", margin=0.02),
+        Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),
     )
 }

@@ -28,8 +28,8 @@ class Decisions:
 
     @property
     def has_curves(self) -> bool:
-        """Whether cells were evaluated more than once."""
-        return any(len(trace.scores) > 1 for trace in self.results.traces)
+        """Whether cells were evaluated more often than at their start and end."""
+        return any(len(trace.scores) > 2 for trace in self.results.traces)
 
     def horizon(self, budget: Budget) -> str:
         """Format the budget at which variants are compared: 2,880 samples, or 1m 20s."""

@@ -109,7 +109,7 @@ class Factors:
         median = median_time(list(self.crossings(self.middle, "samples")[self.results.baseline].values()))
         traces = [trace for trace in self.results.traces if trace.variant == name and trace.finished]
         spent = [trace.samples[-1] for trace in traces if trace.ended_by != "target"]
-        return f"{max(spent) / median:.0f}" if median and spent else "–"
+        return f"{min(spent) / median:.0f}" if median and spent else "–"
 
     def every(self, name: str) -> str:
         """Format the iterations between a variant's evaluations."""

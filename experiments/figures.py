@@ -42,7 +42,7 @@ def draw(results: Results, against: Sequence[str], path: Path, *, log: bool = Fa
     import matplotlib
     from matplotlib.figure import Figure
 
-    against = against if any(len(trace.scores) > 1 for trace in results.traces) else ()
+    against = against if any(len(trace.scores) > 2 for trace in results.traces) else ()
     with matplotlib.rc_context(STYLE):
         columns = 1 + len(against)
         height = max(3.2, 1.1 + 0.42 * len(results.variants))

@@ -9,13 +9,14 @@ from typing import Any
 
 from dgpo_lab.ablation import tables, words
 from experiments import agreement
-from experiments.catalog import EXPERIMENTS, HERE, SECONDS, Experiment
+from experiments.catalog import EXPERIMENTS, HERE, SECONDS, SIGNAL, Experiment
 from experiments.decisions import Decisions
 from experiments.factors import Factors
 from experiments.findings import Findings
 from experiments.hacking import Hacking
 from experiments.record import Record, load
 from experiments.seconds import page as seconds
+from experiments.signal import page as signal
 from experiments.summary import write_summary
 
 __all__ = ["write_index", "write_page"]
@@ -87,8 +88,9 @@ def write_index(directory: Path) -> Path:
             record = load(directory / experiment.key / "record.json")
             link, headline = f"[{experiment.key.upper()}]({experiment.key}.md)", words.headline(record.results)
             lines.append(f"| {link} | {experiment.title} | {headline} |")
-    if (directory / SECONDS / "record.json").is_file():
-        lines.append(f"| [{SECONDS}]({SECONDS}.md) | {seconds.TITLE} | {seconds.headline(directory)} |")
+    for name, page in {SECONDS: seconds, SIGNAL: signal}.items():
+        if (directory / name / "record.json").is_file():
+            lines.append(f"| [{name}]({name}.md) | {page.TITLE} | {page.headline(directory)} |")
     lines += ["", (HERE / "pages" / "index-tail.md").read_text(encoding="utf-8").strip()]
     path = directory / "README.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

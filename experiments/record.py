@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,9 @@ def passes(config: RunConfig, registry: Registry) -> float:
     models |= {"frozen"} if objective.needs_base else set()
     models |= {"ema_fast"} if objective.needs_old else set()
     on_path = guided if objective.needs_path else 1
-    return config.rollout.steps * guided + config.timesteps.count * on_path * (3 + len(models))
+    return config.rollout.steps * guided + config.optimizer.passes * config.timesteps.count * on_path * (
+        3 + len(models)
+    )
 
 
 def _settings(ablation: AblationConfig, axes: Mapping[str, str]) -> list[str]:
@@ -153,11 +156,16 @@ def save(path: Path, data: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> Record:
-    """Read a record written by `save`. Raises UserError if it does not exist."""
+    """Read a record written by `save`, whose statistics are computed once. Raises UserError if it does not exist."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not there; run the experiment first") from None
+
+
+@cache
+def _load(text: str) -> Record:
+    data = json.loads(text)
     traces = [_read(one, data) for one in data["traces"]]
     results = compare(data["variants"], traces, reward=data["reward"], baseline=data["baseline"], target=data["target"])
     return Record(

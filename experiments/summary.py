@@ -21,8 +21,8 @@ __all__ = ["SUMMARY", "Line", "Summary", "write_summary"]
 
 SUMMARY = "summary"
 Kind = Literal["better", "worse", "equivalent", "undecided"]
-CONFIRMED_BY = "confirm"
-"""Key of the experiment that repeats what was found in the standard miniature."""
+ELSEWHERE = {("e3", "best-vs-worst")}
+"""Variants whose runs are those of another experiment that is listed, as are the fixed t_min of E6."""
 AT_SECONDS = ("e10",)
 """Experiments whose changes have a price: they are sorted by what they give at equal seconds."""
 
@@ -63,21 +63,19 @@ class Summary:
         }
 
     def lines(self, kind: Kind) -> Sequence[Line]:
-        """Return the changes with a verdict of a kind, the largest differences first. A variant with the same settings
-        in several experiments is listed with each of its baselines once."""
-        found = {}
-        for line in self._all():
-            if line.kind == kind:
-                found.setdefault((line.contrast.name, line.contrast.against), line)
-        return sorted(found.values(), key=lambda line: -abs(line.contrast.difference.value))
+        """Return the changes with a verdict of a kind, the largest differences first."""
+        found = [line for line in self._all() if line.kind == kind]
+        return sorted(found, key=lambda line: -abs(line.contrast.difference.value))
 
     def _all(self) -> Iterator[Line]:
         for key, record in self.records.items():
             experiment = EXPERIMENTS[key]
-            if experiment.margin is None or key in ("order", "order-fast", "e9", CONFIRMED_BY):
+            if experiment.margin is None or key in ("order", "order-fast", "e9"):
                 continue
             budget: Budget = "seconds" if key in AT_SECONDS else "samples"
             for contrast in Decisions(record.results).contrasts(budget, experiment.margin):
+                if (key, contrast.name) in ELSEWHERE or (key == "e6" and contrast.name.startswith("fixed")):
+                    continue
                 yield Line(experiment, contrast, budget, contrast.difference.n)
 
     @property
@@ -102,21 +100,8 @@ class Summary:
         """Return whether the fast miniature orders methods like the standard one; empty without its experiment."""
         if not {"order", "order-fast"} <= self.records.keys():
             return ""
-        both = (Decisions(self.records[key].results) for key in ("order", "order-fast"))
-        return agreement.verdict(agreement.pairs(*both, EXPERIMENTS["order"].margin or 0.0))
-
-    def confirmed(self) -> Sequence[str]:
-        """Return the verdicts in the standard miniature, on seeds that nothing was chosen by."""
-        record = self.records.get(CONFIRMED_BY)
-        if record is None:
-            return []
-        margin = EXPERIMENTS[CONFIRMED_BY].margin or 0.0
-        decided = Decisions(record.results)
-        return [
-            f"At equal {budget}: {line}"
-            for budget in EXPERIMENTS[CONFIRMED_BY].against
-            for line in decided.sentences(budget, margin)
-        ]
+        standard, fast = (Decisions(self.records[key].results) for key in ("order", "order-fast"))
+        return agreement.verdict(agreement.pairs(standard, fast, EXPERIMENTS["order"].margin or 0.0))
 
     def factors(self) -> Factors | None:
         """Return the factors of E4."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.trainer import Trainer
 from dgpo_schemas.metrics import MetricsRecord
+from experiments.kept import Kept
 from experiments.seconds.costs import Cost, Round, config_of, cost_of, measure_costs
 from experiments.seconds.variants import BASELINE, VARIANTS, Variant, as_before
 
@@ -51,7 +50,7 @@ def measure(
     output: Path, registry: Registry, *, budget: float, seeds: int, rounds: int, on_message: Callable[[str], None]
 ) -> Measured:
     """Measure everything that `output`/measured.jsonl does not have yet."""
-    log = _Log(output / "measured.jsonl")
+    log = Kept(output / "measured.jsonl")
     found = log.once({"costs": rounds}, lambda: [asdict(r) for r in measure_costs(registry, rounds, on_message)])
     costs = [Round(**one) for one in found]
     wanted = {v.name: iterations_within(cost_of(v, costs), budget) for v in VARIANTS}
@@ -75,29 +74,6 @@ def measure(
             for variant in sharing:
                 scores[variant.name][seed] = round(at(curve, wanted[variant.name]), 6)
     return Measured(budget, costs, digests, wanted, scores, base)
-
-
-class _Log:
-    """Results by what was measured, kept in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.found: dict[str, Any] = dict(map(json.loads, lines))
-
-    def once(self, what: Mapping[str, Any], work: Callable[[], Any]) -> Any:
-        """Return the result of `work`, which runs unless the file has it."""
-        key = _key(what)
-        if key not in self.found:
-            self.found[key] = work()
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, self.found[key]]) + "\n")
-        return self.found[key]
-
-
-def _key(what: Mapping[str, Any]) -> str:
-    return json.dumps(what, sort_keys=True)
 
 
 class _After(Callback):

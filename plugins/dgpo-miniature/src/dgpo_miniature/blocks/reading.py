@@ -23,7 +23,7 @@ def evidence(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return how much each cell of images [B, 3, 16, 16] in [0, 1] looks like each state, [B, 4, K] in [0, 1].
 
     The saturation of a pixel relative to that of the color nearest in hue is the share of the pixel that a block of
-    this color covers. With the covered area a_c of a color in units of AREA, at most 1 in total and less the part of
+    this color covers. With the covered area a_c of a color in units of AREA, at most 1 each and less the part of
     other colors, a cell looks like c by a_c - sum of the others, and like nothing by 1 - sum of all.
     """
     saturation = images.max(axis=1) - images.min(axis=1)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.errors import UserError
+from dgpo_core.errors import RewardUnusable, UserError
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_miniature.blocks.captions import TASKS, TRAIN_TEMPLATES, Caption, all_captions, corrupt, matching, text
 from dgpo_miniature.blocks.reading import agreement, evidence
-from dgpo_miniature.blocks.world import ARRANGEMENTS, COLORS, random_blocks
+from dgpo_miniature.blocks.world import ARRANGEMENTS, COLORS, SIZE, random_blocks
 from dgpo_miniature.options import MiniatureBlocksOptions
 
 __all__ = ["CLEAR", "MiniatureBlocks", "caption_of"]
@@ -52,6 +52,11 @@ class MiniatureBlocks(RewardModel):
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
         """Score images [B, 3, 16, 16], float in [0, 1]; returns float32 [B]. Non-finite images are missing."""
+        if media.shape[1:] != (3, SIZE, SIZE):
+            raise RewardUnusable(
+                f"miniature-blocks: images must be {SIZE}x{SIZE}, got {list(media.shape[1:])}; set "
+                f"rollout.resolution: {SIZE}"
+            )
         finite = media.flatten(1).isfinite().all(1).cpu() if len(media) else torch.zeros(0, dtype=torch.bool)
         found = evidence(media.detach().float().cpu().nan_to_num().numpy())
         wanted = (

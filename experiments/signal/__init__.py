@@ -1,0 +1,1 @@
+"""Signal to noise of one group's gradient at fixed weights, by `python -m experiments signal`."""
