@@ -63,6 +63,21 @@ class Hacking:
         left = [iteration for iteration in found if iteration is not None]
         return Alarm(len(left), len(found), plain.median(left) if left else None)
 
+    def exploited(self) -> list[str]:
+        """Return the variants whose honest score ends below its maximum, by the interval."""
+        lost = {variant.name: self.lost(variant).low for variant in self.results.variants if variant.finished}
+        return [name for name, low in lost.items() if low is not None and low > 0]
+
+    def headline(self) -> str:
+        """Return whether the flaw was exploited, in one sentence."""
+        names = ", ".join(f"`{name}`" for name in self.exploited())
+        samples = max(t.samples[-1] for variant in self.results.variants for t in variant.finished)
+        if not names:
+            return (
+                f"No variant exploited the flaw within {samples:,} samples: right images rose with the flawed reward."
+            )
+        return f"The flaw was exploited within {samples:,} samples by {names}: right images end below their maximum."
+
     def sentences(self) -> Iterator[str]:
         """Yield one sentence for each variant, and one for each monitor."""
         for variant in self.results.variants:

@@ -54,6 +54,11 @@ def test_alarms_are_counted_over_seeds(hacking: Hacking) -> None:
     assert hacking.alarm(honest, "diversity").text() == "0 of 2 seeds"
 
 
+def test_the_headline_names_those_that_end_below_their_maximum(hacking: Hacking) -> None:
+    assert hacking.exploited() == ["none"]
+    assert hacking.headline().startswith("The flaw was exploited within 192 samples by `none`")
+
+
 def test_a_fall_is_said_only_where_the_interval_excludes_zero(hacking: Hacking) -> None:
     none, honest, diversity = hacking.sentences()
     assert "; it ends 0.200 [0.0" in none
