@@ -22,12 +22,12 @@ rank, iteration, deed = os.environ.get("DGPO_TEST_END", "-1 0 none").split()
 if os.environ.get("RANK", "0") == rank:
     step, steps = Optimizer.step, iter(range(1000))
 
-    def ending(self: Optimizer, *arguments: Any) -> Any:
+    def ending(self: Optimizer, *arguments: Any, **options: Any) -> Any:
         if next(steps) == int(iteration):
             if deed == "raise":
                 raise RuntimeError("a bug of this process alone")
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, *arguments)
+        return step(self, *arguments, **options)
 
     Optimizer.step = ending  # type: ignore[method-assign]
 
