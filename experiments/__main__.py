@@ -74,6 +74,8 @@ def run(
             from experiments.sheets import draw_sheet
 
             record = directory / name / "record.json"
+            if tuned and load(record).search is None:
+                raise UserError(f"--tuned: {record} has no search; leave the option out to search")
             done = run_experiment(
                 experiment, output, quick=quick, base=base, known=load(record).search if tuned else None
             )

@@ -45,11 +45,12 @@ class Hacking:
         return t_interval([t.score - t.scores[0] for t in variant.finished])
 
     def lost(self, variant: VariantResult) -> Interval:
-        """Return how far the honest score at the end is below its maximum, which is taken of the mean over seeds so
-        that noise of single evaluations is not counted."""
+        """Return how far the honest score at the end is below its maximum, whose place is taken for each seed from the
+        mean over the others, so that luck of single evaluations is not counted."""
         curves = np.array([t.scores for t in variant.finished])
-        best = int(curves.mean(axis=0).argmax())
-        return t_interval((curves[:, best] - curves[:, -1]).tolist())
+        others = [np.delete(curves, i, axis=0) if len(curves) > 1 else curves for i in range(len(curves))]
+        best = [int(rest.mean(axis=0).argmax()) for rest in others]
+        return t_interval([float(curve[place] - curve[-1]) for curve, place in zip(curves, best, strict=True)])
 
     def flawed(self, variant: VariantResult) -> Interval | None:
         """Return the change of the flawed reward; None if it was not evaluated."""

@@ -44,6 +44,7 @@ def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, r
                 options = _check_block(registry, kind, where, block, mistakes)
                 if options is not None:
                     _put(resolved, where, options)
+        resolved |= _left_out(model, places, document.data, registry)
     if mistakes or config is None:
         raise document.error(_at_short_forms(document, mistakes))
     if registry is None:
@@ -52,6 +53,20 @@ def resolve(model: type[M], places: Mapping[KeyPath, str], document: Document, r
     if isinstance(config, RunConfig) and (found := list(conflicts(config, registry))):
         raise document.error(_at_short_forms(document, found))
     return config
+
+
+def _left_out(
+    model: type[BaseModel], places: Mapping[KeyPath, str], data: Any, registry: Registry
+) -> dict[str, dict[str, Any]]:
+    """Return the default options of the components of sections that a file leaves out, as if it had empty sections."""
+    found = {}
+    for place, kind in places.items():
+        key = str(place[0]) if len(place) == 1 else ""
+        if key in model.model_fields and key not in (data or {}) and _default_use(model.model_fields[key].annotation):
+            options = _check_block(registry, kind, place, {}, [])
+            if options:
+                found[key] = {"options": options}
+    return found
 
 
 def _check_block(

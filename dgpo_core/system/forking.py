@@ -224,6 +224,7 @@ def serve(descriptor: int, imported: Callable[[list[str]], str | None]) -> Job |
     """
     atexit.register(ending := _Ending())  # first, therefore called last
     notes: dict[int, int] = {}
+    ended: dict[int, int] = {}  # an answer may be lost with the request that a signal interrupted
     pending: list[str] = []
     refusal: str | None = None
     with socket.socket(fileno=descriptor) as connection:
@@ -237,25 +238,44 @@ def serve(descriptor: int, imported: Callable[[list[str]], str | None]) -> Job |
             request = json.loads(message)
             answer: dict[str, Any]
             if "poll" in request:
-                answer = {"code": _code(request["poll"])}
-                if answer["code"] is not None:
-                    pending += _noted(notes.pop(request["poll"]))
+                polled = request["poll"]
+                code = ended[polled] if polled in ended else _code(polled)
+                answer = {"code": code}
+                if code is not None and polled not in ended:
+                    ended[polled] = code
+                    pending += _noted(notes.pop(polled))
             else:
                 if refusal is None and pending:
                     refusal, pending = imported(pending), []
                 answer = {"reason": refusal}
                 if refusal is None:
-                    note, server = os.memfd_create("imports"), os.getpid()
-                    pid = fork()
-                    if not pid:
-                        for other in (connection.detach(), *notes.values()):
-                            os.close(other)
-                        _become(descriptors[0])
-                        return Job([str(one) for one in request["start"]], server, note, ending)
-                    notes[pid], answer = note, {"pid": pid}
+                    server, found = os.getpid(), _forked()
+                    if isinstance(found, str):
+                        answer = {"reason": found}
+                    else:
+                        pid, note = found
+                        if not pid:
+                            for other in (connection.detach(), *notes.values()):
+                                os.close(other)
+                            _become(descriptors[0])
+                            return Job([str(one) for one in request["start"]], server, note, ending)
+                        ended.pop(pid, None)
+                        notes[pid], answer = note, {"pid": pid}
             for one in descriptors:
                 os.close(one)
             connection.send(json.dumps({**answer, "number": request["number"]}).encode())
+
+
+def _forked() -> tuple[int, int] | str:
+    """Fork; return the pid (0 in the new process) and the descriptor for its note, or why the system refuses."""
+    note = None
+    try:
+        note = os.memfd_create("imports")
+        return fork(), note
+    except OSError as error:
+        if note is not None:
+            os.close(note)
+        return f"cannot fork: {error}"
 
 
 def _code(pid: int) -> int | None:
@@ -291,7 +311,10 @@ def why_not_forkable() -> str | None:
     """
     gc.collect()
     gc.freeze()  # pages of these objects stay shared
-    pid = fork()
+    try:
+        pid = fork()
+    except OSError as error:
+        return f"cannot fork: {error}"
     if not pid:
         os._exit(0)
     os.waitpid(pid, 0)

@@ -170,7 +170,7 @@ def test_everything_wrong_is_reported_in_the_files_order(file: Path, known: Regi
         "run.yaml:13: rewards.1.options.detector: unknown detector 'ear' (installed: eye)",
         "run.yaml:14: optimzer: unknown key; did you mean optimizer?",
         "--set timesteps.use=unifrom: unknown timestep policy 'unifrom'; did you mean uniform? "
-        "(installed: sampler-steps, stratified, uniform)",
+        "(installed: inverse-dsm, sampler-steps, stratified, uniform)",
         "--set objective.options.x=1: unknown key; allowed: none",
     ]
 
