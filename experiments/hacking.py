@@ -88,9 +88,9 @@ class Hacking:
             worse = lost.low is not None and lost.low > 0
             fall = f"; it ends {words.interval(lost)} below its maximum" if worse else ""
             yield f"`{variant.name}`: right images changed by {words.signed(change)}{said}{fall}."
-        unguarded = next(v for v in self.results.variants if v.name == self.results.baseline)
+        baseline = next(v for v in self.results.variants if v.name == self.results.baseline)
         for monitor in self.monitors:
-            yield f"`{monitor}` left its tolerance without a guard in {self.alarm(unguarded, monitor).text()}."
+            yield f"`{monitor}` left its tolerance in the baseline in {self.alarm(baseline, monitor).text()}."
 
 
 def _flawed(trace: Trace) -> Sequence[float]:

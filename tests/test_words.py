@@ -41,7 +41,7 @@ ALLOWED: dict[str, str] = {
     r"^benchmarks/earlier\.py$": "calls the code of an earlier version",
 }
 """Files and why they name old words."""
-KEYS = re.compile(r"""\.at\("optimise"\)|"optimise" seeds|"finer_sharpness"|colour="red"|\.colour'|'colour'""")
+KEYS = re.compile(r"""\.at\("optimise"[,)]|"optimise" seeds|"finer_sharpness"|colour="red"|\.colour'|'colour'""")
 """Keys of random draws, which never change so that results stay the same, and misspellings that tests are about."""
 KINDS = (".py", ".md", ".yaml", ".toml", ".jinja", ".html", ".css", ".js")
 

@@ -155,7 +155,7 @@ def test_passes_are_those_of_the_models_that_the_loss_compares(tmp_path: Path, m
     assert found == {
         "dgpo": 8 + 4 * 4, "dgpo 7 times": 8 + 7 * 4, "dgpo SDE": 8 + 4 * 4, "elbo-pg": 8 + 4 * 4,
         "elbo-pg SDE": 8 + 4 * 4, "awm": 8 + 4 * 5, "flow-grpo 4": 8 + 4 * 4, "flow-grpo full": 8 + 7 * 4,
-        "flow-grpo fast": 8 + 3 * 4, "flow-grpo Guard": 8 + 7 * 4, "flow-grpo TempFlow": 8 + 7 * 4,
+        "flow-grpo fast": 8 + 3 * 4, "flow-grpo GRPO-Guard": 8 + 7 * 4, "flow-grpo TempFlow": 8 + 7 * 4,
     }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ TRACES = [
 
 @pytest.fixture
 def hacking() -> Hacking:
-    named = {name: {"guard": name} for name in ("none", "honest")}
+    named = {name: {"setting": name} for name in ("none", "honest")}
     return Hacking(compare(named, TRACES, reward="right", baseline="none", target=None))
 
 
@@ -65,4 +65,4 @@ def test_a_fall_is_said_only_where_the_interval_excludes_zero(hacking: Hacking) 
     assert "flawed reward changed by +0.400" in none
     assert "ends" not in honest
     assert "flawed" not in honest
-    assert diversity == "`diversity` left its tolerance without a guard in 2 of 3 seeds, after 15."
+    assert diversity == "`diversity` left its tolerance in the baseline in 2 of 3 seeds, after 15."

@@ -7,6 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
+from dgpo_core.builtin.options import WeightedOptions
 from dgpo_core.builtin.samplers import FlowDPMSolverPP
 from dgpo_core.builtin.timesteps import SamplerSteps
 from dgpo_core.contracts import TimestepContext
@@ -67,7 +68,7 @@ def test_the_times_that_may_be_drawn(last: int, t_mins: tuple[float, ...]) -> No
         context = TimestepContext(sigmas, t_min, 1.0, shift=3.0, iteration=0, iterations=1)
         found = set()
         for seed in range(40):
-            drawn = SamplerSteps(Options()).draw(4, context, Draws(seed)).tolist()
+            drawn = SamplerSteps(WeightedOptions()).draw(4, context, Draws(seed)).tolist()
             assert len(set(drawn)) == 4
             found |= {round(s, 9) for s in drawn}
         assert found == wanted

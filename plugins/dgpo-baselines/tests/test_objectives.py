@@ -203,7 +203,7 @@ def drawn_mean(
 
 
 def flow_grpo(
-    s: Setting, clip: float, *, distance: bool = False, guard: bool = False, by_noise: bool = False
+    s: Setting, clip: float, *, distance: bool = False, ratio_norm: bool = False, by_noise: bool = False
 ) -> dict[str, Tensor]:
     """Return Flow-GRPO's loss, step by step and sample by sample, from the path and the papers' mean and std."""
     config, paths = s.optimizer.config, s.batch.paths
@@ -227,14 +227,14 @@ def flow_grpo(
                 if distance:
                     before = drawn_mean(s, sampler, path, k, row, g, guidance)
                     ratio = (((x_next - before) ** 2).mean() - ((x_next - mean) ** 2).mean()).exp()
-                elif guard:  # mean (z (mean - mean_old)), z the noise that the sampler drew
+                elif ratio_norm:  # mean (z (mean - mean_old)), z the noise that the sampler drew
                     before = drawn_mean(s, sampler, path, k, row, g, guidance)
                     ratio = ((x_next - before) / std * (mean - before)).mean().exp()
                 else:
                     ratio = (gaussian(x_next, mean, std) - path.log_probs[k, row]).exp()
                 a = s.batch.advantages[g, i]
                 loss = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
-                if guard:
+                if ratio_norm:
                     loss = loss / (sigma - schedule[k + 1])
                 if by_noise:
                     point, after = torch.zeros(1, 1), [*schedule[1:]]
@@ -278,10 +278,10 @@ def test_flow_grpo_with_distances(make: Make) -> None:
 @each_micro_batch
 def test_flow_grpo_with_guard(make: Make, micro_batch: int | None, setting: str) -> None:
     clip = 0.002
-    s = make({"use": "flow-grpo", "options": {"clip": clip, "guard": True}, "kl": 0.03}, micro_batch=micro_batch,
+    s = make({"use": "flow-grpo", "options": {"clip": clip, "ratio_norm": True}, "kl": 0.03}, micro_batch=micro_batch,
              rollout=SETTINGS[setting])  # fmt: skip
     s.sigmas = s.batch.paths[0].sigmas[1:4].tolist()
-    found, wanted = s.gradient(), flow_grpo(s, clip, guard=True)
+    found, wanted = s.gradient(), flow_grpo(s, clip, ratio_norm=True)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)  # the rollout's times are float32
     fraction = s.averages["clip_fraction"]

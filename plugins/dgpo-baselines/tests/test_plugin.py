@@ -17,7 +17,7 @@ OBJECTIVES = ["flow-grpo", "diffusion-dpo", "diffusion-nft", "awm", "crd", "elbo
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("flow-grpo", {"clip": 0.2}),
     ("flow-grpo", {"log_prob": "distance"}),
-    ("flow-grpo", {"guard": True}),
+    ("flow-grpo", {"ratio_norm": True}),
     ("flow-grpo", {"step_weight": "noise"}),
     ("diffusion-nft", {"adaptive": False, "beta": 0.1, "advantage_clip": 1.0}),
     ("awm", {"weighting": "sigma-squared"}),

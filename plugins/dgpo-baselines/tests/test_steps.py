@@ -64,15 +64,15 @@ def test_the_log_ratio_of_guard_is_centered_under_the_old_policy_at_any_noise(re
     velocity = (old + move).expand_as(z)
     p = predictions(velocity, taken, -torch.ones(draws, dtype=torch.float64))  # the loss is the ratio, not clipped
     dt = 0.1
-    guarded = (dt * objective(registry, guard=True, clip=0.99).loss(p, None).loss).log()
+    ratio_norm = (dt * objective(registry, ratio_norm=True, clip=0.99).loss(p, None).loss).log()
     plain = objective(registry, clip=0.99).loss(p, None).loss.log()
     scale = float((dt * move).norm()) / n
-    assert abs(float(guarded.mean())) < 4 * scale / math.sqrt(draws)
-    assert float(guarded.std()) == pytest.approx(scale, rel=0.03)
+    assert abs(float(ratio_norm.mean())) < 4 * scale / math.sqrt(draws)
+    assert float(ratio_norm.std()) == pytest.approx(scale, rel=0.03)
     divergence = float((dt * move).square().mean()) / (2 * std**2)
     error = float(plain.std()) / math.sqrt(draws)
     assert float(plain.mean()) == pytest.approx(-divergence, abs=4 * error)
-    torch.testing.assert_close(guarded, std * (plain + divergence), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ratio_norm, std * (plain + divergence), rtol=1e-9, atol=1e-12)
 
 
 def test_the_gradient_of_guard_at_the_old_policy_is_the_same_at_every_noise(registry: Registry) -> None:
@@ -82,7 +82,7 @@ def test_the_gradient_of_guard_at_the_old_policy_is_the_same_at_every_noise(regi
     for sigma, after, std in ((0.9, 0.8, 0.4), (0.3, 0.25, 0.01)):
         velocity = old.expand_as(z).clone().requires_grad_()
         p = predictions(velocity, step(z, old, sigma, after, std), weights)
-        (found,) = torch.autograd.grad(objective(registry, guard=True).loss(p, None).loss.sum(), velocity)
+        (found,) = torch.autograd.grad(objective(registry, ratio_norm=True).loss(p, None).loss.sum(), velocity)
         torch.testing.assert_close(found, weights[:, None, None, None] * z / math.prod(SHAPE), rtol=1e-9, atol=1e-12)
 
 
@@ -118,8 +118,8 @@ def test_options_are_off_by_default(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"guard": True, "log_prob": "distance"}, "`log_prob: distance` leaves the std out already"),
-        ({"guard": True, "step_weight": "noise"}, "use one of the two"),
+        ({"ratio_norm": True, "log_prob": "distance"}, "`log_prob: distance` leaves the std out already"),
+        ({"ratio_norm": True, "step_weight": "noise"}, "use one of the two"),
     ],
 )
 def test_options_that_contradict_are_refused(options: dict[str, Any], says: str) -> None:
@@ -130,5 +130,5 @@ def test_options_that_contradict_are_refused(options: dict[str, Any], says: str)
 def test_a_sampler_without_means_is_refused(registry: Registry) -> None:
     z = normal(2, *SHAPE, seed=0)
     taken = replace(step(z, normal(*SHAPE, seed=1), 0.9, 0.8, 0.3), mean=None)
-    with pytest.raises(UserError, match=r"objective\.options\.guard: flow-grpo compares the means of steps"):
-        objective(registry, guard=True).loss(predictions(z, taken, torch.ones(2, dtype=torch.float64)), None)
+    with pytest.raises(UserError, match=r"objective\.options\.ratio_norm: flow-grpo compares the means of steps"):
+        objective(registry, ratio_norm=True).loss(predictions(z, taken, torch.ones(2, dtype=torch.float64)), None)

@@ -38,12 +38,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "rollout": {"sampler": {"use": "flow-sde", "options": {"random_to": 0.7}}, "steps": 5},
         "timesteps": {"use": "sampler-steps", "count": 2, "t_min": 0.1},
     },
-    "flow-grpo, guard": {
+    "flow-grpo, ratio_norm": {
         "objective": {
             "use": "flow-grpo",
             "ema_rollouts_after": None,
             "kl": 0.001,
-            "options": {"guard": True, "clip": 0.01},
+            "options": {"ratio_norm": True, "clip": 0.01},
         },
         "rollout": SDE,
         "timesteps": STEPS,

@@ -108,7 +108,7 @@ def test_a_name_alone_keeps_the_rest_of_its_section(twins: Registry, write_run: 
         evaluation={"rewards": [{"use": "brightness"}]},
     )
     uniform, scheduled = uses(twins, "timesteps", "uniform", "scheduled-t-min")
-    assert (uniform.count, uniform.options) == (3, {})
+    assert (uniform.count, uniform.options) == (3, {"weights": "none", "weights_power": 1.0})
     assert (scheduled.count, scheduled.t_min) == (3, 0.3)
     assert "end" not in uniform.options
     dark, bright = uses(twins, "rewards.0", "gloom", "brightness")

@@ -124,6 +124,12 @@ def test_media_that_are_not_finite_are_missing() -> None:
         assert bool(found.values.isfinite().all())
 
 
+def test_images_of_another_size_are_missing_with_the_remedy() -> None:
+    found = reward().score(torch.zeros(2, 3, 32, 32), [Prompt("x", EVERY[0].metadata())] * 2)
+    assert found.missing.all()
+    assert found.diagnostics[0]["reason"] == "images must be 16x16, not 32x32; set `rollout.resolution: 16`"
+
+
 def test_prompts_without_blocks_are_refused() -> None:
     with pytest.raises(UserError, match=r"'a cat' does not describe blocks; use .*miniature-blocks"):
         reward().check_prompts([Prompt("a cat", {"tag": "colors"})])

@@ -29,7 +29,8 @@ class FlowGrpo(Objective):
     `abs-advantage`. All models use the guidance of the rollouts. Code: yifan123/flow_grpo, scripts/train_sd3.py; later
     versions of it divide the KL by 2 s^2, where std^2 = s^2 * -dt.
 
-    * `guard`: GRPO-Guard (arXiv 2510.22319). log r becomes std * (log r + D), D = mean (mean - mean_old)^2 / (2 std^2).
+    * `ratio_norm`: GRPO-Guard (arXiv 2510.22319). log r becomes std * (log r + D), D = mean (mean - mean_old)^2 /
+      (2 std^2).
       Under the old policy, E[log r] = -D: the ratio is below 1 on average, by more at steps with little noise, so that
       its clip acts on one side. With x' = mean_old + std z, the new log-ratio is mean (z (mean - mean_old)), whose
       expectation is 0 and whose scale does not depend on std. The first term of the loss is divided by |dt|, in which
@@ -58,7 +59,7 @@ class FlowGrpo(Objective):
     @property
     def needs_means(self) -> bool:
         """True with the centered ratio of GRPO-Guard."""
-        return bool(self.options.guard)
+        return bool(self.options.ratio_norm)
 
     @property
     def skips_zero_weights(self) -> bool:
@@ -84,12 +85,12 @@ class FlowGrpo(Objective):
         log_ratio = gaussian_log_prob(step.next_x, mean, std) - step.log_prob
         if self.options.log_prob == "distance":
             log_ratio = 2 * std**2 * log_ratio  # the other terms of the log-density cancel
-        if self.options.guard:
+        if self.options.ratio_norm:
             log_ratio = std * (log_ratio + mean_square(mean - self._old_mean(step)) / (2 * std**2))
         ratio = log_ratio.exp()
         clipped = clipped_gain(ratio, p.signed_weights, self.options.clip)
         loss = -clipped.gain
-        if self.options.guard:
+        if self.options.ratio_norm:
             loss = loss / (step.sigma - step.next_sigma)
         elif self.options.step_weight == "noise":
             loss = loss * (std / fmean(other for other in step.stds if other > 0))
@@ -109,7 +110,7 @@ class FlowGrpo(Objective):
         """Return the mean of the step under the weights that drew it. Raises UserError if the sampler kept none."""
         if step.mean is None:
             raise UserError(
-                f"objective.options.guard: {self.section.use} compares the means of steps, which the rollout's sampler "
-                "does not keep; use flow-sde or flow-cps, or remove the option"
+                f"objective.options.ratio_norm: {self.section.use} compares the means of steps, which the rollout's "
+                "sampler does not keep; use flow-sde or flow-cps, or remove the option"
             )
         return step.mean

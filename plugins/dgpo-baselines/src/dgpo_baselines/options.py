@@ -74,7 +74,7 @@ class FlowGrpoOptions(Options):
         description="Log-probability in the ratio: the log-density of the step, or only -(x' - mean)^2 as in the code "
         "of Flow-CPS, which gives less weight to steps with little noise.",
     )
-    guard: bool = Field(
+    ratio_norm: bool = Field(
         default=False,
         description="GRPO-Guard: center the log-ratio and multiply it by the std of the step, divide the loss by |dt|. "
         "Its clip is 2e-6 to 4e-6. Keeps the means of the steps, as much memory as the states of the path.",
@@ -87,14 +87,14 @@ class FlowGrpoOptions(Options):
 
     @model_validator(mode="after")
     def _one_scale_of_the_steps(self) -> FlowGrpoOptions:
-        if self.guard and self.log_prob == "distance":
+        if self.ratio_norm and self.log_prob == "distance":
             raise ValueError(
-                "`guard` multiplies the log-density by the std of the step, and `log_prob: distance` leaves the std "
-                "out already; use `log_prob: gaussian` with it"
+                "`ratio_norm` multiplies the log-density by the std of the step, and `log_prob: distance` leaves the "
+                "std out already; use `log_prob: gaussian` with it"
             )
-        if self.guard and self.step_weight != "uniform":
+        if self.ratio_norm and self.step_weight != "uniform":
             raise ValueError(
-                "`guard` and `step_weight: noise` both change how much each step weighs, guard by 1 / |dt|; "
+                "`ratio_norm` and `step_weight: noise` both change how much each step weighs, ratio_norm by 1 / |dt|; "
                 "use one of the two"
             )
         return self

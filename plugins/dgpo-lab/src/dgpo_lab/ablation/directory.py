@@ -242,7 +242,7 @@ def _bare(config: RunConfig) -> RunConfig:
 def _end(value: Any) -> str:
     if not hasattr(value, "model_dump"):
         return str(value)
-    return ", ".join(f"{k} {v}" for k, v in value.model_dump().items() if v is not None) or "not given"
+    return ", ".join(f"{k} {v}" for k, v in value.model_dump(exclude_defaults=True).items()) or "not given"
 
 
 def _dump(plan: Plan) -> dict[str, Any]:

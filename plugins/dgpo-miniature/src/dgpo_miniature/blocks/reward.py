@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgpo_core.contracts import RewardModel
-from dgpo_core.errors import RewardUnusable, UserError
+from dgpo_core.errors import UserError
 from dgpo_core.types import Example, Prompt, Scores
 from dgpo_miniature.blocks.captions import TASKS, TRAIN_TEMPLATES, Caption, all_captions, corrupt, matching, text
 from dgpo_miniature.blocks.reading import agreement, evidence
@@ -51,18 +51,18 @@ class MiniatureBlocks(RewardModel):
                 )
 
     def score(self, media: Tensor, prompts: Sequence[Prompt]) -> Scores:
-        """Score images [B, 3, 16, 16], float in [0, 1]; returns float32 [B]. Non-finite images are missing."""
-        if media.shape[1:] != (3, SIZE, SIZE):
-            raise RewardUnusable(
-                f"miniature-blocks: images must be {SIZE}x{SIZE}, got {list(media.shape[1:])}; set "
-                f"rollout.resolution: {SIZE}"
-            )
+        """Score images [B, 3, 16, 16], float in [0, 1]; returns float32 [B]. Others and non-finite ones are missing."""
+        if media.shape[2:] != (SIZE, SIZE):
+            height, width = media.shape[2:]
+            reason = f"images must be {SIZE}x{SIZE}, not {height}x{width}; set `rollout.resolution: {SIZE}`"
+            everything = torch.ones(len(prompts), dtype=torch.bool)
+            return Scores(torch.zeros(len(prompts)), everything, ({"reason": reason},) * len(prompts))
         finite = media.flatten(1).isfinite().all(1).cpu() if len(media) else torch.zeros(0, dtype=torch.bool)
         found = evidence(media.detach().float().cpu().nan_to_num().numpy())
         wanted = (
             np.stack([_wanted(_key(prompt.metadata), self.options.blind) for prompt in prompts])
             if prompts
-            else np.zeros((0, len(ARRANGEMENTS)))
+            else np.zeros((0, len(ARRANGEMENTS)), bool)
         )
         if self.options.strict:
             shown = found.argmax(axis=2)
