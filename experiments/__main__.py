@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,10 @@ import typer
 from dgpo_core.errors import UserError
 from dgpo_lab.program import number_option, program
 from dgpo_schemas.problems import nearest
-from experiments.catalog import EXPERIMENTS, SECONDS, SIGNAL
+from experiments.catalog import EXPERIMENTS, SECONDS, SIGNAL, Experiment
 
 QUICK_PAGES = "pages"
+RECORD = "record.json"
 PUBLISHED = Path("docs/experiments")
 POWER = "power"
 
@@ -35,6 +37,10 @@ def run(
     tuned: Annotated[
         bool, typer.Option("--tuned", help="Take the settings that the search in the record found; search no more.")
     ] = False,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Run only the seeds of the file that the record lacks, and add them to the record."),
+    ] = False,
 ) -> None:
     """Run experiments and write their pages.
 
@@ -50,6 +56,8 @@ def run(
 
         python -m experiments e5 --base examples/sd35-geneval.yaml
 
+        python -m experiments e5 --add
+
         python -m experiments power e5 --half-width 0.015
     """
     known = [*EXPERIMENTS, *OTHERS]
@@ -63,35 +71,65 @@ def run(
     for apart in ([Path(base).stem] if base is not None else []) + (["quick"] if quick else []):
         output = output.with_name(f"{output.name}-{apart}")
     directory = output / QUICK_PAGES if quick or base is not None else PUBLISHED
+    _check(chosen, directory, tuned=tuned, add=add)
     for name in chosen:
         if name in OTHERS:
             typer.echo(str(OTHERS[name](output, directory, quick=quick, measured=pages)))
             continue
         experiment = EXPERIMENTS[name]
         if not pages:
-            from experiments.conduct import run_experiment
-            from experiments.record import collect, load, save
-            from experiments.sheets import draw_sheet
-
-            record = directory / name / "record.json"
-            if tuned and load(record).search is None:
-                raise UserError(f"--tuned: {record} has no search; leave the option out to search")
-            done = run_experiment(
-                experiment, output, quick=quick, base=base, known=load(record).search if tuned else None
-            )
-            rows = draw_sheet(done.plan, directory / name / "samples.png", steps=experiment.sheet)
-            save(record, collect(done, quick=quick, rows=rows, targets=experiment.targets))
+            _measure(experiment, output, directory, quick=quick, base=base, tuned=tuned, add=add)
         from experiments.figures import draw
         from experiments.page import write_page
         from experiments.record import load
 
-        shown = load(directory / name / "record.json")
+        shown = load(directory / name / RECORD)
         draw(shown.results, experiment.against, directory / name / "scores.png", log=bool(shown.targets))
-
         typer.echo(str(write_page(experiment, directory)))
     from experiments.page import write_index
 
     typer.echo(str(write_index(directory)))
+
+
+def _check(chosen: Sequence[str], directory: Path, *, tuned: bool, add: bool) -> None:
+    """Raise UserError, before anything runs, for options without what they need of records, and for pages that need
+    another experiment's record."""
+    from experiments.record import load
+
+    for name in chosen:
+        experiment = EXPERIMENTS.get(name)
+        if experiment is None:
+            continue
+        record = directory / name / RECORD
+        if tuned and (not experiment.tuned or load(record).search is None):
+            raise UserError(f"--tuned: {name} has no search in {record}; leave the option out")
+        if add:
+            load(record)
+        other = experiment.beside
+        if other and other not in chosen[: chosen.index(name)] and not (directory / other / RECORD).is_file():
+            raise UserError(f"the page of {name} needs the record of {other}: python -m experiments {other} {name}")
+
+
+def _measure(
+    experiment: Experiment, output: Path, directory: Path, *, quick: bool, base: str | None, tuned: bool, add: bool
+) -> None:
+    """Run an ablation, draw its contact sheet and write its record."""
+    from experiments.conduct import run_experiment
+    from experiments.record import collect, load, save
+    from experiments.sheets import draw_sheet
+
+    path, sheet = directory / experiment.key / RECORD, directory / experiment.key / "samples.png"
+    known = load(path) if add else None
+    search = load(path).search if tuned or (add and experiment.tuned) else None
+    seeds = None
+    if known is not None:
+        seeds = [seed for seed in experiment.seeds if seed not in known.seeds]
+        if not seeds:
+            typer.echo(f"{path} has all seeds", err=True)
+            return
+    done = run_experiment(experiment, output, quick=quick, base=base, known=search, seeds=seeds)
+    rows = draw_sheet(done.plan, sheet, steps=experiment.sheet) if known is None else known.rows
+    save(path, collect(done, quick=quick, rows=rows, targets=experiment.targets, known=known))
 
 
 def _seconds(output: Path, directory: Path, *, quick: bool, measured: bool) -> Path:

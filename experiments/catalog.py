@@ -33,6 +33,8 @@ class Experiment:
     """Half-width of 95 % intervals by which the number of seeds was decided."""
     beside: str | None = None
     """Key of another experiment whose record the page uses too."""
+    summed: Literal["samples", "seconds"] | None = None
+    """At which equal budget the summary compares its changes; None if it leaves them out."""
 
     @property
     def file(self) -> Path:
@@ -46,10 +48,15 @@ class Experiment:
         return found
 
     @property
-    def seeds(self) -> int:
-        """The number of seeds that the ablation file asks for."""
+    def seeds(self) -> Sequence[int]:
+        """The seeds that the ablation file asks for."""
         found: int | list[int] = self._read()["seeds"]
-        return found if isinstance(found, int) else len(found)
+        return range(found) if isinstance(found, int) else found
+
+    @property
+    def tuned(self) -> bool:
+        """Whether its settings are searched for before it runs."""
+        return "tuning" in self._read()
 
     def _read(self) -> dict[str, Any]:
         data: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))
@@ -59,16 +66,22 @@ class Experiment:
 EXPERIMENTS = {
     one.key: one
     for one in (
-        Experiment("e1", "ODE against SDE rollouts", margin=0.02, width=0.015),
-        Experiment("e2", "The timestep clip t_min", sheet=64, margin=0.02, width=0.015),
-        Experiment("e3", "Pairs against groups", margin=0.02),
+        Experiment("e1", "ODE against SDE rollouts", margin=0.02, width=0.015, summed="samples"),
+        Experiment("e2", "The timestep clip t_min", sheet=64, margin=0.02, width=0.015, summed="samples"),
+        Experiment("e3", "Pairs against groups", margin=0.02, summed="samples"),
         Experiment("e4", "DGPO against Flow-GRPO", against=("samples", "seconds")),
-        Experiment("e5", "Weightings", margin=0.02, width=0.015),
-        Experiment("e6", "Adaptive against fixed t_min", margin=0.02, width=0.015),
-        Experiment("e7", "The group size", margin=0.02, width=0.015),
+        Experiment("e5", "Weightings", margin=0.02, width=0.015, summed="samples"),
+        Experiment("e6", "Adaptive against fixed t_min", margin=0.02, width=0.015, summed="samples"),
+        Experiment("e7", "The group size", margin=0.02, width=0.015, summed="samples"),
         Experiment("e8", "Video"),
         Experiment("e9", "Comparisons against values", margin=0.05),
-        Experiment("e10", "Ideas at equal samples and equal seconds", against=("samples", "seconds"), margin=0.02),
+        Experiment(
+            "e10",
+            "Ideas at equal samples and equal seconds",
+            against=("samples", "seconds"),
+            margin=0.02,
+            summed="seconds",
+        ),
         Experiment("e11", "A flawed reward, hacked on purpose"),
         Experiment("order-fast", "The same contrasts in the fast miniature", margin=0.02),
         Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from dgpo_lab.ablation.results import results_of
 from dgpo_lab.commands.ablate import ablate
 from dgpo_schemas.loading import load_yaml
 from experiments.catalog import Experiment
+from experiments.factors import IN_A_ROW
 from experiments.tuning import Search, best, search, untuned
 
-__all__ = ["IN_A_ROW", "QUICK", "Conducted", "ablation_of", "derived", "run_ablation", "run_experiment"]
+__all__ = ["QUICK", "Conducted", "ablation_of", "derived", "run_ablation", "run_experiment"]
 
 QUICK: Mapping[str, Any] = {
     "seeds": 2,
@@ -30,8 +31,6 @@ QUICK: Mapping[str, Any] = {
     "set": {"evaluation.every": 2, "evaluation.prompts": 40, "evaluation.images": 4},
 }
 """Settings of a reduced experiment, which shows only that everything runs."""
-IN_A_ROW = 3
-"""Evaluations in a row at or above the last of `targets` that end a cell."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,14 @@ class Conducted:
     search: Search | None = None
 
 
-def derived(file: Path, output: Path, *, quick: bool, base: str | None) -> dict[str, Any]:
-    """Return an experiment's file as data, with output directory and optional base; reduced if `quick`."""
+def derived(
+    file: Path, output: Path, *, quick: bool, base: str | None, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return an experiment's file as data, with output directory and optional base and other seeds; reduced if
+    `quick`."""
     data: dict[str, Any] = deepcopy(load_yaml(file).data)
+    if seeds is not None:
+        data["seeds"] = list(seeds)
     data["output"] = str(output)
     if base is not None:
         data["base"] = base
@@ -110,10 +114,17 @@ def _over(state: State, may_fail: bool) -> bool:
 
 
 def run_experiment(
-    experiment: Experiment, output: Path, *, quick: bool, base: str | None, known: Search | None = None
+    experiment: Experiment,
+    output: Path,
+    *,
+    quick: bool,
+    base: str | None,
+    known: Search | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Conducted:
-    """Run an experiment, after its search for settings if its file has one and its result is not `known`."""
-    data = derived(experiment.file, output, quick=quick, base=base)
+    """Run an experiment with its file's seeds or others, after its search for settings if its file has one and its
+    result is not `known`."""
+    data = derived(experiment.file, output, quick=quick, base=base, seeds=seeds)
     found = known
     if "tuning" in data and found is None:
         found = search(data, lambda one: results_of(run_ablation(one, output, may_fail=True)), quick=quick)

@@ -74,9 +74,7 @@ class Hacking:
         names = ", ".join(f"`{name}`" for name in self.exploited())
         samples = max(t.samples[-1] for variant in self.results.variants for t in variant.finished)
         if not names:
-            return (
-                f"No variant exploited the flaw within {samples:,} samples: right images rose with the flawed reward."
-            )
+            return f"No variant exploited the flaw within {samples:,} samples: none ends below its maximum."
         return f"The flaw was exploited within {samples:,} samples by {names}: right images end below their maximum."
 
     def sentences(self) -> Iterator[str]:

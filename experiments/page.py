@@ -15,6 +15,7 @@ from experiments.factors import Factors
 from experiments.findings import Findings
 from experiments.hacking import Hacking
 from experiments.record import Record, load
+from experiments.rendering import write
 from experiments.seconds import page as seconds
 from experiments.signal import page as signal
 from experiments.summary import write_summary
@@ -38,19 +39,14 @@ def seeds_of(record: Record) -> Sequence[int]:
 
 def write_page(experiment: Experiment, directory: Path) -> Path:
     """Write EN.md next to the directory EN, which contains the record and images."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     record = load(directory / experiment.key / "record.json")
     more: dict[str, Any] = {}
     if experiment.beside is not None:
         other = load(directory / experiment.beside / "record.json")
         more = {"beside": Beside(Findings(other), Decisions(other.results), seeds_of(other)), "agreement": agreement}
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"interval": words.interval, "signed": words.signed, "p": words.p_value}
     header, body = tables.rows(record.results)
-    text = environment.get_template(f"{experiment.key}.md.jinja").render(
+    return write(
+        directory / f"{experiment.key}.md",
         experiment=experiment,
         record=record,
         facts=record.facts,
@@ -65,9 +61,6 @@ def write_page(experiment: Experiment, directory: Path) -> Path:
         sheet=(directory / experiment.key / "samples.png").is_file(),
         **more,
     )
-    path = directory / f"{experiment.key}.md"
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return path
 
 
 def write_index(directory: Path) -> Path:

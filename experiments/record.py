@@ -1,7 +1,12 @@
-"""Record of an experiment: a JSON file with the curve of every cell, from which the page is written."""
+"""Record of an experiment: a JSON file with the curve of every cell, from which the page is written.
+
+Seeds can be added to a record without the runs that it was made from: the digest of each variant's configuration tells
+whether they would be the same runs.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
     from experiments.conduct import Conducted
 
-__all__ = ["Record", "collect", "load", "save"]
+__all__ = ["Record", "collect", "digest", "load", "save", "together"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Record:
     """Results of an ablation, independent of its run directories.
 
     facts: numbers of the configuration; settings: settings of each variant; rows: prompts of the contact sheet;
-    targets: scores to be reached; passes: of a sample, by variant (`passes`); search: trials of the settings.
+    targets: scores to be reached; passes: of a sample, by variant (`passes`); search: trials of the settings; digests:
+    of each variant's configuration (`digest`).
     """
 
     quick: bool
@@ -48,12 +54,28 @@ class Record:
     targets: Sequence[float] = ()
     passes: Mapping[str, float] = field(default_factory=dict)
     search: Search | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Seeds with a finished cell of every variant, in ascending order."""
+        found = [{trace.seed for trace in variant.finished} for variant in self.results.variants]
+        return sorted(set.intersection(*found)) if found else []
 
 
-def collect(done: Conducted, *, quick: bool, rows: Sequence[str], targets: Sequence[float] = ()) -> dict[str, Any]:
-    """Convert a finished experiment to JSON data. rows: prompts of the contact sheet; targets: scores to be reached."""
+def collect(
+    done: Conducted, *, quick: bool, rows: Sequence[str], targets: Sequence[float] = (), known: Record | None = None
+) -> dict[str, Any]:
+    """Convert a finished experiment to JSON data. rows: prompts of the contact sheet; targets: scores to be reached;
+    known: a record whose seeds are kept beside (`together`).
+
+    Raises UserError if those are of other runs.
+    """
     plan = done.plan
     results = results_of(plan)
+    digests = {variant.name: digest(variant.config) for variant in plan.variants}
+    if known is not None:
+        results = together(known, results, digests)
     registry = get_registry()
     more: dict[str, Any] = {} if done.search is None else {"search": done.search.data()}
     if targets:
@@ -83,6 +105,7 @@ def collect(done: Conducted, *, quick: bool, rows: Sequence[str], targets: Seque
             "torch": version("torch"),
         },
         "settings": {variant.name: _settings(plan.ablation, variant.axes) for variant in plan.variants},
+        "digests": digests,
         "reward": plan.reward,
         "baseline": plan.baseline,
         "target": plan.target,
@@ -94,6 +117,36 @@ def collect(done: Conducted, *, quick: bool, rows: Sequence[str], targets: Seque
         **more,
         "traces": [_trace(trace, plan.reward) for trace in results.traces],
     }
+
+
+def digest(config: RunConfig) -> str:
+    """Return a digest of what a run's results depend on: its settings that differ from the defaults, without name,
+    output directory and seed."""
+    found = config.model_dump(mode="json", exclude_defaults=True, exclude={"run": {"name", "output", "seed"}})
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def together(known: Record, results: Results, digests: Mapping[str, str]) -> Results:
+    """Return the results of the finished cells of a record and of new ones, in the order of seeds.
+
+    Raises UserError if the variants of the record are not those of the new cells, by their digests, or if both have a
+    seed.
+    """
+    names = list(dict.fromkeys([*(variant.name for variant in known.results.variants), *digests]))
+    other = [name for name in names if known.digests.get(name) != digests.get(name)]
+    if other:
+        raise UserError(
+            f"the record's runs have other settings: {', '.join(other)}; run all seeds again (leave out --add)"
+        )
+    old = {trace.seed for trace in known.results.traces}
+    both = sorted(old & {trace.seed for trace in results.traces})
+    if both:
+        raise UserError(f"the record has the seeds {', '.join(map(str, both))} already")
+    traces = [trace for trace in (*known.results.traces, *results.traces) if trace.finished]
+    order = list(digests)
+    traces.sort(key=lambda trace: (trace.seed, order.index(trace.variant)))
+    axes = {variant.name: variant.axes for variant in results.variants}
+    return compare(axes, traces, reward=results.reward, baseline=results.baseline, target=results.target)
 
 
 def passes(config: RunConfig, registry: Registry) -> float:
@@ -171,6 +224,7 @@ def _load(text: str) -> Record:
     return Record(
         data["quick"], data["facts"], data["settings"], results, data["reading"], data["warnings"], data["rows"],
         data.get("targets", ()), data.get("passes", {}), read(data["search"]) if "search" in data else None,
+        data.get("digests", {}),
     )  # fmt: skip
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from dgpo_lab.ablation import words
 from experiments import agreement
-from experiments.catalog import EXPERIMENTS, HERE, Experiment
+from experiments.catalog import EXPERIMENTS, Experiment
 from experiments.decisions import Decisions
 from experiments.factors import Factors
 from experiments.hacking import Hacking
 from experiments.record import Record, load
+from experiments.rendering import write
 from experiments.statistics.contrasts import Contrast
 from experiments.statistics.summaries import Budget
 
@@ -21,10 +23,6 @@ __all__ = ["SUMMARY", "Line", "Summary", "write_summary"]
 
 SUMMARY = "summary"
 Kind = Literal["better", "worse", "equivalent", "undecided"]
-ELSEWHERE = {("e3", "best-vs-worst")}
-"""Variants whose runs are those of another experiment that is listed, as are the fixed t_min of E6."""
-AT_SECONDS = ("e10",)
-"""Experiments whose changes have a price: they are sorted by what they give at equal seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,35 +62,39 @@ class Summary:
 
     def lines(self, kind: Kind) -> Sequence[Line]:
         """Return the changes with a verdict of a kind, the largest differences first."""
-        found = [line for line in self._all() if line.kind == kind]
+        found = [line for line in self._changes if line.kind == kind]
         return sorted(found, key=lambda line: -abs(line.contrast.difference.value))
 
-    def _all(self) -> Iterator[Line]:
+    @cached_property
+    def _changes(self) -> Sequence[Line]:
+        """The changes of all experiments; of those with the same settings at the same budget, that with most seeds."""
+        found: dict[tuple[Budget, frozenset[str]], Line] = {}
         for key, record in self.records.items():
             experiment = EXPERIMENTS[key]
-            if experiment.margin is None or key in ("order", "order-fast", "e9"):
+            if experiment.margin is None or experiment.summed is None:
                 continue
-            budget: Budget = "seconds" if key in AT_SECONDS else "samples"
-            for contrast in Decisions(record.results).contrasts(budget, experiment.margin):
-                if (key, contrast.name) in ELSEWHERE or (key == "e6" and contrast.name.startswith("fixed")):
-                    continue
-                yield Line(experiment, contrast, budget, contrast.difference.n)
+            for contrast in Decisions(record.results).contrasts(experiment.summed, experiment.margin):
+                line = Line(experiment, contrast, experiment.summed, contrast.difference.n)
+                change = (line.budget, frozenset(record.settings[contrast.name]))
+                if change not in found or found[change].seeds < line.seeds:
+                    found[change] = line
+        return list(found.values())
 
     @property
     def known(self) -> bool:
         """Whether there is any change with a verdict."""
-        return next(self._all(), None) is not None
+        return bool(self._changes)
 
     @property
     def seeds(self) -> tuple[int, int]:
         """The smallest and the largest number of seeds of a change."""
-        found = [line.seeds for line in self._all()]
+        found = [line.seeds for line in self._changes]
         return min(found), max(found)
 
     @property
     def half_widths(self) -> tuple[float, float]:
         """The smallest and the largest half-width of the intervals of changes."""
-        found = [line.contrast.half_width for line in self._all()]
+        found = [line.contrast.half_width for line in self._changes]
         return min(found), max(found)
 
     @property
@@ -121,12 +123,4 @@ def write_summary(directory: Path) -> Path:
     if not summary.known:
         path.unlink(missing_ok=True)
         return path
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"interval": words.interval, "signed": words.signed}
-    text = environment.get_template(f"{SUMMARY}.md.jinja").render(summary=summary)
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return path
+    return write(path, summary=summary)

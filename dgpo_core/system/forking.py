@@ -239,11 +239,10 @@ def serve(descriptor: int, imported: Callable[[list[str]], str | None]) -> Job |
             answer: dict[str, Any]
             if "poll" in request:
                 polled = request["poll"]
-                code = ended[polled] if polled in ended else _code(polled)
-                answer = {"code": code}
-                if code is not None and polled not in ended:
+                if polled in notes and (code := _code(polled)) is not None:
                     ended[polled] = code
                     pending += _noted(notes.pop(polled))
+                answer = {"code": ended.get(polled)}
             else:
                 if refusal is None and pending:
                     refusal, pending = imported(pending), []

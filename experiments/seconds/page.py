@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 
 from dgpo_lab.ablation import words
-from experiments.catalog import HERE, SECONDS
+from experiments.catalog import SECONDS
+from experiments.rendering import write
 from experiments.seconds.record import Record, Row, load
 
 __all__ = ["TITLE", "headline", "write_page"]
@@ -16,25 +17,16 @@ TITLE = "Savings at equal seconds"
 
 def write_page(directory: Path) -> Path:
     """Write seconds.md and its figure next to the directory `seconds`, which contains the record."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from experiments.figures import draw
 
     record = load(directory / SECONDS / "record.json")
     draw(record.results, ("seconds",), directory / SECONDS / "scores.png")
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"interval": words.interval, "signed": words.signed, "p": words.p_value}
     kinds = {kind: [row for row in record.rows if row.variant.kind == kind] for kind in ("exact", "approximate")}
-    text = environment.get_template(f"{SECONDS}.md.jinja").render(
-        record=record, kinds=kinds, baseline=record.rows[0], unequal=_unequal(record),
+    return write(
+        directory / f"{SECONDS}.md", record=record, kinds=kinds, baseline=record.rows[0], unequal=_unequal(record),
         verdicts=[verdict(row) for row in record.rows[1:]],
         seeds=len({trace.seed for trace in record.results.traces}), rounds=record.rows[0].ratio.n,
     )  # fmt: skip
-    path = directory / f"{SECONDS}.md"
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return path
 
 
 def _unequal(record: Record) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dgpo_lab.ablation import words
 from dgpo_lab.ablation.statistics import Interval
-from experiments.catalog import HERE, SIGNAL
+from experiments.catalog import SIGNAL
+from experiments.rendering import write
 from experiments.signal.arms import CANDIDATES, CHEAP, PLAIN, THRESHOLD, by_steps
 from experiments.signal.measure import BASE_MODEL
 from experiments.signal.record import Record, Row, load
@@ -18,21 +19,13 @@ TITLE = "Signal to noise of a group's gradient"
 
 def write_page(directory: Path) -> Path:
     """Write signal.md next to the directory `signal`, which contains the record."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     record = load(directory / SIGNAL / "record.json")
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["interval"] = _shown
-    text = environment.get_template(f"{SIGNAL}.md.jinja").render(
-        record=record, measured=record.measured, plain=PLAIN, candidates=CANDIDATES, cheap=CHEAP, threshold=THRESHOLD,
-        decision=decision(record), clear={weights: clear(list(rows.values())) for weights, rows in record.rows.items()},
+    return write(
+        directory / f"{SIGNAL}.md", record=record, shown=_shown, measured=record.measured, plain=PLAIN,
+        candidates=CANDIDATES, cheap=CHEAP, threshold=THRESHOLD, decision=decision(record),
+        clear={weights: clear(list(rows.values())) for weights, rows in record.rows.items()},
         full=by_steps(record.measured.steps),
     )  # fmt: skip
-    path = directory / f"{SIGNAL}.md"
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return path
 
 
 def _shown(found: Interval) -> str:

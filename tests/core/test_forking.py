@@ -59,6 +59,19 @@ def said(server: ForkServer, code: str, log: Path) -> Any:
     return json.loads(log.read_text())
 
 
+class Pressed:
+    """A socket for which Ctrl-C is pressed while an answer is waited for."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.socket, name)
+
+    def recv(self, size: int) -> bytes:
+        raise KeyboardInterrupt
+
+
 STATE = """
 import json, os, resource, signal, socket, stat, sys, threading, warnings
 handlers = {n.name: str(signal.getsignal(n)) for n in signal.valid_signals() if isinstance(n, signal.Signals)}
@@ -211,22 +224,38 @@ def test_an_answer_that_nobody_waited_for_is_not_that_of_the_next_request(
     process = fork(server, "raise SystemExit(5)", log)
     until(lambda: not alive(process.pid))
 
-    class Pressed:
-        def __init__(self, socket: Any) -> None:
-            self.socket = socket
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.socket, name)
-
-        def recv(self, size: int) -> bytes:
-            raise KeyboardInterrupt
-
     whole = server._socket
     monkeypatch.setattr(server, "_socket", Pressed(whole))
     with pytest.raises(KeyboardInterrupt):
         fork(server, "print(1)", log)
     monkeypatch.setattr(server, "_socket", whole)
     assert process.poll() == 5
+
+
+def test_a_lost_answer_is_given_again(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a process ended is known after Ctrl-C while its server told it; of others, nothing is."""
+    process = fork(server, "raise SystemExit(5)", tmp_path / "log")
+    until(lambda: not alive(process.pid))
+    whole = server._socket
+    monkeypatch.setattr(server, "_socket", Pressed(whole))
+    with pytest.raises(KeyboardInterrupt):
+        process.poll()
+    monkeypatch.setattr(server, "_socket", whole)
+    assert process.poll() == 5
+    assert server.ask({"poll": os.getpid()})["code"] is None
+
+
+def test_a_system_that_refuses_is_told_of(environment: dict[str, str], tmp_path: Path) -> None:
+    """Such as at the limit of processes. The server stays."""
+    refuses = (
+        "from dgpo_core.system import forking\n"
+        "def refuse(): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "forking.fork = refuse\n"
+    )
+    with ForkServer([sys.executable, "-c", refuses + SERVER], environment=environment) as server:
+        for _ in range(2):
+            with pytest.raises(NotForked, match=r"cannot fork: .*Resource temporarily unavailable"):
+                fork(server, "print(1)", tmp_path / "log")
 
 
 def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ def test_a_second_experiment_takes_over_what_the_first_has_finished(
     assert "4 finished cells copied from runs/search" in capsys.readouterr().err
 
 
+def test_seeds_are_added_to_a_record(search: dict[str, Any]) -> None:
+    """The record is that of all seeds at once. Seeds of other runs are refused, and so are those that it has."""
+    search |= {"axes": search["axes"][:1]}
+    save(Path("record.json"), collect(Conducted(run_ablation(search, Path("runs"))), quick=False, rows=["a"]))
+    known = load(Path("record.json"))
+    assert known.seeds == [3]
+    more = run_ablation({**search, "name": "more", "seeds": [2]}, Path("runs"))
+    found = collect(Conducted(more), quick=False, rows=known.rows, known=known)
+    save(Path("record.json"), found)
+    assert load(Path("record.json")).seeds == [2, 3]
+    whole = run_ablation({**search, "name": "whole", "seeds": [2, 3]}, Path("runs"))
+    assert json.dumps(found) == json.dumps(collect(Conducted(whole), quick=False, rows=["a"]))
+    with pytest.raises(UserError, match="the record has the seeds 2 already"):
+        collect(Conducted(more), quick=False, rows=[], known=load(Path("record.json")))
+    other = run_ablation({**search, "name": "other", "seeds": [7], "set": {"objective.beta": 7}}, Path("runs"))
+    with pytest.raises(UserError, match=r"have other settings: paper, ranks; .*leave out --add"):
+        collect(Conducted(other), quick=False, rows=[], known=known)
+
+
 def test_cells_that_are_left_are_reported_of(search: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(file: Path, **more: Any) -> Here:
         Path(file).write_text("no: run file")
@@ -117,6 +136,9 @@ def test_cells_that_are_left_are_reported_of(search: dict[str, Any], monkeypatch
         (["nonsense"], "unknown experiment 'nonsense'"),
         (["e1", "--base", "nowhere.yaml"], "nowhere.yaml"),
         (["e5", "--quick", "--pages"], "run the experiment first"),
+        (["e5", "--quick", "--add"], "run the experiment first"),
+        (["e5", "--tuned"], "--tuned: e5 has no search"),
+        (["order", "order-fast", "--quick"], "the page of order needs the record of order-fast"),
     ],
 )
 def test_mistakes_are_one_message(

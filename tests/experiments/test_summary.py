@@ -15,19 +15,19 @@ from experiments.summary import Summary, write_summary
 NOISE = (-0.012, 0.004, 0.011, -0.006, 0.009, -0.003, 0.002, -0.008, 0.001, -0.002)
 
 
-def record(effects: dict[str, float], seconds: dict[str, float] | None = None) -> Record:
-    """Ten seeds with an effect for each variant, reached linearly; `seconds` of an iteration, by default 1."""
+def record(effects: dict[str, float], seconds: dict[str, float] | None = None, seeds: int = 10) -> Record:
+    """Seeds with an effect for each variant, reached linearly; `seconds` of an iteration, by default 1."""
     price = {name: (seconds or {}).get(name, 1.0) for name in ("dgpo", *effects)}
     traces = [
         Trace(variant=name, seed=seed, state=State("finished"), ended_by="iterations", iterations=[0, 10, 20],
               scores=[0.3, 0.4 + effect / 2, 0.5 + effect + (noise if name != "dgpo" else 0)],
               seconds=[0.0, 10 * price[name], 20 * price[name]], samples=[0, 100, 200])
         for name, effect in {"dgpo": 0.0, **effects}.items()
-        for seed, noise in enumerate(NOISE)
+        for seed, noise in enumerate(NOISE[:seeds])
     ]  # fmt: skip
     named = {name: {"change": name} for name in dict.fromkeys(trace.variant for trace in traces)}
     results = compare(named, traces, reward="score", baseline="dgpo", target=0.4)
-    return Record(False, {}, {}, results, [], [], [])
+    return Record(False, {}, {name: [f"key: {name}"] for name in named}, results, [], [], [])
 
 
 @pytest.fixture
@@ -56,6 +56,21 @@ def test_changes_are_sorted_by_verdict_and_size(summary: Summary) -> None:
     assert summary.lines("better")[0].text().startswith("[E5](e5.md): `up` instead of `dgpo`: +0.100 [+0.09")
     assert summary.lines("worse")[0].text().endswith("at equal seconds")
     assert summary.seeds == (10, 10)
+
+
+def test_a_change_of_two_experiments_is_that_with_more_seeds(
+    summary: Summary, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever they call it. The same change at equal seconds is another one."""
+    renamed = record({"more": 0.1, "fewer": 0.02}, seeds=9)
+    renamed.settings["more"], renamed.settings["fewer"] = ["key: up"], ["key: slow"]
+    records = {**summary.records, "e3": renamed}
+    monkeypatch.setattr("experiments.summary.load", lambda path: records[path.parent.name])
+    (tmp_path / "e3").mkdir()
+    (tmp_path / "e3" / "record.json").touch()
+    again = Summary(tmp_path)
+    assert names(again, "better") == ["up", "quick", "fewer"]
+    assert names(again, "worse") == ["slow", "down"]
 
 
 def test_the_page_lists_every_change_once(summary: Summary, tmp_path: Path) -> None:
