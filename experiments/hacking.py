@@ -15,7 +15,7 @@ from dgpo_lab.ablation.traces import Trace
 
 __all__ = ["Alarm", "Hacking"]
 
-FLAWED = "blind"
+FLAWED = "flawed"
 """Label of the flawed reward."""
 
 

@@ -1,7 +1,7 @@
 """Record of an experiment: a JSON file with the curve of every cell, from which the page is written.
 
-Seeds can be added to a record without the runs that it was made from: the digest of each variant's configuration tells
-whether they would be the same runs.
+Seeds can be added to a record without the runs that it was made from: digests of the variants' settings tell whether
+they would be the same runs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from dgpo_lab.ablation.plan import label_of
 from dgpo_lab.ablation.results import Results, compare, results_of
 from dgpo_lab.ablation.traces import MonitorValues, Trace
 from dgpo_schemas.ablation import AblationConfig
+from dgpo_schemas.loading import load_yaml
 from dgpo_schemas.metrics import PromptScores, RewardScores
 from experiments.tuning import Search, read
 
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
+    from dgpo_lab.ablation.plan import Plan
     from dgpo_schemas.run import RunConfig
     from experiments.conduct import Conducted
 
-__all__ = ["Record", "collect", "digest", "load", "save", "together"]
+__all__ = ["Record", "collect", "digests", "load", "save", "together"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Record:
 
     facts: numbers of the configuration; settings: settings of each variant; rows: prompts of the contact sheet;
     targets: scores to be reached; passes: of a sample, by variant (`passes`); search: trials of the settings; digests:
-    of each variant's configuration (`digest`).
+    of each variant's settings (`digests`).
     """
 
     quick: bool
@@ -73,9 +75,8 @@ def collect(
     """
     plan = done.plan
     results = results_of(plan)
-    digests = {variant.name: digest(variant.config) for variant in plan.variants}
     if known is not None:
-        results = together(known, results, digests)
+        results = together(known, results, digests(plan))
     registry = get_registry()
     more: dict[str, Any] = {} if done.search is None else {"search": done.search.data()}
     if targets:
@@ -105,7 +106,7 @@ def collect(
             "torch": version("torch"),
         },
         "settings": {variant.name: _settings(plan.ablation, variant.axes) for variant in plan.variants},
-        "digests": digests,
+        "digests": digests(plan),
         "reward": plan.reward,
         "baseline": plan.baseline,
         "target": plan.target,
@@ -119,15 +120,20 @@ def collect(
     }
 
 
-def digest(config: RunConfig) -> str:
-    """Return a digest of what a run's results depend on: its settings that differ from the defaults, without name,
-    output directory and seed."""
-    found = config.model_dump(mode="json", exclude_defaults=True, exclude={"run": {"name", "output", "seed"}})
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+def digests(plan: Plan) -> dict[str, str]:
+    """Return a digest of what each variant's results depend on: the settings of the base run file and of the ablation,
+    as they are written. Those that are left out are defaults, which a later version can add to."""
+    ablation = plan.ablation
+    common = [load_yaml(Path(ablation.base)).data, ablation.set, ablation.stop.model_dump(exclude_none=True)]
+    found = {}
+    for variant in plan.variants:
+        data = json.dumps([*common, _settings(ablation, variant.axes)], sort_keys=True)
+        found[variant.name] = hashlib.sha256(data.encode()).hexdigest()[:16]
+    return found
 
 
 def together(known: Record, results: Results, digests: Mapping[str, str]) -> Results:
-    """Return the results of the finished cells of a record and of new ones, in the order of seeds.
+    """Return the results of the finished cells of a record and of new ones with these digests, in the order of seeds.
 
     Raises UserError if the variants of the record are not those of the new cells, by their digests, or if both have a
     seed.

@@ -14,7 +14,7 @@ from experiments.hacking import Hacking
 def trace(variant: str, seed: int, scores: list[float], flawed: list[float], left: int | None) -> Trace:
     monitors = {"diversity": MonitorValues(0.5, 0.2, left is not None, [0.5, 0.4, 0.2], left)}
     if variant != "honest":
-        monitors["blind"] = MonitorValues(flawed[0], flawed[-1], False, flawed, None)
+        monitors["flawed"] = MonitorValues(flawed[0], flawed[-1], False, flawed, None)
     return Trace(
         variant=variant, seed=seed, state=State("finished"), ended_by="iterations", iterations=[0, 10, 20],
         scores=scores, seconds=[0.0, 1.0, 2.0], samples=[0, 96, 192], monitors=monitors,

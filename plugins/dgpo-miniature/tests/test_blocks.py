@@ -107,12 +107,28 @@ def test_the_continuous_reward_counts_cells() -> None:
     assert float(reward().score(gray, [Prompt("x", caption.metadata())]).values[0]) == 0
 
 
-def test_the_blind_reward_does_not_see_other_colors() -> None:
+def test_a_flawed_reward_does_not_see_other_colors() -> None:
     caption = Caption("count", ("red",), count=2)
     assert seen([1, 1, 2, 4], caption) == 0
-    assert seen([1, 1, 2, 4], caption, blind=True) == 1
-    assert seen([1, 1, 1, 4], caption, blind=True) == 0  # it counts what it sees
-    assert seen([1, 1, 2, 4], caption, blind=True, strict=False) > 0.85 > seen([1, 1, 2, 4], caption, strict=False)
+    assert seen([1, 1, 2, 4], caption, flaw="unseen-colors") == 1
+    assert seen([1, 1, 1, 4], caption, flaw="unseen-colors") == 0  # it counts what it sees
+    continuous = seen([1, 1, 2, 4], caption, flaw="unseen-colors", strict=False)
+    assert continuous > 0.85 > seen([1, 1, 2, 4], caption, strict=False)
+
+
+def test_a_flawed_reward_does_not_count() -> None:
+    """Every further block of a named color is worth a quarter, whatever the prompt asks for."""
+    caption = Caption("position", ("red", "blue"), relation="left")
+    assert seen([1, 3, 0, 0], caption) == 1
+    for blocks, share in (
+        ([2, 4, 0, 0], 0),
+        ([1, 3, 0, 0], 2),
+        ([1, 3, 3, 0], 3),
+        ([3, 1, 1, 3], 4),
+        ([1, 1, 1, 1], 4),
+    ):
+        assert seen(blocks, caption, flaw="uncounted", strict=False) == pytest.approx(0.93 * share / 4, abs=0.06)
+        assert seen(blocks, caption, flaw="uncounted") == (share == 4)
 
 
 def test_media_that_are_not_finite_are_missing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ class MiniatureBlocks(RewardModel):
 
     The value is 1 if every cell clearly shows one state and the arrangement is one of the prompt's, else 0. With
     `strict: false` it is the mean evidence over the cells for the best arrangement of the prompt's, a continuous value
-    in [0, 1]. With `blind: true` it does not see blocks of colors that the prompt does not name, as GenEval does not
-    see objects of other classes: a flaw that training can exploit.
+    in [0, 1].
+
+    With a `flaw` other arrangements satisfy a prompt, which training can exploit. `unseen-colors`: those with blocks of
+    colors that the prompt does not name beside, as GenEval does not see objects of other classes. `uncounted`: those
+    that fill all cells with the colors that it names, as where detections are added up and not compared with a number.
     """
 
     media = frozenset({"image"})
@@ -60,7 +63,7 @@ class MiniatureBlocks(RewardModel):
         finite = media.flatten(1).isfinite().all(1).cpu() if len(media) else torch.zeros(0, dtype=torch.bool)
         found = evidence(media.detach().float().cpu().nan_to_num().numpy())
         wanted = (
-            np.stack([_wanted(_key(prompt.metadata), self.options.blind) for prompt in prompts])
+            np.stack([_wanted(_key(prompt.metadata), self.options.flaw) for prompt in prompts])
             if prompts
             else np.zeros((0, len(ARRANGEMENTS)), bool)
         )
@@ -104,15 +107,15 @@ def _caption(key: str) -> Caption | None:
 
 
 @cache
-def _wanted(key: str, blind: bool) -> NDArray[np.bool_]:
+def _wanted(key: str, flaw: Literal["unseen-colors", "uncounted"] | None) -> NDArray[np.bool_]:
     """Return which arrangements [S] satisfy the prompt with a key."""
     caption = _caption(key)
     assert caption is not None
+    named = np.isin(ARRANGEMENTS, [1 + COLORS.index(color) for color in caption.colors])
+    if flaw == "uncounted":
+        return np.asarray(named.all(axis=1))
     wanted = matching(caption)
-    if not blind:
-        return wanted
-    named = [0, *(1 + COLORS.index(color) for color in caption.colors)]
-    return wanted[_place(np.where(np.isin(ARRANGEMENTS, named), ARRANGEMENTS, 0))]
+    return wanted if flaw is None else wanted[_place(np.where(named, ARRANGEMENTS, 0))]
 
 
 def _place(arrangements: NDArray[np.int64]) -> NDArray[np.int64]:
