@@ -23,7 +23,10 @@ POWER = "power"
 def run(
     names: Annotated[
         list[str],
-        typer.Argument(help="e1 to e11, order, order-fast, seconds, signal, or `all`.", metavar="EXPERIMENT..."),
+        typer.Argument(
+            help="e1 to e11, confirm-fast, confirm, order-fast, order, seconds, signal, or `all`.",
+            metavar="EXPERIMENT...",
+        ),
     ],
     quick: Annotated[
         bool,
@@ -165,7 +168,9 @@ OTHERS = {SECONDS: _seconds, SIGNAL: _signal}
 
 
 def power(
-    name: Annotated[str, typer.Argument(help="e1 to e11, order, order-fast.", metavar="EXPERIMENT")],
+    name: Annotated[
+        str, typer.Argument(help="e1 to e11, confirm-fast, confirm, order-fast, order.", metavar="EXPERIMENT")
+    ],
     half_width: Annotated[
         float, number_option(min=1e-6, help="Wanted half-width of the 95 % intervals of differences.")
     ] = 0.015,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from experiments.decisions import Decisions
 from experiments.statistics.contrasts import Contrast
+from experiments.statistics.summaries import Budget
 
-__all__ = ["Pair", "pairs", "verdict"]
+__all__ = ["Pair", "confirmed", "pairs", "verdict"]
 
 LEVEL = 0.05
 """A contrast is settled if the sign-flip test after Holm's correction rejects no difference at this level."""
@@ -31,10 +32,20 @@ class Pair:
         return "standard only" if settled[0] else "fast only" if settled[1] else "open"
 
 
-def pairs(standard: Decisions, fast: Decisions, margin: float) -> list[Pair]:
-    """Return the contrasts to the baseline that both have, at equal samples."""
-    others = {one.name: one for one in fast.contrasts("samples", margin)}
-    return [Pair(one, others[one.name]) for one in standard.contrasts("samples", margin) if one.name in others]
+def pairs(standard: Decisions, fast: Decisions, margin: float, budget: Budget = "samples") -> list[Pair]:
+    """Return the contrasts to the baseline that both have."""
+    others = {one.name: one for one in fast.contrasts(budget, margin)}
+    return [Pair(one, others[one.name]) for one in standard.contrasts(budget, margin) if one.name in others]
+
+
+def confirmed(found: Sequence[Pair]) -> list[str]:
+    """Return the variants that make a positive difference in both worlds, the largest in the standard one first."""
+    both = [
+        pair.standard
+        for pair in found
+        if all(one.verdict == "difference" and one.difference.value > 0 for one in (pair.standard, pair.fast))
+    ]
+    return [one.name for one in sorted(both, key=lambda one: -one.difference.value)]
 
 
 def verdict(found: Sequence[Pair]) -> str:

@@ -83,6 +83,20 @@ EXPERIMENTS = {
             summed="seconds",
         ),
         Experiment("e11", "A flawed reward, hacked on purpose"),
+        Experiment(
+            "confirm-fast",
+            "The best ideas on fresh seeds",
+            against=("samples", "seconds"),
+            margin=0.02,
+            summed="seconds",
+        ),
+        Experiment(
+            "confirm",
+            "The best ideas in the standard miniature",
+            against=("samples", "seconds"),
+            margin=0.02,
+            beside="confirm-fast",
+        ),
         Experiment("order-fast", "The same contrasts in the fast miniature", margin=0.02),
         Experiment("order", "The fast miniature against the standard one", margin=0.02, beside="order-fast"),
     )

@@ -7,7 +7,7 @@ import pytest
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.results import compare
 from dgpo_lab.ablation.traces import Trace
-from experiments.agreement import pairs, verdict
+from experiments.agreement import confirmed, pairs, verdict
 from experiments.decisions import Decisions
 
 NOISE = (-0.012, 0.004, 0.011, -0.006, 0.009, -0.003, 0.002, -0.008)
@@ -42,6 +42,15 @@ def test_the_rule(fast: dict[str, float], outcomes: list[str], said: str) -> Non
     found = pairs(world(STANDARD), world(fast), 0.02)
     assert [pair.outcome for pair in found] == outcomes
     assert said in verdict(found)
+
+
+def test_confirmed_is_what_is_better_in_both_worlds() -> None:
+    """The largest effect in the standard world first. What is worse, or equivalent in one of them, is not."""
+    standard = {"small": 0.1, "large": 0.2, "worse": -0.2, "nothing": 0.0, "only here": 0.2}
+    fast = {"small": 0.3, "large": 0.1, "worse": -0.2, "nothing": 0.2, "only here": 0.0}
+    assert confirmed(pairs(world(standard), world(fast), 0.02, "seconds")) == ["large", "small"]
+    assert confirmed(pairs(world(fast), world(standard), 0.02, "seconds")) == ["small", "large"]
+    assert confirmed([]) == []
 
 
 def test_three_settled_contrasts_are_needed() -> None:

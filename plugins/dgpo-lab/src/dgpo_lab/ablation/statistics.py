@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +87,13 @@ def two_way_interval(values: Array, tasks: Sequence[str], *, seed: int = 0, leve
     values = np.asarray(values, dtype=np.float64)
     count = len(values)
     scores = task_mean(values, tasks)
-    generator = np.random.default_rng(seed)
+    chosen = [_members(tasks, task) for task in dict.fromkeys(tasks)]
+    resamples, state = _resamples(tuple(int(members.sum()) for members in chosen), seed)
+    generator = np.random.default_rng()
+    generator.bit_generator.state = state
     parts = []
-    for task in dict.fromkeys(tasks):
-        members = values[:, _members(tasks, task)]
-        size = members.shape[1]
-        picks = generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES).astype(np.float64)  # [B, p]
+    for place, picks in zip(chosen, resamples, strict=True):
+        members = values[:, place]
         known = ~np.isnan(members)
         sums, counts = picks @ np.where(known, members, 0.0).T, picks @ known.T.astype(np.float64)  # [B, S]
         parts.append(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
@@ -101,6 +104,17 @@ def two_way_interval(values: Array, tasks: Sequence[str], *, seed: int = 0, leve
         resampled = resampled + scores.std(ddof=1) / math.sqrt(count) * generator.standard_t(count - 1, RESAMPLES)
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(_mean(scores, 0)), float(low), float(high), count, over)
+
+
+@lru_cache(maxsize=1)
+def _resamples(sizes: tuple[int, ...], seed: int) -> tuple[list[Array], Any]:
+    """Return how often each of B resamples has each prompt of each task, [B, p], and the generator's state afterwards.
+
+    Drawing them is most of the work, and the variants of an ablation have them in common.
+    """
+    generator = np.random.default_rng(seed)
+    found = [generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES).astype(np.float64) for size in sizes]
+    return found, generator.bit_generator.state
 
 
 def _members(tasks: Sequence[str], task: str) -> NDArray[np.bool_]:
