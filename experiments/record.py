@@ -59,6 +59,12 @@ class Record:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def texts(self) -> int | None:
+        """The number of different texts among the held-out prompts, if there are scores of prompts."""
+        known = next((trace.prompts for trace in self.results.traces if trace.prompts is not None), None)
+        return None if known is None else len(set(known.prompts))
+
+    @property
     def seeds(self) -> Sequence[int]:
         """Seeds with a finished cell of every variant, in ascending order."""
         found = [{trace.seed for trace in variant.finished} for variant in self.results.variants]
