@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, SampleDraws, normal_rows
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.flow.sizes import Size, bucket, runs
@@ -81,7 +81,7 @@ class RolloutSampler:
         self,
         prompts: Sequence[Prompt],
         members: int,
-        draws: Draws,
+        draws: SampleDraws,
         model: ModelName,
         *,
         places: Sequence[int] | None = None,
