@@ -88,12 +88,10 @@ class Times:
     def check_sizes(self, sizes: Iterable[Size], sampler: Sampler, objective: Objective) -> None:
         """Raise UserError if sampling at one of these sizes leaves the model's range of times, or if the objective
         needs paths and their times differ between sizes."""
-        steps, explore = self.config.rollout.steps, self.config.rollout.explore
+        steps = self.config.rollout.steps
         schedules = {size: self._schedule(size, steps) for size in sorted(sizes)}
         for size, schedule in schedules.items():
             self.check_sampler("rollout.steps", sampler, steps, size)
-            if explore is not None:
-                self.check_sampler("rollout.explore.steps", sampler, explore.steps, size)
             contract_checks.start(self.backbone, float(sampler.sigmas(steps, schedule)[0]))
         if objective.needs_path:  # training times are drawn for the run's size, even if no prompt has it
             only_one({self.config.rollout.height_width: self.schedule} | schedules, self.config.objective.use)

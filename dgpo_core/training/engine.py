@@ -135,18 +135,16 @@ class Engine:
         sampler: Sampler | None = None,
         guidance_interval: Sequence[float] | None = None,
         training: bool = False,
-        key: str = "steps",
     ) -> RolloutSampler:
         """Create a rollout sampler as configured; arguments override the configuration.
 
-        guidance_interval: that of the evaluation; training: for rollouts to train on; key: the setting of `steps`, for
-        messages.
+        guidance_interval: that of the evaluation; training: for rollouts to train on.
         """
         rollout = self.config.rollout
         if guidance is None:
             self.check_guidance("rollout.guidance", rollout.guidance)
         self.times.check_sampler(
-            "rollout.steps" if steps is None else key,
+            "rollout.steps" if steps is None else "steps",
             sampler or self.sampler,
             steps or rollout.steps,
             rollout.height_width,

@@ -181,7 +181,7 @@ class RolloutSampler:
         if all(scale == 1 for scale in scales):
             shown = ", ".join(f"{time:.4g}" for time in times)
             raise UserError(
-                f"{self.interval_key}: none of the sampler's {len(times)} times ({shown}) is in "
+                f"{self.interval_key}: none of the sampler's {len(times)} times ({shown}) in {self.steps} steps is in "
                 f"[{', '.join(f'{end:g}' for end in self.guidance_interval)}], so nothing would be guided; widen the "
                 "interval, or set guidance to 1"
             )

@@ -298,7 +298,7 @@ def _exploration_sampler(engine: Engine) -> RolloutSampler | None:
     explore = engine.config.rollout.explore
     if explore is None:
         return None
-    return engine.rollout_sampler(steps=explore.steps, training=True, key="rollout.explore.steps")
+    return engine.rollout_sampler(steps=explore.steps, training=True)
 
 
 def _optimizer(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimizer:
