@@ -139,18 +139,15 @@ def _sample_groups(run: TrainingRun) -> Rollout:
     per_rank = -(-section.groups * section.group_size // run.runtime.processes.count)
     size = min(run.training_rollout_sampler.micro_batch or per_rank, per_rank, MOST)
     prompts = _first(_largest(run, run.train_prompts), -(-size // section.group_size), draws)
+    candidates, trained = run.exploration_sampler, run.training_rollout_sampler
+    key, path = draws.at("dry run"), run.objective.needs_path
     with run.runtime.processes.together(run.policy.finish):
-        if run.exploration_sampler is not None:
-            next(run.exploration_sampler.sample_groups(
-                prompts, section.group_size, draws.at("dry run"), "policy", samples=range(size)
-            ))  # fmt: skip
-            run.policy.finish()
+        if candidates is not None:
+            for _ in candidates.sample_groups(prompts, section.group_size, key, "policy", samples=range(size)):
+                pass
         return next(
-            run.training_rollout_sampler.sample_groups(
-                prompts, section.group_size, draws.at("dry run"), "policy",
-                samples=range(size), keep_path=run.objective.needs_path,
-            )
-        )  # fmt: skip
+            trained.sample_groups(prompts, section.group_size, key, "policy", samples=range(size), keep_path=path)
+        )
 
 
 def _score(run: TrainingRun, rollout: Rollout) -> int:
