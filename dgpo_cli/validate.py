@@ -134,6 +134,11 @@ def _summary(config: RunConfig, train: Sequence[Source], heldout: Sequence[Sourc
     sampler, sizes = rollout.sampler.use, named(different([*_flat(train), *_flat(heldout)], rollout.height_width))
     shift = "the model's own shift" if rollout.shift == "auto" else f"shift {rollout.shift:g}"
     yield f"rollout: {sampler}, {rollout.steps} steps, {shift}, {guidance}, {sizes}"
+    if rollout.explore is not None:
+        yield (
+            f"groups: {rollout.best} best and {rollout.group_size - rollout.best} worst of "
+            f"{rollout.explore.candidates} candidates of {rollout.explore.steps} steps"
+        )
     yield "rewards: " + ", ".join(
         f"{reward.weight:g} x {f'{reward.transform} of ' if reward.transform else ''}{reward.label}"
         for reward in config.rewards

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "fill_normal", "normal_rows"]
+__all__ = ["Draws", "SampleDraws", "fill_normal", "normal_rows"]
 
 Key = int | str
 
@@ -52,6 +53,13 @@ class Draws:
     def permutation(self, count: int) -> Tensor:
         """Draw a random permutation of range(count): int64 [count] on the CPU."""
         return torch.randperm(count, generator=self.generator())
+
+
+class SampleDraws(Protocol):
+    """The keys of samples: those of `Draws`, extended by group and member, or others (`flow.candidates`)."""
+
+    def at(self, group: int, member: int, /) -> Draws:
+        """Return the key of a sample."""
 
 
 def normal_rows(keys: list[Draws], shape: tuple[int, ...], device: torch.device | str) -> Tensor:

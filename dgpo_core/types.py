@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Candidates",
     "ConditionMedium",
     "Conditioning",
     "Example",
@@ -310,6 +311,7 @@ class ScoredGroups:
     asked: label to bool [g], whether the group's prompt source uses the reward; a missing label means True.
     diversity: [g], mean pairwise distance between the members' media.
     statistics: name to float64 [g, G], statistics of the media (`monitors.media_statistics`).
+    candidates: those that the members were chosen from, if there were any.
     """
 
     prompts: tuple[Prompt, ...]
@@ -324,6 +326,20 @@ class ScoredGroups:
     paths: tuple[Path, ...] = ()
     subscores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
     asked: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    candidates: Candidates | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The candidates of an iteration's groups, N per group, and which of them were drawn again, on the CPU.
+
+    rewards, summed: float64 [g, N]; scored: bool [g, N]; as in `ScoredGroups`. chosen: int64 [g, G], ascending.
+    """
+
+    rewards: Tensor
+    summed: Tensor
+    scored: Tensor
+    chosen: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,8 +162,9 @@ def together(known: Record, results: Results, digests: Mapping[str, str]) -> Res
 
 
 def passes(config: RunConfig, registry: Registry) -> float:
-    """Return the network's passes for a sample of an iteration, a backward pass counted as two: those of the rollout's
-    steps, and at each training time of the policy and of the other models that the loss compares with.
+    """Return the network's passes for a sample of a group, a backward pass counted as two: those of the rollout's
+    steps with its share of the candidates', and at each training time of the policy and of the other models that the
+    loss compares with.
 
     Members with weight 0, whose passes the engine can skip, are counted; the old policy is another model, although its
     passes can be saved while it equals the policy.
@@ -174,9 +175,8 @@ def passes(config: RunConfig, registry: Registry) -> float:
     models |= {"frozen"} if objective.needs_base else set()
     models |= {"ema_fast"} if objective.needs_old else set()
     on_path = guided if objective.needs_path else 1
-    return config.rollout.steps * guided + config.optimizer.passes * config.timesteps.count * on_path * (
-        3 + len(models)
-    )
+    drawn = sum(members * steps for members, steps in config.rollout.rounds) / config.rollout.group_size
+    return drawn * guided + config.optimizer.passes * config.timesteps.count * on_path * (3 + len(models))
 
 
 def _settings(ablation: AblationConfig, axes: Mapping[str, str]) -> list[str]:

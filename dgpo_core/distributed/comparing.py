@@ -18,7 +18,7 @@ from dgpo_core.types import Prompt, SampleKey, Scores
 
 if TYPE_CHECKING:
     from dgpo_core.distributed.processes import Processes
-    from dgpo_core.draws import Draws
+    from dgpo_core.draws import SampleDraws
 
 __all__ = [
     "NOTHING_TO_COMPARE",
@@ -45,7 +45,7 @@ class Layout:
     """
 
     members: int
-    draws: Draws
+    draws: SampleDraws
     samples: Sequence[Sequence[int]]
     rank: int = 0
 

@@ -95,7 +95,7 @@ class Phases:
         self.synchronize = synchronize
         self.seconds: dict[str, float] = defaultdict(float)
         self.samples: dict[str, int] = defaultdict(int)
-        self.rewards: Mapping[str, float] = {}
+        self.rewards: dict[str, float] = defaultdict(float)
         """Seconds that each reward spent scoring, by label."""
         self.costs: Mapping[str, Mapping[str, float]] = {}
         """What scoring cost, by label and name (`RewardBase.costs`)."""
@@ -104,6 +104,7 @@ class Phases:
         """Reset all counters at the start of an iteration."""
         self.seconds.clear()
         self.samples.clear()
+        self.rewards.clear()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

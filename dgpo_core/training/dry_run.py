@@ -134,17 +134,20 @@ def dry_run_training(run: TrainingRun) -> dict[str, str]:
 
 
 def _sample_groups(run: TrainingRun) -> Rollout:
-    """Sample the first micro-batch of this rank's part of an iteration."""
+    """Sample the first micro-batch of this rank's part of an iteration, after one of candidates, if there are any."""
     section, draws = run.config.rollout, run.draws
     per_rank = -(-section.groups * section.group_size // run.runtime.processes.count)
     size = min(run.training_rollout_sampler.micro_batch or per_rank, per_rank, MOST)
     prompts = _first(_largest(run, run.train_prompts), -(-size // section.group_size), draws)
-    drawn = run.training_rollout_sampler.sample_groups(
-        prompts, section.group_size, draws.at("dry run"), "policy",
-        samples=range(size), keep_path=run.objective.needs_path,
-    )  # fmt: skip
+    candidates, trained = run.exploration_sampler, run.training_rollout_sampler
+    key, path = draws.at("dry run"), run.objective.needs_path
     with run.runtime.processes.together(run.policy.finish):
-        return next(drawn)
+        if candidates is not None:
+            for _ in candidates.sample_groups(prompts, section.group_size, key, "policy", samples=range(size)):
+                pass
+        return next(
+            trained.sample_groups(prompts, section.group_size, key, "policy", samples=range(size), keep_path=path)
+        )
 
 
 def _score(run: TrainingRun, rollout: Rollout) -> int:
@@ -153,7 +156,7 @@ def _score(run: TrainingRun, rollout: Rollout) -> int:
     For rewards that compare samples, some are submitted again, in micro-batches of at most the same size, to complete
     the last group.
     """
-    scorer, members = run.scorer, run.config.rollout.group_size
+    scorer, members = run.scorer, max(members for members, _ in run.config.rollout.rounds)
     media = decoded_media(run.backbone, rollout, training=True)
     count = total = len(media)
     if any(reward.compares for reward in scorer.rewards):

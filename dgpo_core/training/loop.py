@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import split_samples
-from dgpo_core.draws import Draws
+from dgpo_core.draws import SampleDraws
 from dgpo_core.errors import RunStopped, UserError
+from dgpo_core.flow.candidates import ChosenDraws, extremes
 from dgpo_core.flow.groups import by_source, compute_advantages
 from dgpo_core.flow.paths import without_means
 from dgpo_core.storage.store import RunStore
@@ -27,6 +29,7 @@ from dgpo_core.training.metrics import flat, metrics_record, prompt_scores, timi
 from dgpo_core.training.monitors import alarms
 from dgpo_core.training.optimizer import UpdateResult
 from dgpo_core.training.reward_keeping import costs_of, total_costs
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.training.saving import Saver
 from dgpo_core.training.scored import (
@@ -40,7 +43,7 @@ from dgpo_core.training.scored import (
 )
 from dgpo_core.training.state import RunState
 from dgpo_core.training.times import draw_times
-from dgpo_core.types import Prompt, Rollout, ScoredGroups, TrainingBatch
+from dgpo_core.types import Candidates, Prompt, Rollout, ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import MetricsRecord
 from dgpo_schemas.sections.prompts import SourceBlock
 
@@ -126,43 +129,73 @@ class Loop:
                 policy.load_state_dict(self.processes.broadcast_object(policy.state_dict()))
 
     def sample_groups_and_score(self) -> ScoredGroups:
-        """Sample and score the groups of this iteration; each micro-batch is scored while the next one is sampled."""
+        """Sample and score the groups of this iteration, after the candidates that they are chosen from, if there are
+        any."""
         run, rollout = self.run, self.config.rollout
         order = run.draws.at("prompt order")
         draws = run.draws.at("iteration", self.state.iteration, "rollout")
-        samples = split_samples(rollout.groups, rollout.group_size, self.config.optimizer.updates, self.processes.count)
         try:
             prompts = run.sized(of_sources(run.sources, self.state.iteration, rollout.groups, order))
-            try:
-                run.scorer.expect(Layout(rollout.group_size, draws, samples, self.processes.rank))
-                rollouts = self._sample_groups(prompts, draws, samples[self.processes.rank])
-                scored = self._score(samples)
-            except BaseException:
-                run.scorer.discard()
-                raise
-            self.phases.samples["rollout"] = self.phases.samples["score"] = rollout.groups * rollout.group_size
-            groups = run.scorer.groups(
-                scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon, self._sources
-            )
-            self._check_missing(groups, scored)
+            if rollout.explore is None:
+                return self._groups(run.training_rollout_sampler, prompts, rollout.group_size, draws)
+            assert run.exploration_sampler is not None
+            found = self._groups(run.exploration_sampler, prompts, rollout.explore.candidates, draws, trained=False)
+            chosen = extremes(found.rewards, found.scored, rollout.best, rollout.group_size - rollout.best)
+            again = ChosenDraws(draws, chosen.tolist())
+            groups = self._groups(run.training_rollout_sampler, prompts, rollout.group_size, again)
+            return replace(groups, candidates=Candidates(found.rewards, found.summed, found.scored, chosen))
         except UserError:  # such as a changed condition file; do not lose the iterations before it
             self.saver.save_completed_iteration()
             raise
+
+    def _groups(
+        self,
+        sampler: RolloutSampler,
+        prompts: Sequence[Prompt],
+        members: int,
+        draws: SampleDraws,
+        *,
+        trained: bool = True,
+    ) -> ScoredGroups:
+        """Sample and score groups of `members` samples; each micro-batch is scored while the next one is sampled.
+
+        trained: they are trained on; otherwise the result has no latents.
+        """
+        run, count = self.run, self.config.rollout.groups
+        samples = split_samples(count, members, self.config.optimizer.updates, self.processes.count)
+        try:
+            run.scorer.expect(Layout(members, draws, samples, self.processes.rank))
+            rollouts = self._sample(sampler, prompts, members, draws, samples[self.processes.rank], trained=trained)
+            scored = self._score(samples)
+        except BaseException:
+            run.scorer.discard()
+            raise
+        for phase in ("rollout", "score"):
+            self.phases.samples[phase] += count * members
+        groups = run.scorer.groups(
+            scored, rollouts, prompts, self.config.scoring, self.config.advantages.epsilon, self._sources
+        )
+        iteration = f"iteration {self.state.iteration + 1}"
+        self._check_missing(groups, scored, iteration if trained else f"the candidates of {iteration}")
         return groups
 
-    def _sample_groups(self, prompts: Sequence[Prompt], draws: Draws, local: Sequence[int]) -> list[Rollout]:
-        """Draw this rank's samples and submit each micro-batch to the rewards."""
+    def _sample(
+        self, sampler: RolloutSampler, prompts: Sequence[Prompt], members: int, draws: SampleDraws,
+        local: Sequence[int], *, trained: bool,
+    ) -> list[Rollout]:  # fmt: skip
+        """Draw this rank's samples and submit each micro-batch to the rewards; return those that are trained on."""
         run, rollouts, done = self.run, [], 0
         with self.phases.timed("rollout"), self.processes.together(run.policy.finish):
-            for sampled in run.training_rollout_sampler.sample_groups(
-                prompts, self.config.rollout.group_size, draws, run.rollout_model(run.optimizer.updates),
-                samples=local, keep_path=run.objective.needs_path,
+            for sampled in sampler.sample_groups(
+                prompts, members, draws, run.rollout_model(run.optimizer.updates),
+                samples=local, keep_path=trained and run.objective.needs_path,
             ):  # fmt: skip
                 run.stop.check()
                 media = decoded_media(run.backbone, sampled, training=True)
                 run.scorer.submit(media, sampled.prompts, run.stop.check, sampled.samples)
                 del media  # only the scorer keeps a reference, until the media are scored
-                rollouts.append(sampled if run.objective.needs_means else without_means(sampled))
+                if trained:
+                    rollouts.append(sampled if run.objective.needs_means else without_means(sampled))
                 done += len(sampled.samples)
                 run.callbacks.on_progress("rollout", done, len(local))
         waited = run.scorer.waited  # for room in the queues of slow rewards
@@ -180,7 +213,8 @@ class Loop:
                 local_scores = scorer.collect(stop.check) if local else None
             scored = merged(local_scores, self.processes, samples)
         self.phases.seconds["score"] += sum(scored.seconds.values())
-        self.phases.rewards = scored.seconds
+        for label, seconds in scored.seconds.items():
+            self.phases.rewards[label] += seconds
         return scored
 
     def _optimize(self, groups: ScoredGroups, batch: TrainingBatch) -> MetricsRecord:
@@ -272,28 +306,28 @@ class Loop:
         """The sources of the training prompts; empty if there is a single list."""
         return self.config.prompts.sources("train")
 
-    def _check_missing(self, groups: ScoredGroups, samples: ScoredSamples) -> None:
+    def _check_missing(self, groups: ScoredGroups, samples: ScoredSamples, where: str) -> None:
         """Save the state and raise RunStopped if more scores are missing than scoring.max_missing allows, or all
-        are; then the same for each prompt source, with its own limit."""
+        are; then the same for each prompt source, with its own limit. where: what was scored, for messages."""
         limit, rewards = self.config.scoring.max_missing, self.run.scorer.rewards
         found = missing_beyond(limit, rewards, groups.scored, samples)
         broken = found is not None and not_finite(rewards, samples)
         if found is None or (self._sources and found[0] < 1 and not broken):
-            self._check_sources(groups, samples)
+            self._check_sources(groups, samples, where)
             return
         share, reasons = found
         if broken:
             if share < 1 and self.run.optimizer.updates:  # weights that yield only non-finite media are not saved
                 self.saver.save_if_behind()
-            media = f"{share:.0%} of the media of iteration {self.state.iteration + 1}"
+            media = f"{share:.0%} of the media of {where}"
             raise RunStopped(self.saver.standing().media(media))
         self.saver.save_if_behind()
         raise RunStopped(
-            f"{share:.0%} of the scores of iteration {self.state.iteration + 1} are missing (limit "
-            f"scoring.max_missing = {limit:g}); the state is saved. {reasons}"
+            f"{share:.0%} of the scores of {where} are missing (limit scoring.max_missing = {limit:g}); the state is "
+            f"saved. {reasons}"
         )
 
-    def _check_sources(self, groups: ScoredGroups, samples: ScoredSamples) -> None:
+    def _check_sources(self, groups: ScoredGroups, samples: ScoredSamples, where: str) -> None:
         """Save the state and raise RunStopped if more scores of a prompt source are missing than it allows."""
         rows = by_source(groups.prompts)
         for i, source in enumerate(self._sources):
@@ -308,9 +342,9 @@ class Loop:
             reasons = reasons_of([reward for reward in self.run.scorer.rewards if reward.counts], samples, flat)
             self.saver.save_if_behind()
             raise RunStopped(
-                f"{share:.0%} of the scores of the source {source.source} in iteration {self.state.iteration + 1} are "
-                f"missing (limit {f'prompts.train.{i}.max_missing' if own else 'scoring.max_missing'} = {limit:g}); "
-                f"the state is saved. {reasons or NO_REASON}"
+                f"{share:.0%} of the scores of the source {source.source} in {where} are missing (limit "
+                f"{f'prompts.train.{i}.max_missing' if own else 'scoring.max_missing'} = {limit:g}); the state is "
+                f"saved. {reasons or NO_REASON}"
             )
 
     def _check_monitors(self) -> None:

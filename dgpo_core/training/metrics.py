@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dgpo_core.flow.candidates import rank_correlation
 from dgpo_core.flow.groups import by_source, informative
 from dgpo_core.training.accumulation import OF_SOURCE
 from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.metrics import (
     EvaluationRecord,
+    ExplorationStatistics,
     MetricsRecord,
     PhaseTiming,
     PromptScores,
@@ -101,6 +103,22 @@ def metrics_record(
         t_max=sigma_range[1],
         timesteps={name: value for name, value in timesteps.items() if _finite(value) is not None},
         sources=_sources(groups, batch, useful_groups, averages),
+        exploration=_exploration(groups),
+    )
+
+
+def _exploration(groups: ScoredGroups) -> ExplorationStatistics | None:
+    candidates = groups.candidates
+    if candidates is None:
+        return None
+    of_all = _statistics(candidates.summed)
+    before, known = (values.gather(1, candidates.chosen) for values in (candidates.rewards, candidates.scored))
+    correlations = rank_correlation(before, groups.rewards, known & groups.scored)
+    return ExplorationStatistics(
+        mean=of_all.mean,
+        std=of_all.std,
+        missing=of_all.missing,
+        rank_correlation=_finite(float(correlations.nanmean())),
     )
 
 

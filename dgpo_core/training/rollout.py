@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgpo_core.draws import Draws, normal_rows
+from dgpo_core.draws import Draws, SampleDraws, normal_rows
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.flow.schedules import of_model
 from dgpo_core.flow.sizes import Size, bucket, runs
@@ -81,7 +81,7 @@ class RolloutSampler:
         self,
         prompts: Sequence[Prompt],
         members: int,
-        draws: Draws,
+        draws: SampleDraws,
         model: ModelName,
         *,
         places: Sequence[int] | None = None,
@@ -181,7 +181,7 @@ class RolloutSampler:
         if all(scale == 1 for scale in scales):
             shown = ", ".join(f"{time:.4g}" for time in times)
             raise UserError(
-                f"{self.interval_key}: none of the sampler's {len(times)} times ({shown}) is in "
+                f"{self.interval_key}: none of the sampler's {len(times)} times ({shown}) in {self.steps} steps is in "
                 f"[{', '.join(f'{end:g}' for end in self.guidance_interval)}], so nothing would be guided; widen the "
                 "interval, or set guidance to 1"
             )

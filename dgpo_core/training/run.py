@@ -47,8 +47,9 @@ class TrainingRun(Engine):
 
     training_sigmas: sigmas of the rollouts at which the loss may be computed, and the final 0; all_sigmas: all sigmas
     of the rollouts; sources: training prompts; heldout_prompts: evaluation prompts; probe_prompts: prompts that
-    timestep policies measure on; scorer: the training rewards; training_rollout_sampler: draws the groups; evaluator:
-    None without held-out prompts.
+    timestep policies measure on; scorer: the training rewards; training_rollout_sampler: draws the groups;
+    exploration_sampler: draws the candidates that they are chosen from, None without; evaluator: None without held-out
+    prompts.
     """
 
     objective: Objective
@@ -61,6 +62,7 @@ class TrainingRun(Engine):
     probe_prompts: list[Prompt]
     scorer: Scorer
     training_rollout_sampler: RolloutSampler
+    exploration_sampler: RolloutSampler | None
     evaluator: Evaluator | None
     optimizer: Optimizer
     phases: Phases
@@ -197,6 +199,7 @@ def build_run(
             probe_prompts=_probe_prompts(engine, train),
             scorer=scorer,
             training_rollout_sampler=engine.rollout_sampler(training=True),
+            exploration_sampler=_exploration_sampler(engine),
             evaluator=evaluator,
             optimizer=_optimizer(engine, objective, phases, stop),
             phases=phases,
@@ -289,6 +292,13 @@ def _evaluator(engine: Engine, prompts: Sequence[Prompt]) -> Evaluator | None:
         reworded=reworded_prompts(section.monitors.wording, prompts, engine.registry),
         processes=engine.runtime.processes,
     )
+
+
+def _exploration_sampler(engine: Engine) -> RolloutSampler | None:
+    explore = engine.config.rollout.explore
+    if explore is None:
+        return None
+    return engine.rollout_sampler(steps=explore.steps, training=True)
 
 
 def _optimizer(engine: Engine, objective: Objective, phases: Phases, stop: StopRequest) -> Optimizer:

@@ -16,7 +16,7 @@ from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.run import TrainingRun
 from dgpo_core.types import Prompt, SampleResult, Schedule, ScoredGroups
 
-__all__ = ["SharedNoise", "chosen", "extremes", "first", "scored_groups"]
+__all__ = ["SharedNoise", "chosen", "first", "scored_groups"]
 
 
 class SharedNoise(Sampler):
@@ -60,14 +60,6 @@ def scored_groups(
         rollouts.append(sampled)
     section, epsilon = run.config.scoring, run.config.advantages.epsilon
     return run.scorer.groups(run.scorer.collect(), rollouts, prompts, section, epsilon)
-
-
-def extremes(rewards: Tensor, count: int) -> Tensor:
-    """Return the members, int64 [g, count] in ascending order, with the count / 2 highest and the count / 2 lowest
-    rewards [g, G]. Of equal rewards, earlier members count as higher."""
-    order = rewards.argsort(dim=1, descending=True, stable=True)
-    half = count // 2
-    return torch.cat([order[:, :half], order[:, order.shape[1] - half :]], 1).sort(1).values
 
 
 def first(groups: ScoredGroups, count: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting, TimestepPolicy
 from dgpo_core.draws import Draws
+from dgpo_core.flow.candidates import extremes, rank_correlation
 from dgpo_core.flow.groups import compute_advantages
 from dgpo_core.plugins.registry import Registry
 from dgpo_core.training.rollout import RolloutSampler
@@ -28,8 +29,8 @@ from dgpo_core.types import ScoredGroups, TrainingBatch
 from dgpo_schemas.run import RunConfig
 from experiments.kept import Kept
 from experiments.signal.arms import ARMS, CANDIDATES, CHEAP, Arm, config_of
-from experiments.signal.groups import SharedNoise, chosen, extremes, first, scored_groups
-from experiments.statistics.gradients import Moments, SignalNoise, rank_correlation
+from experiments.signal.groups import SharedNoise, chosen, first, scored_groups
+from experiments.statistics.gradients import Moments, SignalNoise
 
 __all__ = [
     "BASE_MODEL", "TRAINED", "Bench", "Cost", "Measured", "OfPrompt", "cost_of", "gradient_of", "measure", "of_prompt",
@@ -146,7 +147,9 @@ def of_prompt(bench: Bench, number: int) -> OfPrompt:
         steps: scored_groups(run, sampler, prompts, CANDIDATES, draws.at("rollout")).rewards
         for steps, sampler in bench.cheap.items()
     }
-    correlation = {str(steps): _mean(rank_correlation(r, candidates.rewards)) for steps, r in ranking.items()}
+    correlation = {
+        str(steps): _mean(rank_correlation(r, candidates.rewards, candidates.scored)) for steps, r in ranking.items()
+    }
     ranking[run.config.rollout.steps] = candidates.rewards
     gradients, spread = {}, {}
     for part in bench.parts:
@@ -170,7 +173,7 @@ def _members(part: Parts, candidates: ScoredGroups, ranking: Mapping[int, Tensor
     count = part.config.rollout.group_size
     if part.arm.ranked_by is None:
         return first(candidates, count)
-    return extremes(ranking[part.arm.ranked_by], count)
+    return extremes(ranking[part.arm.ranked_by], candidates.scored, count // 2, count - count // 2)
 
 
 def _mean(correlations: Tensor) -> float | None:

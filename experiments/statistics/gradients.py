@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dgpo_lab.ablation.statistics import Interval
 
-__all__ = ["Moments", "SignalNoise", "rank_correlation", "ratio_of_means"]
+__all__ = ["Moments", "SignalNoise", "ratio_of_means"]
 
 RESAMPLES = 10_000
 
@@ -79,18 +78,3 @@ def ratio_of_means(own: Sequence[float], others: Sequence[float], *, seed: int =
     if not np.isfinite([low, high]).all():
         return Interval(value, None, None, count, "prompts")
     return Interval(value, float(low), float(high), count, "prompts")
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Spearman's rank correlation [g] of two rewards of the members of groups, both [g, G]; equal values share
-    their ranks; nan for a group in which all values of one are equal."""
-    a, b = (_centered_ranks(values) for values in (first, second))
-    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
-
-
-def _centered_ranks(values: Tensor) -> Tensor:
-    """Return the ranks [g, G] minus their mean, times 2, which are whole numbers."""
-    values = values.double()
-    below = (values[:, None, :] < values[:, :, None]).sum(2)
-    above = (values[:, None, :] > values[:, :, None]).sum(2)
-    return (below - above).to(torch.float64)

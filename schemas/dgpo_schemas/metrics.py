@@ -10,6 +10,7 @@ from dgpo_schemas.base import StrictModel
 
 __all__ = [
     "EvaluationRecord",
+    "ExplorationStatistics",
     "GroupScore",
     "MetricsRecord",
     "OutcomeRecord",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 
-SPARSE = frozenset({"subscores", "sources", "costs", "compile"})
+SPARSE = frozenset({"subscores", "sources", "costs", "compile", "exploration"})
 
 
 class Sparse(StrictModel):
@@ -64,6 +65,19 @@ class SourceStatistics(StrictModel):
     loss_weight: float | None = Field(
         default=None,
         description="Share of the source in the sum of the absolute signed weights of the iteration; null if it is 0.",
+    )
+
+
+class ExplorationStatistics(StrictModel):
+    """Statistics of the candidates of an iteration (`rollout.explore`)."""
+
+    mean: float | None = Field(description="Mean of the weighted sum of the rewards over the scored candidates.")
+    std: float | None = Field(description="Population standard deviation of the weighted sum.")
+    missing: int = Field(description="Number of candidates with a missing reward.")
+    rank_correlation: float | None = Field(
+        description="Spearman's rank correlation between the rewards of a group's members as candidates and drawn "
+        "again, averaged over groups; that of the best and the worst, which is higher than that of all candidates. "
+        "Null if no group has one."
     )
 
 
@@ -110,6 +124,9 @@ class MetricsRecord(Sparse):
     sources: dict[str, SourceStatistics] = Field(
         default_factory=dict,
         description="Statistics of each prompt source with groups in the iteration; absent if the run has no sources.",
+    )
+    exploration: ExplorationStatistics | None = Field(
+        default=None, description="Statistics of the candidates; absent without `rollout.explore`."
     )
 
 

@@ -21,6 +21,7 @@ from dgpo_schemas.sigma import AUTO, resolve_sigma
 
 __all__ = [
     "Violations",
+    "explore",
     "geometry",
     "guidance",
     "guidance_interval",
@@ -79,6 +80,38 @@ def geometry(rollout: RolloutSection, optimizer: OptimizerSection) -> Violations
             yield "rollout.resolution", f"must be at least 1 pixel, got {side}"
         if side > LONGEST_SIDE:
             yield "rollout.resolution", f"must be at most {LONGEST_SIDE} pixels per side, got {side}"
+
+
+def explore(rollout: RolloutSection) -> Violations:
+    """Check that a group's best and worst members fit into it and are among its candidates, which cost less than they
+    do."""
+    section, size = rollout.explore, rollout.group_size
+    if section is None or size < 2:
+        return
+    if section.candidates < size:
+        yield (
+            "rollout.explore.candidates",
+            f"{section.candidates} candidates are too few for groups of rollout.group_size = {size}, which are chosen "
+            f"from them; use at least {size}, or more to have a choice",
+        )
+    if rollout.groups * section.candidates > MOST_SAMPLES:
+        yield (
+            "rollout.explore.candidates",
+            f"{section.candidates} for each of {rollout.groups} groups are more than {MOST_SAMPLES} samples per "
+            f"iteration; use at most {MOST_SAMPLES // rollout.groups}",
+        )
+    if not 1 <= rollout.best < size:
+        yield (
+            "rollout.explore.best",
+            f"must be from 1 to {size - 1}, one less than rollout.group_size, got {rollout.best}: a group has better "
+            f"and worse members; the nearest is {min(max(rollout.best, 1), size - 1)}",
+        )
+    if section.steps > rollout.steps:
+        yield (
+            "rollout.explore.steps",
+            f"{section.steps} steps per candidate are more than rollout.steps = {rollout.steps}, in which the best and "
+            f"the worst are drawn again; use at most {rollout.steps}",
+        )
 
 
 def times(shift: float | Literal["auto"], section: TimestepsSection) -> Violations:

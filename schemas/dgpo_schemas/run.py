@@ -94,6 +94,7 @@ def violations(config: RunConfig) -> list[tuple[str, str]]:
     rollout, rewards, prompts, evaluation = config.rollout, config.rewards, config.prompts, config.evaluation
     return [
         *rules.geometry(rollout, config.optimizer),
+        *rules.explore(rollout),
         *rules.times(rollout.shift, config.timesteps),
         *rules.guidance(rollout.guidance, config.objective),
         *rules.guidance_interval(rollout, evaluation),

@@ -22,6 +22,7 @@ from dgpo_core.training.adamw import make_adamw
 from dgpo_core.training.callbacks import Callback
 from dgpo_core.training.dry_run import dry_run, dry_run_training
 from dgpo_core.training.memory import TooLittleMemoryError
+from dgpo_core.training.rollout import RolloutSampler
 from dgpo_core.training.trainer import Trainer
 from dgpo_core.types import Conditioning, Predictions, Prompt, SampleKey, Scores
 from dgpo_kit.toy import ToyBackbone, WinRate
@@ -239,3 +240,28 @@ def test_rewards_that_compare_are_shown_whole_groups(
         assert shown == [(members, members)] * groups
         assert found["peak memory, scoring"].endswith(f" GiB on cpu, {micro_batch} samples at once")
         trainer.close()
+
+
+def test_rewards_that_compare_are_shown_all_candidates(
+    make_config: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+    steps: list[int] = []
+    ask, draw = WinRate.score_group, RolloutSampler._micro_batch
+
+    def score_group(self: WinRate, media: Tensor, prompt: Prompt, keys: Sequence[SampleKey]) -> Scores:
+        shown.append(len(media))
+        return ask(self, media, prompt, keys)
+
+    def micro_batch(self: RolloutSampler, *arguments: Any) -> Any:
+        steps.append(self.steps)
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(WinRate, "score_group", score_group)
+    monkeypatch.setattr(RolloutSampler, "_micro_batch", micro_batch)
+    rollout = {"micro_batch": 5, "explore": {"candidates": 7, "steps": 1}}
+    trainer = Trainer(make_config(rewards=[{"use": "win-rate"}], rollout=rollout), registry)
+    dry_run_training(trainer.build())
+    assert shown == [7]
+    assert steps == [1, 3], "a micro-batch of candidates, and one that is trained on"
+    trainer.close()

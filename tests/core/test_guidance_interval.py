@@ -141,8 +141,8 @@ def test_an_interval_without_steps_is_refused_before_the_run(make_config: Make, 
     with pytest.raises(UserError) as refused:
         engine.rollout_sampler()
     assert str(refused.value) == (
-        "rollout.guidance_interval: none of the sampler's 2 times (1, 0.001) is in [0.3, 0.9], so nothing would be "
-        "guided; widen the interval, or set guidance to 1"
+        "rollout.guidance_interval: none of the sampler's 2 times (1, 0.001) in 2 steps is in [0.3, 0.9], so nothing "
+        "would be guided; widen the interval, or set guidance to 1"
     )
     engine.rollout_sampler(guidance=1.0)
     engine = engine_of(make_config, registry, {"guidance_interval": [0.3, 0.9]}, **settings)

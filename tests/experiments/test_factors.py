@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from dgpo_core.config.pipeline import load_run_config
 from dgpo_core.plugins.registry import get_registry
 from dgpo_lab.ablation.directory import State
 from dgpo_lab.ablation.plan import make_plan
@@ -157,6 +158,15 @@ def test_passes_are_those_of_the_models_that_the_loss_compares(tmp_path: Path, m
         "elbo-pg SDE": 8 + 4 * 4, "awm": 8 + 4 * 5, "flow-grpo 4": 8 + 4 * 4, "flow-grpo full": 8 + 7 * 4,
         "flow-grpo fast": 8 + 3 * 4, "flow-grpo GRPO-Guard": 8 + 7 * 4, "flow-grpo TempFlow": 8 + 7 * 4,
     }  # fmt: skip
+
+
+def test_passes_of_candidates_are_shared_by_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 candidates of 4 steps for 8 members of 8 steps, and 4 times of the policy and the reference, by hand."""
+    monkeypatch.chdir(HERE.parent)
+    registry = get_registry()
+    explore, guided = "rollout.explore={candidates: 16, steps: 4}", "rollout.guidance=2"
+    for settings, expected in (((), 8 + 16), ((explore,), 8 + 8 + 16), ((explore, guided), 2 * (8 + 8) + 16)):
+        assert passes(load_run_config(HERE / "fast.yaml", settings, registry), registry) == expected
 
 
 def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:

@@ -32,11 +32,11 @@ from experiments.catalog import HERE
 from experiments.kept import Kept
 from experiments.page import write_index
 from experiments.signal.arms import ARMS, CHEAP, PLAIN, THRESHOLD, Arm, by_steps, config_of
-from experiments.signal.groups import SharedNoise, chosen, extremes, first, scored_groups
+from experiments.signal.groups import SharedNoise, chosen, first, scored_groups
 from experiments.signal.measure import BASE_MODEL, TRAINED, Bench, cost_of, gradient_of, of_prompt
 from experiments.signal.page import clear, write_page
 from experiments.signal.record import load
-from experiments.statistics.gradients import Moments, SignalNoise, rank_correlation, ratio_of_means
+from experiments.statistics.gradients import Moments, SignalNoise, ratio_of_means
 
 PAGES = HERE.parent / "docs" / "experiments"
 
@@ -122,23 +122,7 @@ def test_few_unbounded_resamples_are_beyond_either_end() -> None:
     assert ratio_of_means([1.0] * 12, [1.0] * 11 + [1 - 4.0]).high is None, "for k >= 3"
 
 
-def test_rank_correlations_are_spearmans() -> None:
-    generator = np.random.default_rng(0)
-    first_, second = generator.integers(0, 5, (2, 20, 16)).astype(np.float64)
-    expected = [stats.spearmanr(a, b).statistic for a, b in zip(first_, second, strict=True)]
-    found = rank_correlation(torch.tensor(first_), torch.tensor(second))
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
-    assert rank_correlation(torch.zeros(1, 4), torch.rand(1, 4)).isnan().all()
-
-
 # -- groups -------------------------------------------------------------------------------------------------------
-
-
-def test_extremes_are_the_best_and_the_worst() -> None:
-    rewards = torch.randint(0, 6, (50, 16), generator=torch.Generator().manual_seed(2)).double()
-    for row, members in zip(rewards.tolist(), extremes(rewards, 8).tolist(), strict=True):
-        order = sorted(range(16), key=lambda i: (-row[i], i))
-        assert members == sorted(order[:4] + order[-4:])
 
 
 class Started(Sampler):

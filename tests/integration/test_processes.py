@@ -274,6 +274,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "objective": {"use": "flow-grpo", "ema_rollouts_after": None, "kl": 0.02},
         "evaluation": {"sampler": "flow-euler"},
     },
+    "candidates": {
+        "rollout": {"explore": {"candidates": 7, "steps": 1}, "group_size": 5, "groups": 4, "micro_batch": 3},
+        "optimizer": {"updates": 2, "micro_batch": 3, "learning_rate": 0.01},
+        "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
+    },
+    "candidates with rewards on one process": {
+        "run": {"reward_ranks": 1},
+        "rollout": {"explore": {"candidates": 7, "steps": 1, "best": 1}, "group_size": 5, "groups": 3},
+        "rewards": [{"use": "win-rate", "options": {"opponents": 2}}, {"use": "brightness", "weight": 0.5}],
+    },
     "several sizes": SIZES | {"rollout": {"group_size": 5, "groups": 3, "micro_batch": 4}},
     "ragged rows of a model that predicts noise": {
         "backbone": DOUBLE["backbone"] | {"use": "hard-toy"},
@@ -297,6 +307,7 @@ QUICK = (
     "rewards on one process",
     "two passes of two updates",
     "missing scores",
+    "candidates",
     "paths",
     "several sizes",
     "ragged rows of a model that predicts noise",

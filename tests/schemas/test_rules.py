@@ -44,6 +44,21 @@ def test_the_smallest_run_file_breaks_no_rule() -> None:
     assert violations(RunConfig.model_validate(data())) == []
 
 
+@pytest.mark.parametrize(
+    ("rollout", "best"),
+    [
+        ({"group_size": 8, "explore": {"candidates": 8, "steps": 10}}, 4),
+        ({"group_size": 3, "explore": {"candidates": 16, "steps": 1}}, 1),
+        ({"group_size": 8, "explore": {"candidates": 16, "steps": 2, "best": 7}}, 7),
+        ({"group_size": 2, "explore": {"candidates": 2, "steps": 1, "best": 1}}, 1),
+    ],
+)
+def test_candidates_that_are_possible(rollout: dict[str, Any], best: int) -> None:
+    config = RunConfig.model_validate(data(rollout=rollout))
+    assert violations(config) == []
+    assert config.rollout.best == best
+
+
 def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> None:
     section = {"timesteps": {"t_min": "shift(0.6)", "t_max": 0.7}}
     assert violations(RunConfig.model_validate(data(**section))) == []
@@ -56,6 +71,29 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             {"rollout": {"group_size": 1}},
             "rollout.group_size",
             ["must be at least 2, got 1"],
+        ),
+        (
+            {"rollout": {"group_size": 8, "explore": {"candidates": 6, "steps": 2}}},
+            "rollout.explore.candidates",
+            ["6 candidates are too few for groups of rollout.group_size = 8", "use at least 8, or more"],
+        ),
+        (
+            {"rollout": {"group_size": 8, "groups": 2000, "explore": {"candidates": 5001, "steps": 2}}},
+            "rollout.explore.candidates",
+            ["5001 for each of 2000 groups are more than 10000000 samples", "use at most 5000"],
+        ),
+        *(
+            (
+                {"rollout": {"group_size": 8, "explore": {"candidates": 16, "steps": 2, "best": best}}},
+                "rollout.explore.best",
+                ["must be from 1 to 7, one less than rollout.group_size", f"got {best}", f"the nearest is {near}"],
+            )
+            for best, near in ((0, 1), (8, 7), (-3, 1))
+        ),
+        (
+            {"rollout": {"steps": 4, "explore": {"candidates": 32, "steps": 5}}},
+            "rollout.explore.steps",
+            ["5 steps per candidate are more than rollout.steps = 4", "use at most 4"],
         ),
         ({"precision": {"adapter": "fast"}}, "precision.adapter", ["backbone.dtype: bfloat16"]),
         (

@@ -82,16 +82,20 @@ class Real:
         )  # fmt: skip
         self.engine, self.optimizer = engine, optimizer
         path = objective.needs_path
-        draws = engine.rollout_sampler().sample_groups(prompts, rollout.group_size, Draws(0), "policy", keep_path=path)
-        rollouts = []
-        while True:
-            with around("rollout"):
-                sampled = next(draws, None)
-            if sampled is None:
-                break
-            rollouts.append(sampled)
-            with around("decode"):
-                backbone.decode(sampled.x0)
+        explore = rollout.explore
+        rounds = [] if explore is None else [(explore.candidates, explore.steps)]
+        for members, steps in (*rounds, (rollout.group_size, rollout.steps)):
+            sampler = engine.rollout_sampler(steps=steps)
+            draws = sampler.sample_groups(prompts, members, Draws(0), "policy", keep_path=path)
+            rollouts = []
+            while True:
+                with around("rollout"):
+                    sampled = next(draws, None)
+                if sampled is None:
+                    break
+                rollouts.append(sampled)
+                with around("decode"):
+                    backbone.decode(sampled.x0)
         rewards = torch.randn(rollout.groups, rollout.group_size, dtype=torch.float64)
         scored = torch.ones_like(rewards, dtype=torch.bool)
         groups = ScoredGroups(
@@ -114,6 +118,7 @@ class Real:
         ("quickstart", ["weighting=best-vs-worst", "objective.kl=0", "rollout.merge_adapter=true"]),
         pytest.param("quickstart", ["objective.reference=ema_fast", "optimizer.updates=2"], marks=pytest.mark.slow),
         ("quickstart", ["optimizer.passes=2", "optimizer.updates=2"]),
+        ("quickstart", ["rollout.guidance=2", "rollout.explore={candidates: 7, steps: 2}"]),
         pytest.param("quickstart", ["backbone.gradient_checkpointing=true", "optimizer.micro_batch=2"],
                      marks=pytest.mark.slow),
         pytest.param("quickstart", ["backbone={use: sd3, checkpoint: 'package:dgpo_miniature/checkpoint', "
@@ -203,6 +208,9 @@ def test_groups_that_are_compared_wait_whole(registry: Registry, tmp_path: Path)
     data = run_data(tmp_path, rollout={"group_size": 4, "micro_batch": 3}, scoring={"in_flight": 1})
     config = RunConfig.model_validate(data | {"rewards": [{"use": "win-rate"}]})
     assert Waiting(config, registry).most == (1 + 1) * 4 + 4
+    data["rollout"]["explore"] = {"candidates": 9, "steps": 1}
+    config = RunConfig.model_validate(data | {"rewards": [{"use": "win-rate"}]})
+    assert Waiting(config, registry).most == (1 + 1) * 9 + 9
 
 
 # -- layer by layer ---------------------------------------------------------------------------------------------------
@@ -263,6 +271,18 @@ def test_operations_of_the_layers(everything: Registry, real: SD3Backbone) -> No
     attention = 4 * (8 * 8) ** 2 * vae.block_out_channels[-1] if vae.mid_block_add_attention else 0
     assert found["decode"] == 8 * (layers + attention)
     assert 2.8 * step < found["optimize"] / 16 < 3.2 * step
+
+
+def test_candidates_are_drawn_too(everything: Registry, real: SD3Backbone) -> None:
+    """Of 8 samples in 3 steps, and of 2 groups of 7 candidates in 2 steps; on several ranks, those of all of them."""
+    explore = "rollout.explore={candidates: 7, steps: 2}"
+    plain, found = (planned(miniature(everything, *more), everything) for more in ((), (explore,)))
+    assert found.operations["rollout"] == (8 * 3 + 14 * 2) * forward(real)
+    assert found.operations["decode"] * 8 == plain.operations["decode"] * (8 + 14)
+    assert found.operations["optimize"] == plain.operations["optimize"]
+    for processes in (1, 3):
+        of_all = planned(miniature(everything, explore), everything, processes)
+        assert of_all.drawn == pytest.approx(found.operations["rollout"] + found.operations["decode"])
 
 
 def test_passes_that_settings_add(everything: Registry, real: SD3Backbone) -> None:

@@ -9,10 +9,23 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, Float, Int, StrictModel, Use, UseBlock
 from dgpo_schemas.sigma import Shift
 
-__all__ = ["GuidanceInterval", "RolloutSection"]
+__all__ = ["ExploreSection", "GuidanceInterval", "RolloutSection"]
 
 GuidanceInterval = Annotated[list[Annotated[Float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
 """[low, high] in sigma; 1 is noise and 0 is data."""
+
+
+class ExploreSection(StrictModel):
+    """Settings of the candidates of each prompt, of which the best and the worst become its group (Sol-RL, arXiv
+    2604.06916)."""
+
+    candidates: Int = Field(le=10_000, description="Number of candidates per prompt; at least rollout.group_size.")
+    steps: Int = Field(ge=1, le=1000, description="Number of solver steps per candidate; at most rollout.steps.")
+    best: Int | None = Field(
+        default=None,
+        description="Number of members of a group that are the best candidates; the others are the worst. Default: "
+        "half of rollout.group_size, rounded down.",
+    )
 
 
 class RolloutSection(StrictModel):
@@ -44,6 +57,11 @@ class RolloutSection(StrictModel):
     )
     group_size: Int = Field(default=24, le=10_000, description="Group size G: number of samples per prompt.")
     groups: Int = Field(default=24, ge=1, le=100_000, description="Number of groups (prompts) per iteration.")
+    explore: ExploreSection | None = Field(
+        default=None,
+        description="Draw more candidates per prompt in few solver steps, and train on the best and the worst of them, "
+        "drawn again from the same noise in rollout.steps. Default: train on all samples that are drawn.",
+    )
     micro_batch: Int | None = Field(
         default=None,
         ge=1,
@@ -70,3 +88,16 @@ class RolloutSection(StrictModel):
         if isinstance(self.resolution, int):
             return self.resolution, self.resolution
         return self.resolution[0], self.resolution[1]
+
+    @property
+    def rounds(self) -> list[tuple[int, int]]:
+        """(samples per prompt, solver steps) of each round of sampling in an iteration: of the candidates, if there
+        are any, and of the groups."""
+        explore = [] if self.explore is None else [(self.explore.candidates, self.explore.steps)]
+        return [*explore, (self.group_size, self.steps)]
+
+    @property
+    def best(self) -> int:
+        """Number of members of a group that are the best candidates, if there are candidates."""
+        given = None if self.explore is None else self.explore.best
+        return self.group_size // 2 if given is None else given

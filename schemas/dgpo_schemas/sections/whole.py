@@ -102,7 +102,10 @@ class StopSection(StrictModel):
         default=None, gt=0, description="Stop after this training time in seconds, excluding evaluation and saving."
     )
     samples: Int | None = Field(
-        default=None, ge=1, le=10**15, description="Stop after this number of generated samples."
+        default=None,
+        ge=1,
+        le=10**15,
+        description="Stop after this number of generated samples, candidates not counted.",
     )
     target: Float | None = Field(
         default=None, description="Stop when the held-out score reaches this value; checked after each evaluation."

@@ -66,6 +66,14 @@ EDITS = {
         "run.yaml:5: rollout.stpes: unknown key; did you mean steps?"),
     "a misspelled section": ("rollout:\n", "rolout:\n",
         "run.yaml:4: rolout: unknown key; did you mean rollout?"),
+    "too few candidates": ("group_size: 4", "group_size: 4\n  explore: {candidates: 3, steps: 2}",
+        "run.yaml:8: rollout.explore.candidates: 3 candidates are too few for groups of rollout.group_size = 4, which "
+        "are chosen from them; use at least 4, or more to have a choice"),
+    "candidates of no steps": ("group_size: 4", "group_size: 4\n  explore: {candidates: 8, steps: 0}",
+        "run.yaml:8: rollout.explore.steps: must be at least 1, not 0"),
+    "a group of the best alone": ("group_size: 4", "group_size: 4\n  explore: {candidates: 8, steps: 2, best: 4}",
+        "run.yaml:8: rollout.explore.best: must be from 1 to 3, one less than rollout.group_size, got 4: a group has "
+        "better and worse members; the nearest is 3"),
     "a key of another section": ("steps: 3", "learning_rate: 1e-4",
         "run.yaml:5: rollout.learning_rate: unknown key; did you mean optimizer.learning_rate?"),
     "a key like nothing": ("keep: 9", "zzz: 9",

@@ -221,9 +221,11 @@ def _lines(
     from dgpo_lab.planning.traffic import lines_of, traffic
 
     total = config.rollout.groups * config.rollout.group_size
+    explore = config.rollout.explore
+    explored = "" if explore is None else f" of {config.rollout.groups * explore.candidates} candidates"
     several = f", on {plan.processes} GPUs" if plan.processes > 1 else ""
     lines = [
-        f"{config.run.name}: {total} samples per iteration{several}",
+        f"{config.run.name}: {total} samples per iteration{explored}{several}",
         f"shift of the noise schedule: {plan.shift}",
         *textwrap.wrap(f"precision: {plan.precision}", 80, subsequent_indent="  "),
         "",

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["balance_of", "exchanges_of", "shards_of"]
 
-MEETINGS = 4
-"""Meetings of an iteration of any run: whether a rank was asked to stop (before it, after the rollout, after scoring),
-and whether weights are finite. Others come before collectives on GPUs (`_meetings`)."""
-GATHERS = 5
-"""Gathers of an iteration: scores, sizes of thumbnails, metrics, seconds, memory."""
+MEETINGS = 2
+"""Meetings of an iteration of any run: whether a rank was asked to stop before it, and whether weights are finite.
+Others come before collectives on GPUs (`_meetings`)."""
+GATHERS = 3
+"""Gathers of an iteration: metrics, seconds, memory."""
+OF_ROUND = 2
+"""Meetings of a round of sampling: whether a rank was asked to stop after the rollout and after scoring; and as many
+gathers: scores, sizes of thumbnails."""
 SCORE = 300
 """Approximate bytes of JSON of a sample's score by a reward, with its diagnostics and statistics of its media."""
 FLOAT = 4
@@ -106,16 +109,17 @@ def _splits(config: RunConfig, processes: int) -> int:
 
 
 def _scores(config: RunConfig, backbone: Backbone) -> Iterator[Exchange]:
-    """Scores and thumbnails of all samples, on every rank."""
-    rollout = config.rollout
-    samples = rollout.groups * rollout.group_size
+    """Scores and thumbnails of all samples, on every rank, in each round of sampling."""
+    rollout, rounds = config.rollout, len(config.rollout.rounds)
     height, width = rollout.height_width
     frames = _frames(config, backbone)
     pixels = min(height, THUMBNAIL) * min(width, THUMBNAIL) if max(height, width) > THUMBNAIL else height * width
-    yield Exchange("thumbnails", "all_gather", FLOAT * 3 * pixels * frames * samples, 1)
-    yield Exchange("scores", "host_gather", SCORE * samples * len(config.rewards), 1)
-    yield Exchange("metrics and times", "host_gather", SCORE, GATHERS - 1)
-    yield Exchange("whether to stop", "meeting", 8, MEETINGS)
+    for members, _ in rollout.rounds:
+        samples = rollout.groups * members
+        yield Exchange("thumbnails", "all_gather", FLOAT * 3 * pixels * frames * samples, 1)
+        yield Exchange("scores", "host_gather", SCORE * samples * len(config.rewards), 1)
+    yield Exchange("metrics and times", "host_gather", SCORE, GATHERS + rounds * (OF_ROUND - 1))
+    yield Exchange("whether to stop", "meeting", 8, MEETINGS + rounds * OF_ROUND)
 
 
 def _meetings(made: Sequence[Exchange], passes: Mapping[str, Counter[str]]) -> Iterator[Exchange]:
@@ -179,7 +183,7 @@ def _agreements(
 ) -> Iterator[Exchange]:
     """Each phase of passes begins with a gather of all ranks' passes, and meets after every few of them."""
     split = _splits(config, processes) if objective.needs_statistic else 0
-    phases = 1 + (config.optimizer.updates + split) * config.optimizer.passes
+    phases = len(config.rollout.rounds) + (config.optimizer.updates + split) * config.optimizer.passes
     total = sum(made.total() for made in passes.values())
     yield Exchange("order of passes", "host_gather", 10 * total * processes // phases, phases)
     yield Exchange("whether passes are left", "meeting", 8, total // STRIDE)

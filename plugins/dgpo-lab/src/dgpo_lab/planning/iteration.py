@@ -50,8 +50,9 @@ class Iteration:
 
     phases: what the rank's samples cost by phase: rollout, decode, optimize (the gradient at all timesteps) and update
     (AdamW and the averages); peaks: bytes by phase, above the permanently held memory (see `plan`), the update's as
-    those of optimize; samples: the number of samples of the rank; evaluated: FLOPs to evaluate one sample; passes:
-    numbers of the network's passes by phase, `plain` or with `gradient`.
+    those of optimize; samples: the number of samples of the rank that are trained on; drawn: FLOPs of rollout and
+    decode over all ranks; evaluated: FLOPs to evaluate one sample; passes: numbers of the network's passes by phase,
+    `plain` or with `gradient`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Iteration:
         self.phases: dict[str, Counted] = {}
         self.peaks: dict[str, int] = {}
         self.passes: dict[str, Counter[str]] = {}
+        self.drawn = 0.0
         self._passed: Counter[str] = Counter()
         self.meter = meter
         rollout, evaluation = config.rollout, config.evaluation
@@ -121,23 +123,35 @@ class Iteration:
             cache.rows(prompts)  # apart from the phases: prompts are encoded once
             if rollout.guidance != 1:
                 cache.unconditional_rows(prompts)
-            rollouts: list[Rollout] = []
-            waiting = Waiting(config, registry)
-            drawing = rollout_sampler(sampler, None, None, None, training=True).sample_groups(
-                prompts, rollout.group_size, Draws(0), "policy", samples=local, keep_path=objective.needs_path
-            )
-            while True:
-                on_message(f"rollout: {sum(len(r.samples) for r in rollouts)} of {len(local)} samples")
-                with self._phase("rollout"):
-                    sampled = next(drawing, None)
-                if sampled is None:
-                    break
-                rollouts.append(sampled)
-                with self._phase("decode"):
-                    media = policy.decode_rollouts(sampled.x0)
-                waiting.add(media)
-                del media
-            del waiting
+
+            def draw(members: int, steps: int, *, trained: bool) -> list[Rollout]:
+                """Draw and decode the rank's samples of a round; return those that are trained on."""
+                split = split_samples(rollout.groups, members, config.optimizer.updates, processes)
+                numbers, kept, done, before = split[parts.index(local)], [], 0, self._drawn_by_rank
+                waiting = Waiting(config, registry)
+                drawing = rollout_sampler(sampler, steps, None, None, training=True).sample_groups(
+                    prompts, members, Draws(0), "policy", samples=numbers, keep_path=trained and objective.needs_path
+                )
+                while True:
+                    on_message(f"rollout: {done} of {len(numbers)} samples")
+                    with self._phase("rollout"):
+                        sampled = next(drawing, None)
+                    if sampled is None:
+                        break
+                    done += len(sampled.samples)
+                    if trained:
+                        kept.append(sampled)
+                    with self._phase("decode"):
+                        media = policy.decode_rollouts(sampled.x0)
+                    waiting.add(media)
+                    del media
+                self.drawn += (self._drawn_by_rank - before) * rollout.groups * members / len(numbers)
+                return kept
+
+            *candidates, last = rollout.rounds
+            for one in candidates:
+                draw(*one, trained=False)
+            rollouts = draw(*last, trained=True)
             groups = ScoredGroups(
                 prompts=tuple(prompts), x0=[x for r in rollouts for x in r.x0], own=local, rewards=rewards,
                 summed=rewards, scored=scored, per_reward={},
@@ -174,6 +188,10 @@ class Iteration:
             self.phases.setdefault(name, Counted()).add(lap)
         phase = "optimize" if name == "update" else name
         self.peaks[phase] = max(self.peaks.get(phase, 0), held + lap.peak)
+
+    @property
+    def _drawn_by_rank(self) -> int:
+        return self.operations["rollout"] + self.operations["decode"]
 
     @property
     def operations(self) -> Counter[str]:

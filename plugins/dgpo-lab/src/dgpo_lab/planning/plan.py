@@ -184,7 +184,7 @@ def make_plan(
         held=held,
         peaks=peaks,
         operations={
-            "rollout": (made.operations["rollout"] + made.operations["decode"]) * share,
+            "rollout": made.drawn,
             "optimize": made.operations["optimize"] * share,
         },
         evaluation=made.evaluated * samples / evaluation.every if evaluation.every and config.prompts.heldout else 0.0,

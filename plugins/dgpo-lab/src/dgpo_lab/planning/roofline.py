@@ -125,7 +125,7 @@ def measure_roofline(config: RunConfig, registry: Registry) -> Roofline:
     group = config.rollout.group_size
     one = config.model_copy(
         update={
-            "rollout": config.rollout.model_copy(update={"groups": 1}),
+            "rollout": config.rollout.model_copy(update={"groups": 1, "explore": None}),
             "optimizer": config.optimizer.model_copy(update={"updates": 1, "passes": 1}),
         }
     )

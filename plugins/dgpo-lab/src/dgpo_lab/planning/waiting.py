@@ -29,6 +29,7 @@ class Waiting:
 
     def __init__(self, config: RunConfig, registry: Registry) -> None:
         self.most = 0
+        members = max(members for members, _ in config.rollout.rounds)
         """Largest number of samples."""
         self._held: Tensor | None = None
         incomplete = 0
@@ -36,9 +37,9 @@ class Waiting:
             if block.worker is None and block.service is None:
                 kind = _implementation(block.use, registry)
                 compares = issubclass(kind, GroupReward)
-                each = config.rollout.group_size if compares else drawn_at_once(config, CUDA)
+                each = members if compares else drawn_at_once(config, CUDA)
                 self.most = max(self.most, (config.scoring.in_flight + kind.concurrency) * each)
-                incomplete = max(incomplete, config.rollout.group_size if compares else 0)
+                incomplete = max(incomplete, members if compares else 0)
         self.most += incomplete
 
     @property
