@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from dgpo_lab.ablation.figures import seed_range
 from dgpo_lab.ablation.results import Results
@@ -18,6 +17,8 @@ __all__ = ["draw"]
 
 COLORS = ("#6b7280", "#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d")
 """The baseline is gray, as in reports; variants have the same color in all panels."""
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+"""Line styles of curves: each is used with all colors before the next one is."""
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,13 +55,18 @@ def draw(results: Results, against: Sequence[str], path: Path, *, log: bool = Fa
             if log:
                 one.set_xscale("log")
         if against:
-            axes[-1].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+            if len(results.variants) <= len(COLORS):
+                axes[-1].legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+            else:
+                figure.legend(
+                    *axes[-1].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def _scores(axes: Axes, results: Results) -> None:
-    for y, (variant, color) in enumerate(zip(results.variants, _colors(results), strict=True)):
+    for y, (variant, (color, _)) in enumerate(zip(results.variants, _styles(results), strict=True)):
         if variant.score is None:
             continue
         if variant.score.low is not None and variant.score.high is not None:
@@ -85,12 +91,13 @@ def _scores(axes: Axes, results: Results) -> None:
 
 
 def _curves(axes: Axes, results: Results, what: str) -> None:
-    for variant, color in zip(results.variants, _colors(results), strict=True):
+    for variant, (color, dashes) in zip(results.variants, _styles(results), strict=True):
         found = seed_range(variant.finished, "time" if what == "seconds" else what)
         if found is None:
             continue
         few = len(found.x) <= 12
-        axes.plot(found.x, found.mean, color=color, marker="o" if few else "", markersize=3, label=variant.name)
+        style: dict[str, Any] = {"color": color, "linestyle": dashes, "marker": "o" if few else "", "markersize": 3}
+        axes.plot(found.x, found.mean, label=variant.name, **style)
         if len(results.variants) <= 3:
             axes.fill_between(found.x, found.low, found.high, color=color, alpha=0.12, linewidth=0)
     if results.target is not None:
@@ -99,7 +106,7 @@ def _curves(axes: Axes, results: Results, what: str) -> None:
     axes.set_ylabel("held-out score, mean over seeds")
 
 
-def _colors(results: Results) -> list[str]:
-    """Return the color of each variant; the baseline gets the first of `COLORS`."""
-    others = iter(np.resize(np.array(COLORS[1:]), len(results.variants)).tolist())
-    return [COLORS[0] if v.name == results.baseline else next(others) for v in results.variants]
+def _styles(results: Results) -> list[tuple[str, Any]]:
+    """Return the color and the line style of each variant; the baseline gets the first of `COLORS`."""
+    others = cycle((color, dashes) for dashes in DASHES for color in COLORS[1:])
+    return [(COLORS[0], DASHES[0]) if v.name == results.baseline else next(others) for v in results.variants]
