@@ -260,7 +260,8 @@ def test_rewards_that_compare_are_shown_all_candidates(
     monkeypatch.setattr(WinRate, "score_group", score_group)
     monkeypatch.setattr(RolloutSampler, "_micro_batch", micro_batch)
     rollout = {"micro_batch": 5, "explore": {"candidates": 7, "steps": 1}}
-    trainer = Trainer(make_config(rewards=[{"use": "win-rate"}], rollout=rollout), registry)
+    evaluation = {"samples_per_prompt": 2}
+    trainer = Trainer(make_config(rewards=[{"use": "win-rate"}], rollout=rollout, evaluation=evaluation), registry)
     dry_run_training(trainer.build())
     assert shown == [7]
     assert steps == [1, 3], "a micro-batch of candidates, and one that is trained on"
