@@ -27,6 +27,11 @@ class Alarm:
     of: int
     iteration: float | None
 
+    @property
+    def sure(self) -> bool:
+        """Whether it did in every seed."""
+        return 0 < self.seeds == self.of
+
     def text(self) -> str:
         """Return `8 of 8 seeds, after 40`, or `0 of 8 seeds`."""
         return f"{self.seeds} of {self.of} seeds" + ("" if self.iteration is None else f", after {self.iteration:.0f}")
@@ -76,6 +81,20 @@ class Hacking:
         if not names:
             return f"No variant exploited the flaw within {samples:,} samples: none ends below its maximum."
         return f"The flaw was exploited within {samples:,} samples by {names}: right images end below their maximum."
+
+    def seen(self) -> str:
+        """Return which monitors showed the exploitation in every seed of the baseline, and whether any of them left its
+        tolerance where the flaw was not exploited."""
+        baseline = next(v for v in self.results.variants if v.name == self.results.baseline)
+        found = {name: self.alarm(baseline, name) for name in self.monitors}
+        sure = [f"`{name}` after {one.iteration:.0f}" for name, one in found.items() if one.iteration and one.sure]
+        other = [v for v in self.results.variants if v.finished and v.name not in self.exploited()]
+        false = [f"`{v.name}`" for v in other if any(self.alarm(v, name).seeds for name in self.monitors)]
+        return (
+            f"Monitors that left their tolerance in every seed of `{baseline.name}`, with the iterations until then: "
+            f"{', '.join(sure) or 'none'}. Where the flaw was not exploited, "
+            f"{'some did in ' + ', '.join(false) if false else 'none did in any seed'}."
+        )
 
     def sentences(self) -> Iterator[str]:
         """Yield one sentence for each variant, and one for each monitor."""

@@ -66,3 +66,16 @@ def test_a_fall_is_said_only_where_the_interval_excludes_zero(hacking: Hacking) 
     assert "ends" not in honest
     assert "flawed" not in honest
     assert diversity == "`diversity` left its tolerance in the baseline in 2 of 3 seeds, after 15."
+
+
+def test_what_is_seen_is_what_every_seed_of_the_baseline_shows(hacking: Hacking) -> None:
+    """And where the flaw was not exploited."""
+    assert hacking.seen() == (
+        "Monitors that left their tolerance in every seed of `none`, with the iterations until then: none. Where the "
+        "flaw was not exploited, none did in any seed."
+    )
+    alarmed = trace("none", 2, [0.2, 0.6, 0.35], [0.4, 0.6, 0.7], 20), trace("honest", 2, [0.2, 0.3, 0.40], [], 10)
+    named = {name: {"setting": name} for name in ("none", "honest")}
+    traces = [*TRACES[:2], *TRACES[3:], *alarmed]
+    found = Hacking(compare(named, traces, reward="right", baseline="none", target=None)).seen()
+    assert "until then: `diversity` after 20. Where the flaw was not exploited, some did in `honest`." in found
