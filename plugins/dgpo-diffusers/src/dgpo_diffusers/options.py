@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
 from dgpo_schemas.places import PathOrName
+from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -25,7 +26,8 @@ REFUSED = {
     "pab": "repeats outputs of attention as they are, which taylorseer does with `order: 0`",
     "fastercache": "guesses the unconditional prediction, and is not supported",
 }
-"""Other caches of diffusers, and why they cannot be used."""
+REFUSED["pyramidattentionbroadcast"] = REFUSED["pab"]
+"""Other caches of diffusers, in lower case, and why they cannot be used."""
 
 
 KEY = "backbone.options"
@@ -43,7 +45,8 @@ def _pairs() -> str:
 def _known(cache: str) -> str:
     if cache in CACHES:
         return cache
-    raise ValueError(f"{cache!r} {REFUSED.get(cache, 'is not a known cache')}; possible: {_pairs()}")
+    reason = REFUSED.get(cache.lower(), f"is not a known cache{nearest(cache.lower(), CACHES)}")
+    raise ValueError(f"{cache!r} {reason}; possible: {_pairs()}")
 
 
 class TinyDecoderSection(StrictModel):
@@ -227,6 +230,12 @@ class DiffusersOptions(Options):
             yield f"{key}.group_offload", OFFLOADED_ON_MPS
         if self.group_offload is not None and (on_cpu or run.run.shard):
             yield f"{key}.group_offload", ON_CPU
+        if self.rollout_cache is not None and self.rollout_cache.full_steps >= run.rollout.steps:
+            yield (
+                f"{key}.rollout_cache.full_steps",
+                f"{self.rollout_cache.full_steps} first steps without prediction are all {run.rollout.steps} steps "
+                "(rollout.steps), so nothing is predicted; set fewer, or remove rollout_cache",
+            )
         if self.rollout_cache is not None and run.run.shard:
             yield (
                 f"{key}.rollout_cache",

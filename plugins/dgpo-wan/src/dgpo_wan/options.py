@@ -9,10 +9,14 @@ from pydantic import Field, field_validator
 from dgpo_diffusers.options import DiffusersOptions
 from dgpo_schemas.base import ANYTIME, Int
 
-__all__ = ["COMPRESSION", "WanOptions"]
+__all__ = ["COMPRESSION", "Expert", "WanOptions"]
 
 COMPRESSION = 4
 """Temporal compression of the autoencoder: frames per latent frame, except for the first, which encodes one frame."""
+
+
+Expert = Literal["high", "low"]
+"""Transformer of Wan 2.2 A14B for high noise, or for low noise."""
 
 
 class WanOptions(DiffusersOptions):
@@ -42,7 +46,7 @@ class WanOptions(DiffusersOptions):
         json_schema_extra=ANYTIME,
         description="Number of videos per call of the autoencoder's decoder.",
     )
-    expert: Literal["high", "low"] = Field(
+    expert: Expert = Field(
         default="high",
         description="Transformer of Wan 2.2 to train: the one for high noise (content and motion), or the one for low "
         "noise (detail). It has no effect for checkpoints with one transformer.",
