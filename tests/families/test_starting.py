@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.errors import UserError
@@ -114,6 +114,21 @@ def test_every_format_that_is_exported_is_read(checkpoint: Make, name: str, form
     randomize(backbone)
     backbone.adapter.save(tmp_path, format)
     same(started(proof, directory, tmp_path), {n: up @ down for n, (down, up) in backbone.adapter.folded().items()})
+
+
+@pytest.mark.parametrize("name", among([n for n in proofs() if "," not in n], quick=["flux"]))
+def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Make, name: str, tmp_path: Path) -> None:
+    """So that no target that is accepted fails when the run is exported; and each file is read again."""
+    proof, directory = proofs()[name], checkpoint(name)
+    network = denoiser(proof, load(proof, directory))
+    linear = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    backbone = build(proof, directory, lora={"rank": 2, "alpha": 2, "targets": linear})
+    assert set(backbone.adapter.layers) == set(linear)
+    randomize(backbone)
+    expected = {path: up @ down for path, (down, up) in backbone.adapter.folded().items()}
+    for format in backbone.adapter.formats:
+        backbone.adapter.save(tmp_path / format, format)
+        same(started(proof, directory, tmp_path / format, rank=2, targets=linear), expected)
 
 
 @pytest.mark.slow

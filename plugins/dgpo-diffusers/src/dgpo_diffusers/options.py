@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
 from dgpo_schemas.places import PathOrName
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
     from dgpo_schemas.sections.backbone import BackboneSection
 
-__all__ = ["CACHES", "DiffusersOptions", "QuantizeSection", "RolloutCache", "TinyDecoderSection"]
+__all__ = [
+    "CACHES", "MOST_FRAMES", "DiffusersOptions", "QuantizeSection", "RolloutCache", "TinyDecoderSection",
+    "VideoOptions",
+]  # fmt: skip
 
 CACHES = {"taylorseer": ("flux", "flux2-klein", "qwen-image", "wan", "wan-i2v", "ltx-video")}
 """Caches of diffusers, and the backbones that they are tested with."""
@@ -30,6 +33,8 @@ REFUSED["pyramidattentionbroadcast"] = REFUSED["pab"]
 """Other caches of diffusers, in lower case, and why they cannot be used."""
 
 
+MOST_FRAMES = 10_000
+"""Largest number of frames of a video that a run file may ask for."""
 KEY = "backbone.options"
 """Where these options are in a run file."""
 ON_CPU = "this run is on the CPU (or its model is sharded by run.shard), where nothing can be offloaded; leave it out"
@@ -241,3 +246,31 @@ class DiffusersOptions(Options):
                 f"{key}.rollout_cache",
                 "cached predictions are not possible with weights sharded by run.shard; leave one of the two out",
             )
+
+
+class VideoOptions(DiffusersOptions):
+    """Options common to backbones that draw videos. Each has a field `frames`, at most `MOST_FRAMES`."""
+
+    media = "video"
+    compression: ClassVar[int]
+    """Frames per latent frame, except for the first, which encodes one frame."""
+
+    decode_chunk: Int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        json_schema_extra=ANYTIME,
+        description="Number of videos per call of the autoencoder's decoder.",
+    )
+
+    @field_validator("frames", check_fields=False)
+    @classmethod
+    def _whole_latent_frames(cls, frames: int) -> int:
+        over = (frames - 1) % cls.compression
+        if not over:
+            return frames
+        below, above = frames - over, frames - over + cls.compression
+        nearest = f"nearest are {below} and {above}" if above <= MOST_FRAMES else f"nearest is {below}"
+        raise ValueError(
+            f"{frames} frames are not possible: the autoencoder requires {cls.compression} k + 1 frames; the {nearest}"
+        )

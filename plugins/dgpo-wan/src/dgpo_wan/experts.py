@@ -1,4 +1,4 @@
-"""The two transformers of Wan 2.2 A14B: `transformer` for high noise, from `boundary_ratio` on, `transformer_2` below."""
+"""The two transformers of Wan 2.2 A14B: one for high noise, from `boundary_ratio` on, and `transformer_2` below it."""
 
 from __future__ import annotations
 
