@@ -148,6 +148,20 @@ def test_what_diffusers_alone_converts(checkpoint: Make, tmp_path: Path) -> None
     same(started(proof, directory, tmp_path), expected)
 
 
+def test_a_converter_that_lists_all_names_is_quoted_in_part(checkpoint: Make, sdxl_file: Path, tmp_path: Path) -> None:
+    """Of SDXL's layers in kohya's names, diffusers' converter for FLUX.1 says that they are unknown."""
+    old = {f"lora_unet_input_blocks_{i}_{'x' * 90}.lora_{way}.weight": torch.ones(1, 1) for i in range(50)
+           for way in ("down", "up")}  # fmt: skip
+    save_file(old, tmp_path / FILE)
+    with pytest.raises(UserError) as caught:
+        started(proofs()["flux"], checkpoint("flux"), tmp_path)
+    text = str(caught.value)
+    assert f"{tmp_path / FILE} cannot be converted by diffusers for FluxPipeline: " in text
+    assert text.endswith("; allowed is an adapter of this model in the format of diffusers, peft, kohya or ComfyUI")
+    assert "\\n" not in text
+    assert len(text) < 500
+
+
 def _bad(name: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     first = next(iter(tensors)).rpartition(".lora_")[0]
     one, two = torch.ones(1, 1), torch.ones(1, 1)
@@ -174,7 +188,14 @@ def _bad(name: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]
             "a layer that it has by another name too; allowed is one adapter per file",
         ),
         "unknown": (
-            {"lora_unet_nothing.hada_w1_a": one}, "cannot be converted by diffusers for StableDiffusionXLPipeline: ",
+            {"lora_unet_nothing.hada_w1_a": one},
+            "has lora_unet_nothing.hada_w1_a, which is not read; allowed are low-rank matrices of linear layers",
+        ),
+        "weights": ({"conv_in.weight": one}, "has conv_in.weight, and no matrices of a LoRA; allowed is an adapter"),
+        "for FLUX.1": (
+            {f"lora_unet_double_blocks_{i}_img_attn_proj.lora_{way}.weight": one
+             for i in range(99) for way in ("down", "up")},
+            "layer double.blocks.0.img.attn.proj (an update of shape [1, 1]) is not in this model",
         ),
         "another model": (
             {"unet.blocks.0.attn1.to_q.lora_A.weight": torch.ones(3, 8),
@@ -207,6 +228,8 @@ def sdxl_file(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "another network",
         "by two names",
         "unknown",
+        "weights",
+        "for FLUX.1",
         "another model",
         "another size",
         "dora",
