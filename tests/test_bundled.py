@@ -139,8 +139,9 @@ def pairwise(directory: Path) -> Given:
 
 
 def family(proof: Proof, directory: Path) -> Given:
-    checkpoint = proof.make(directory / "tiny")
-    return Given({**proof.values, **proof.quick}, section={"checkpoint": str(checkpoint)}, size=proof.sizes[0])
+    """With an adapter; `tests/families/test_families.py` has the contract of whole denoisers."""
+    section = {"checkpoint": str(proof.make(directory / "tiny")), "train": "lora"}
+    return Given({**proof.values, **proof.quick}, section=section, size=proof.sizes[0])
 
 
 GIVEN: dict[Key, Callable[[Path], Given]] = {

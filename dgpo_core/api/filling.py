@@ -106,7 +106,8 @@ class _Filling:
     def fill(self, on_message: Callable[[str], None], on_progress: Callable[[int, int], None]) -> Filled:
         count = len(self.keys)
         there = [size for key in self.keys if (size := self.stored.size(key)) is not None]
-        others = sum(one.bytes for one in encoder_directories(self.stored.directory)) - sum(there)
+        encoders = encoder_directories(self.stored.directory, "backbone.cache.directory")
+        others = sum(one.bytes for one in encoders) - sum(there)
         tried = self._tried()
         total = 0
         for done, (_, size) in enumerate(self._encoded(tried), 1):

@@ -56,10 +56,10 @@ def _file(document: Document, preset: str, registry: Registry) -> Path:
     backbone = section.get("use") if isinstance(section, dict) else section
     known = presets_of(backbone, registry) if isinstance(backbone, str) else {}
     if preset not in known:
-        names = ", ".join(known) or "none"
+        names, near = ", ".join(known) or "none", nearest(preset.lower(), known)
         raise UserError(
-            f"{option('preset')}: {preset!r} is not a preset of backbone {backbone}{nearest(preset, known)} (presets: "
-            f"{names}), nor a .yaml file"
+            f"{option('preset')}: {preset!r} is not a preset of backbone {backbone}{near} (presets: {names}), nor a "
+            ".yaml file"
         )
     return known[preset]
 

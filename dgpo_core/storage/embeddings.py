@@ -242,8 +242,9 @@ class EncoderDirectory:
         remove_directory(self.path)  # by renaming it first, so that running processes do not add to it meanwhile
 
 
-def encoder_directories(directory: Path) -> list[EncoderDirectory]:
-    """Return the encoders of a cache, the most recently used first. Raises UserError if it cannot be read."""
+def encoder_directories(directory: Path, key: str = "--directory") -> list[EncoderDirectory]:
+    """Return the encoders of a cache, the most recently used first. Raises UserError, about the setting `key`, if it
+    cannot be read."""
     found = []
     try:
         for place in _places(directory):
@@ -256,5 +257,5 @@ def encoder_directories(directory: Path) -> list[EncoderDirectory]:
             total = sum(file.bytes for file in files)
             found.append(EncoderDirectory(place, info if isinstance(info, dict) else {}, len(files), total, used))
     except OSError as error:
-        raise UserError(f"cannot read {directory}: {why(error)}") from error
+        raise UserError(f"{key}: cannot read {directory}: {why(error)}") from error
     return sorted(found, key=lambda one: (-one.used, one.path.name))

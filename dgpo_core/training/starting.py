@@ -171,9 +171,10 @@ def _check_same_adapter(path: Path, saved: RunConfig, config: RunConfig, selecti
     pairs += [(f"options.{key}", theirs.options.get(key), ours.options.get(key)) for key in sorted(selecting)]
     for key, there, here in pairs:
         if there != here:
+            had, has = (str(value).lower() if isinstance(value, bool) else value for value in (there, here))
             raise UserError(
-                f"{KEY}: {path} was trained with backbone.{key}: {there}, but this run has {here}; allowed is a run "
-                "with the same"
+                f"{KEY}: {path} was trained with backbone.{key}: {had}, but this run has {has}; allowed is a run with "
+                "the same"
             )
 
 

@@ -114,6 +114,8 @@ class _Mistake:
     """The value found, if the message should show it."""
     union: KeyPath | None = None
     """Path of the innermost union around it: pydantic reports an error for every branch that does not match."""
+    counted: bool = False
+    """Whether it is the number of a list's entries: branches that are no lists are not meant."""
 
 
 def split_key(key: str) -> KeyPath:
@@ -136,7 +138,8 @@ def _mistake(model: type[BaseModel], data: Any, detail: Any) -> _Mistake:
         elif isinstance(component, str):
             union = tuple(path)  # the name of a union's branch, not a key
     message, value = _words(model, tuple(path), detail, here)
-    return _Mistake(tuple(path), message, value, union)
+    counted = detail["type"] in ("too_short", "too_long") and isinstance(here, list)
+    return _Mistake(tuple(path), message, value, union, counted)
 
 
 def _merge_branches(found: list[_Mistake]) -> list[tuple[KeyPath, str]]:
@@ -151,6 +154,7 @@ def _merge_branches(found: list[_Mistake]) -> list[tuple[KeyPath, str]]:
         paths = dict.fromkeys(mistake.path for mistake in best)
         for path in paths:
             here = [mistake for mistake in best if mistake.path == path]
+            here = [mistake for mistake in here if mistake.counted] or here
             words = list(dict.fromkeys(mistake.message for mistake in here))
             joined = " or ".join([words[0], *(word.removeprefix("must be ") for word in words[1:])])
             shown = f", not {here[0].value}" if here[0].value else ""

@@ -82,7 +82,8 @@ def media_of(value: Any) -> tuple[str, ...]:
     for i, path in enumerate(paths):
         key = f"`media[{i}]`" if isinstance(found, list) else "`media`"
         if not isinstance(path, str):
-            raise ValueError(f"{key} must be a path, or `media` a list of paths, not {_shown(path)}")
+            several = "" if isinstance(found, list) else " or a list of paths"
+            raise ValueError(f"{key} must be a path{several}, not {_shown(path)}")
         if reason := half_character(path):  # in a list that was parsed from a string
             raise ValueError(f"{key} {reason}")
         if not is_visible(path):

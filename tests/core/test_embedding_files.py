@@ -199,7 +199,7 @@ def test_a_damaged_description_of_an_encoder(tmp_path: Path) -> None:
     assert [(one.info, one.rows) for one in encoder_directories(tmp_path)] == [({}, 1)]
     assert encoder_directories(tmp_path / "nothing") == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match=r"^--directory: cannot read"):
         encoder_directories(tmp_path / "file")
 
 

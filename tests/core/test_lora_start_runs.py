@@ -199,6 +199,7 @@ def test_an_average_that_has_not_moved_is_not_taken(make_config: Make, known: Re
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "alpha": ("", backbone(alpha=4.0), "was trained with backbone.lora.alpha: 3.0, but this run has 4.0"),
     "rank": ("", backbone(rank=3), "was trained with backbone.lora.rank: 2, but this run has 3"),
+    "dora": ("", backbone(dora=True), "was trained with backbone.lora.dora: false, but this run has true"),
     "train": ("", backbone("full"), "was trained with backbone.train: lora, but this run has full"),
     "backbone": ("", {"use": "toy", "checkpoint": "toy", "lora": {"rank": 2, "alpha": 3}},
                 "was trained with backbone.use: plain, but this run has toy"),

@@ -39,8 +39,8 @@ def test_nothing_but_memory_changes(name: str, registry: Registry) -> None:
 
 
 def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--preset: '24gib' is not a preset of backbone sd3; did you mean 24gb\?"):
-        load_run_config(EXAMPLE, [], registry, preset="24gib")
+    with pytest.raises(UserError, match=r"--preset: '24GiB' is not a preset of backbone sd3; did you mean 24gb\?"):
+        load_run_config(EXAMPLE, [], registry, preset="24GiB")
     with pytest.raises(ConfigError, match="no such file"):
         load_run_config(EXAMPLE, [], registry, preset=str(tmp_path / "mine.yaml"))
 

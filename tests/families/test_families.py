@@ -179,9 +179,12 @@ def test_a_saved_adapter_draws_the_same_in_a_fresh_pipeline(
     torch.testing.assert_close(backbone.decode(found), after, atol=family.tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("train", among(["lora", "full"], quick=["lora"]))
-@each
+CONTRACTS = [(name, train) for name in FAMILIES for train in ("lora", "full") if (train == "full" or "," in name)]
+
+
+@pytest.mark.parametrize("name, train", among(CONTRACTS, quick=[("flux", "full")]))
 def test_the_contract(checkpoint: Callable[[str], Path], name: str, train: str) -> None:
+    """`tests/test_bundled.py` has that of each family with an adapter."""
     family, directory = FAMILIES[name], checkpoint(name)
     check_backbone(
         lambda: build(family, directory, family.quick, train=train), family.sizes[0], impossible=family.impossible

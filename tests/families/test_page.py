@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -30,6 +31,14 @@ def test_every_family_has_the_common_options_a_tiny_checkpoint_and_an_example() 
         assert issubclass(registry.options_model(found), DiffusersOptions)
         assert found.component.tiny, name
     assert all("../examples/" in row for row in table().splitlines()[2:])
+
+
+def test_a_family_is_a_small_file() -> None:
+    lengths = {
+        name: len(Path(inspect.getfile(kind)).read_text(encoding="utf-8").splitlines())
+        for name, kind in families().items()
+    }
+    assert {name: length for name, length in lengths.items() if length > 150} == {}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dgpo_core.errors import UserError
@@ -116,6 +116,21 @@ def test_every_format_that_is_exported_is_read(checkpoint: Make, name: str, form
     same(started(proof, directory, tmp_path), {n: up @ down for n, (down, up) in backbone.adapter.folded().items()})
 
 
+@pytest.mark.parametrize("name", among([n for n in proofs() if "," not in n], quick=["flux"]))
+def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Make, name: str, tmp_path: Path) -> None:
+    """So that no target that is accepted fails when the run is exported; and each file is read again."""
+    proof, directory = proofs()[name], checkpoint(name)
+    network = denoiser(proof, load(proof, directory))
+    linear = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    backbone = build(proof, directory, lora={"rank": 2, "alpha": 2, "targets": linear})
+    assert set(backbone.adapter.layers) == set(linear)
+    randomize(backbone)
+    expected = {path: up @ down for path, (down, up) in backbone.adapter.folded().items()}
+    for format in backbone.adapter.formats:
+        backbone.adapter.save(tmp_path / format, format)
+        same(started(proof, directory, tmp_path / format, rank=2, targets=linear), expected)
+
+
 @pytest.mark.slow
 def test_what_diffusers_alone_converts(checkpoint: Make, tmp_path: Path) -> None:
     """The attention processors of older versions of diffusers."""
@@ -131,6 +146,20 @@ def test_what_diffusers_alone_converts(checkpoint: Make, tmp_path: Path) -> None
     expected = changed(proof, load(proof, directory), dict(old))
     save_file(old, tmp_path / FILE)
     same(started(proof, directory, tmp_path), expected)
+
+
+def test_a_converter_that_lists_all_names_is_quoted_in_part(checkpoint: Make, sdxl_file: Path, tmp_path: Path) -> None:
+    """Of SDXL's layers in kohya's names, diffusers' converter for FLUX.1 says that they are unknown."""
+    old = {f"lora_unet_input_blocks_{i}_{'x' * 90}.lora_{way}.weight": torch.ones(1, 1) for i in range(50)
+           for way in ("down", "up")}  # fmt: skip
+    save_file(old, tmp_path / FILE)
+    with pytest.raises(UserError) as caught:
+        started(proofs()["flux"], checkpoint("flux"), tmp_path)
+    text = str(caught.value)
+    assert f"{tmp_path / FILE} cannot be converted by diffusers for FluxPipeline: " in text
+    assert text.endswith("; allowed is an adapter of this model in the format of diffusers, peft, kohya or ComfyUI")
+    assert "\\n" not in text
+    assert len(text) < 500
 
 
 def _bad(name: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -159,7 +188,13 @@ def _bad(name: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]
             "a layer that it has by another name too; allowed is one adapter per file",
         ),
         "unknown": (
-            {"lora_unet_nothing.hada_w1_a": one}, "cannot be converted by diffusers for StableDiffusionXLPipeline: ",
+            {"lora_unet_nothing.hada_w1_a": one},
+            "has lora_unet_nothing.hada_w1_a, which is not read; allowed are low-rank matrices of linear layers",
+        ),
+        "weights": ({"conv_in.weight": one}, "has conv_in.weight, and no matrices of a LoRA; allowed is an adapter"),
+        "for FLUX.1": (
+            {f"lora_unet_double_blocks_0_img_attn_proj.lora_{way}.weight": torch.ones(1, 1) for way in ("down", "up")},
+            "layer double.blocks.0.img.attn.proj (an update of shape [1, 1]) is not in this model",
         ),
         "another model": (
             {"unet.blocks.0.attn1.to_q.lora_A.weight": torch.ones(3, 8),
@@ -192,6 +227,8 @@ def sdxl_file(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "another network",
         "by two names",
         "unknown",
+        "weights",
+        "for FLUX.1",
         "another model",
         "another size",
         "dora",

@@ -24,4 +24,7 @@ PROOFS = {
         **WAN | {"values": WAN["values"] | {"expert": "low"}},
         load={"load_into_transformer_2": True},
     ),
+    "wan, time per patch": Proof(
+        make=lambda directory: make_tiny_wan(directory, expand_timesteps=True), cases={"cfg": CFG["cfg"]}, **WAN
+    ),
 }

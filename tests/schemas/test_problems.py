@@ -101,7 +101,7 @@ def said(data: Any) -> list[str]:
         ("inner", {"mode": 1}, "inner.mode: unknown key; did you mean mode?"),
         ("inner", {"other": "x"}, "inner.other: must be an integer or a list, not 'x'"),
         ("inner", {"other": [1, "x"]}, "inner.other.1: must be an integer, not 'x'"),
-        ("inner", {"other": [1]}, "inner.other: must be an integer or must have at least 2 entries, not a list"),
+        ("inner", {"other": [1]}, "inner.other: must have at least 2 entries, not 1"),
         ("inners", [{}, {"rank": 0}], "inners.1.rank: must be at least 1, not 0"),
         ("inners", [{}, {"ran": 0}], "inners.1.ran: unknown key; did you mean rank?"),
         ("by_name", {"x": {"rank": 0}}, "by_name.x.rank: must be at least 1, not 0"),

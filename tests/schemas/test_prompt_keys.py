@@ -61,7 +61,7 @@ def test_also_as_tables_write_it(tmp_path: Path, key: str, given: Any, expected:
         ({"size": 10**400}, "(401 characters)"),
         ({"size": [1, 2, 3]}, "not [1, 2, 3]"),
         ({"size": "[Infinity, 1]"}, "not '[Infinity, 1]'"),
-        ({"media": 3}, "`media` must be a path, or `media` a list of paths, not 3"),
+        ({"media": 3}, "`media` must be a path or a list of paths, not 3"),
         ({"media": ["a", None]}, "`media[1]` must be a path"),
         ({"media": " "}, "`media` is an empty path; remove the key"),
         ({"media": "a\0"}, "`media` contains a null character"),

@@ -188,9 +188,12 @@ def test_a_predicted_step_costs_no_attention(checkpoint: Callable[[str], Path]) 
     ("use", "reason"),
     [
         ("firstblockcache", "decides for a whole batch at once, so that samples would depend on their micro-batch"),
+        ("FirstBlockCache", "decides for a whole batch at once"),
+        ("PyramidAttentionBroadcast", "repeats outputs of attention as they are"),
         ("magcache", "needs ratios that are measured for one checkpoint and schedule"),
         ("pab", "repeats outputs of attention as they are, which taylorseer does with `order: 0`"),
-        ("tailorseer", "is not a known cache"),
+        ("TaylorSeer", "is not a known cache; did you mean taylorseer?"),
+        ("deepcache", "is not a known cache"),
     ],
 )
 def test_other_caches_are_refused(use: str, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from dgpo_diffusers.families.flux2_klein.names import NAMES
 from dgpo_diffusers.families.flux2_klein.options import Flux2KleinOptions
 from dgpo_diffusers.families.flux2_klein.tiny import make_tiny_flux2_klein
 from dgpo_kit.drawing import randomize
+from tests.edited import edit_json
 from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
 from tests.trained import added_weights
 
@@ -52,10 +52,6 @@ def registry() -> Registry:
 def build(checkpoint: Path, text_length: int = 40, **settings: Any) -> Flux2KleinBackbone:
     options = Flux2KleinOptions(text_length=text_length)
     return Flux2KleinBackbone(section("flux2-klein", checkpoint, **settings), options, device=torch.device("cpu"))
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # -- the autoencoder's statistics --------------------------------------------------------------------------------------
@@ -261,16 +257,7 @@ def prepared(file: dict[str, Tensor], program: str) -> dict[str, Tensor]:
     return file
 
 
-def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_path: Path) -> None:
-    """So that no target that is accepted fails when the run is exported."""
-    base: Any = Flux2Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
-    linear = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear)]
-    backbone = build(checkpoint, lora={"rank": 2, "alpha": 2, "targets": linear})
-    assert {n.split(".lora_")[0] for n in backbone.trainable()} == set(linear)
-    assert backbone.adapter is not None
-    assert backbone.adapter.formats == ("diffusers", "peft", "kohya", "comfyui")
-    for format in backbone.adapter.formats:
-        backbone.adapter.save(tmp_path / format, format)
+def test_the_modulation_of_single_blocks_has_its_original_name() -> None:
     assert NAMES.original_pairs(
         {"single_stream_modulation.linear": (torch.zeros(2, 4), torch.zeros(12, 2))}
     ).keys() == {"single_stream_modulation.lin"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections import Counter
@@ -25,9 +24,8 @@ from dgpo_diffusers.families.lumina2.backbone import Lumina2Backbone
 from dgpo_diffusers.families.lumina2.names import NAMES
 from dgpo_diffusers.families.lumina2.options import SYSTEM_PROMPT, Lumina2Options
 from dgpo_diffusers.families.lumina2.tiny import make_tiny_lumina2
-from dgpo_kit.drawing import randomize
+from tests.edited import edit_json
 from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section, trained_steps
-from tests.trained import added_weights
 
 LUMINA = "Alpha-VLLM/Lumina-Image-2.0"
 SIZE = (32, 48)
@@ -52,10 +50,6 @@ def registry() -> Registry:
 def build(checkpoint: Path, options: dict[str, Any] | None = None, **settings: Any) -> Lumina2Backbone:
     given = Lumina2Options(**{"text_length": 48, "system_prompt": "draw", **(options or {})})
     return Lumina2Backbone(section("lumina2", checkpoint, **settings), given, device=torch.device("cpu"))
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -238,19 +232,6 @@ def test_names_are_those_that_diffusers_reads() -> None:
         down, up = pairs.get(name, (torch.zeros(2, layer.in_features), torch.zeros(layer.out_features, 2)))
         b, a = (read[f"transformer.{name}.lora_{end}.weight"] for end in "BA")
         assert_close(b @ (a @ vector), up @ (down @ vector), atol=1e-3, rtol=1e-4, msg=name)
-
-
-def test_every_linear_layer_has_a_place_in_each_format(checkpoint: Path, tmp_path: Path) -> None:
-    """So that no target that is accepted fails when the run is exported."""
-    base: Any = Lumina2Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
-    linear = [name for name, layer in base.named_modules() if isinstance(layer, nn.Linear)]
-    backbone = build(checkpoint, lora={"rank": 2, "alpha": 2, "targets": linear})
-    randomize(backbone)
-    assert {name.removesuffix(".weight") for name in added_weights(backbone)} == set(linear)
-    assert backbone.adapter is not None
-    assert backbone.adapter.formats == ("diffusers", "peft", "kohya", "comfyui")
-    for format in backbone.adapter.formats:
-        backbone.adapter.save(tmp_path / format, format)
 
 
 # -- the example -------------------------------------------------------------------------------------------------------

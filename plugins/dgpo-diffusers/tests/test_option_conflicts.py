@@ -26,7 +26,8 @@ from dgpo_schemas.sections.backbone import BackboneSection
 QUANTIZED = {"quantize": "torchao-int8"}
 NF4 = {"quantize": "bnb-nf4"}
 OFFLOAD = {"group_offload": "block"}
-CACHE = {"rollout_cache": {"use": "taylorseer"}}
+CACHE = {"rollout_cache": {"use": "taylorseer", "full_steps": 2}}
+FULL = {"rollout_cache": {"use": "taylorseer", "full_steps": 3}}
 TINY = {"tiny_decoder": "madebyollin/taesd3"}
 
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
@@ -42,6 +43,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("flux", OFFLOAD, {"run": {"shard": True}}, "backbone.options.group_offload: this run is on the CPU (or its model"),
     ("flux", CACHE, {"run": {"shard": True}}, "backbone.options.rollout_cache: cached predictions are not possible"),
     ("flux", CACHE, {"backbone": {"compile": True}}, "backbone.options.rollout_cache: layers of a compiled model"),
+    ("flux", FULL, {}, "backbone.options.rollout_cache.full_steps: 3 first steps without prediction are all 3 steps"),
     ("sdxl", CACHE, {}, "backbone.options.rollout_cache: taylorseer is not possible with sdxl: its layers are not"),
     ("wan", TINY, {}, "backbone.options.tiny_decoder: tiny decoders decode images, and wan draws videos; leave it out"),
     ("ltx-video", TINY, {}, "backbone.options.tiny_decoder: tiny decoders decode images, and ltx-video draws videos"),

@@ -29,6 +29,7 @@ from dgpo_diffusers.options import DiffusersOptions
 from dgpo_diffusers.parameterization import EpsilonPrediction, VPrediction
 from dgpo_diffusers.unet import NAMES
 from dgpo_kit.drawing import randomize
+from tests.edited import edit_json
 from tests.families.proof_published import adapted_layers, meta_model, operations, parameters, section
 from tests.trained import added_weights, changed_weights
 
@@ -59,8 +60,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
             file = {"index": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}.get(
                 name, f"{name}/config.json"
             )
-            path = directory / file
-            path.write_text(json.dumps(json.loads(path.read_text()) | values))
+            edit_json(directory / file, **values)
         return directory
 
     return changed

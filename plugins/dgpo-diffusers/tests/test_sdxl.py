@@ -5,7 +5,6 @@ One file, for all of it stands on one tiny checkpoint, which is made once.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -45,6 +44,7 @@ from dgpo_diffusers.unet import NAMES
 from dgpo_kit.drawing import randomize
 from dgpo_lab.planning.plan import make_plan, measure_model
 from dgpo_schemas.run import BackboneSection, RunConfig
+from tests.edited import edit_json
 from tests.families.proof import among
 from tests.trained import added_weights, changed_weights
 
@@ -95,8 +95,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Copy:
             file = {"index": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}.get(
                 name, f"{name}/config.json"
             )
-            path = directory / file
-            path.write_text(json.dumps(json.loads(path.read_text()) | values))
+            edit_json(directory / file, **values)
         return directory
 
     return changed

@@ -136,7 +136,7 @@ def test_files_of_another_kind_are_refused(checkpoint: Path, tiny: Any, tmp_path
     file.with_suffix(".pth").write_bytes(b"PK")
     refused("is a pickle, which is not read", file.with_suffix(".pth"))
     refused("has no config.json", tmp_path)
-    refused("is the config of a AutoencoderKL, not of an AutoencoderTiny", checkpoint / "vae")
+    refused("is the config of AutoencoderKL, not of AutoencoderTiny", checkpoint / "vae")
     refused("is not a local directory, and as a Hub repository", "nobody/no-such-decoder")
 
 

@@ -21,6 +21,7 @@ from dgpo_pickscore import loading
 from dgpo_pickscore.head import load_head
 from dgpo_pickscore.rewards import AestheticReward, PickScoreReward
 from dgpo_pickscore.testing import make_tiny_clip, make_tiny_head
+from tests.edited import edit_json
 
 PickScore = Callable[..., PickScoreReward]
 Aesthetic = Callable[..., AestheticReward]
@@ -37,10 +38,6 @@ def edit_weights(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> Non
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def message(build: Callable[..., object], **options: Any) -> str:

@@ -206,9 +206,7 @@ def test_a_quantized_component(build: Build, copy: Path, component: str) -> None
 
 def test_a_model_of_another_class(build: Build, copy: Path) -> None:
     edit(copy / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    assert "config.json is the config of a FluxTransformer2DModel, not of a SD3Transformer2DModel" in message(
-        build, copy
-    )
+    assert "config.json is the config of FluxTransformer2DModel, not of SD3Transformer2DModel" in message(build, copy)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000, ""])

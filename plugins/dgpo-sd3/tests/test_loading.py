@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from dgpo_diffusers import checkpoints
 from dgpo_kit.given import prompts_of
 from dgpo_sd3.backbone import SD3Backbone
 from dgpo_sd3.testing import make_tiny_checkpoint
+from tests.edited import edit_json
 
 Build = Callable[..., SD3Backbone]
 
@@ -38,10 +38,6 @@ def message(build: Build, directory: Path | str, **section: Any) -> str:
     assert text.startswith("backbone.")
     assert "\n" not in text
     return text
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_missing_directory(build: Build, tmp_path: Path) -> None:

@@ -38,12 +38,6 @@ def two_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def time_per_patch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Wan 2.2 5B."""
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("wan") / "five", expand_timesteps=True)
-
-
-@pytest.fixture(scope="session")
 def build() -> Build:
     """`build(checkpoint, options={...}, **section)` returns a backbone."""
 

@@ -65,10 +65,6 @@ def prompt(*media: ConditionMedium, **more: Any) -> Prompt:
     return Prompt("a red circle", media=media, size=SIZE, **more)
 
 
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 

@@ -51,9 +51,11 @@ def test_possible_numbers_of_frames(frames: int) -> None:
     assert WanOptions(frames=frames).frames == frames
 
 
-@pytest.mark.parametrize("frames, nearest", [(2, "1 and 5"), (4, "1 and 5"), (16, "13 and 17"), (80, "77 and 81")])
+@pytest.mark.parametrize(
+    "frames, nearest", [(2, "are 1 and 5"), (16, "are 13 and 17"), (80, "are 77 and 81"), (9_998, "is 9997")]
+)
 def test_impossible_numbers_of_frames(frames: int, nearest: str) -> None:
-    with pytest.raises(ValidationError, match=f"{frames} frames are not possible: .* the nearest are {nearest}"):
+    with pytest.raises(ValidationError, match=f"{frames} frames are not possible: .* the nearest {nearest}"):
         WanOptions(frames=frames)
 
 

@@ -7,6 +7,7 @@ Names are looked up in a table made with the functions that also name the layers
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ ENDINGS = {
 }  # fmt: skip
 """Suffixes of tensor names to peft's."""
 
+OTHER_UPDATES = re.compile(r"\.(hada|lokr|oft|boft)_|\.diff(_b)?$")
+"""In tensor names of LyCORIS's other kinds of updates, and of differences of whole weights."""
 TEXT_ENCODERS = (
     "text_encoder.",
     "text_encoder_2.",
@@ -54,6 +57,14 @@ def pipeline_updates(file: AdapterFile, layout: Layout, network: nn.Module) -> d
     encoders.
     """
     prefix = f"{layout.denoiser}."
+    if not any("lora" in name.lower() for name in file.tensors):
+        raise file.unreadable(
+            next(iter(file.tensors)), "and no matrices of a LoRA; allowed is an adapter (weights of a model are those "
+            "of backbone.checkpoint)",
+        )  # fmt: skip
+    other = next((name for name in file.tensors if OTHER_UPDATES.search(name)), None)
+    if other is not None:
+        raise file.unreadable(other, "which is not read; allowed are low-rank matrices of linear layers (LoRA, DoRA)")
     config = metadata_config(file, METADATA, prefix)
     table, tensors = _table(layout, network), {}
     for name, tensor in file.tensors.items():
@@ -154,7 +165,7 @@ def _converted(file: AdapterFile, layout: Layout, network: nn.Module) -> tuple[M
         with quiet():
             found = convert({name: tensor.clone() for name, tensor in file.tensors.items()}, **arguments)
     except Exception as error:  # the converters raise anything for names that they do not expect
-        reason = clean(error_text(error), 300).replace("\n", " ")
+        reason = clean(" ".join(error_text(error).split()), 200)  # some list all names
         raise UserError(
             f"{INIT}: {file.path} cannot be converted by diffusers for {layout.pipeline}: {reason}; allowed is an "
             "adapter of this model in the format of diffusers, peft, kohya or ComfyUI"

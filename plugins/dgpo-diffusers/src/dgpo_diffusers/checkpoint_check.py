@@ -157,7 +157,7 @@ def _check_model(directory: Path, layout: Layout, name: str, variant: str | None
         refuse_quantized(config, path, where)
         found = config.get("_class_name")
         if library == "diffusers" and found is not None and found != kind.__name__:
-            raise UserError(f"{where}: {path} is the config of a {clean(str(found), 100)}, not of a {kind.__name__}")
+            raise UserError(f"{where}: {path} is the config of {clean(str(found), 100)}, not of {kind.__name__}")
         stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
         chosen = check_weights(directory, stem, where, variant=variant)
         check_sizes(config, shapes(directory, stem, where, variant=chosen), f"{where}: {path}")

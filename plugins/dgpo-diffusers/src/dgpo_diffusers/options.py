@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Int, Options, ShortForm, StrictModel
 from dgpo_schemas.places import PathOrName
+from dgpo_schemas.problems import nearest
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
     from dgpo_schemas.sections.backbone import BackboneSection
 
-__all__ = ["CACHES", "DiffusersOptions", "QuantizeSection", "RolloutCache", "TinyDecoderSection"]
+__all__ = [
+    "CACHES", "MOST_FRAMES", "DiffusersOptions", "QuantizeSection", "RolloutCache", "TinyDecoderSection",
+    "VideoOptions",
+]  # fmt: skip
 
 CACHES = {"taylorseer": ("flux", "flux2-klein", "qwen-image", "wan", "wan-i2v", "ltx-video")}
 """Caches of diffusers, and the backbones that they are tested with."""
@@ -25,9 +29,12 @@ REFUSED = {
     "pab": "repeats outputs of attention as they are, which taylorseer does with `order: 0`",
     "fastercache": "guesses the unconditional prediction, and is not supported",
 }
-"""Other caches of diffusers, and why they cannot be used."""
+REFUSED["pyramidattentionbroadcast"] = REFUSED["pab"]
+"""Other caches of diffusers, in lower case, and why they cannot be used."""
 
 
+MOST_FRAMES = 10_000
+"""Largest number of frames of a video that a run file may ask for."""
 KEY = "backbone.options"
 """Where these options are in a run file."""
 ON_CPU = "this run is on the CPU (or its model is sharded by run.shard), where nothing can be offloaded; leave it out"
@@ -43,7 +50,8 @@ def _pairs() -> str:
 def _known(cache: str) -> str:
     if cache in CACHES:
         return cache
-    raise ValueError(f"{cache!r} {REFUSED.get(cache, 'is not a known cache')}; possible: {_pairs()}")
+    reason = REFUSED.get(cache.lower(), f"is not a known cache{nearest(cache.lower(), CACHES)}")
+    raise ValueError(f"{cache!r} {reason}; possible: {_pairs()}")
 
 
 class TinyDecoderSection(StrictModel):
@@ -227,8 +235,42 @@ class DiffusersOptions(Options):
             yield f"{key}.group_offload", OFFLOADED_ON_MPS
         if self.group_offload is not None and (on_cpu or run.run.shard):
             yield f"{key}.group_offload", ON_CPU
+        if self.rollout_cache is not None and self.rollout_cache.full_steps >= run.rollout.steps:
+            yield (
+                f"{key}.rollout_cache.full_steps",
+                f"{self.rollout_cache.full_steps} first steps without prediction are all {run.rollout.steps} steps "
+                "(rollout.steps), so nothing is predicted; set fewer, or remove rollout_cache",
+            )
         if self.rollout_cache is not None and run.run.shard:
             yield (
                 f"{key}.rollout_cache",
                 "cached predictions are not possible with weights sharded by run.shard; leave one of the two out",
             )
+
+
+class VideoOptions(DiffusersOptions):
+    """Options common to backbones that draw videos. Each has a field `frames`, at most `MOST_FRAMES`."""
+
+    media = "video"
+    compression: ClassVar[int]
+    """Frames per latent frame, except for the first, which encodes one frame."""
+
+    decode_chunk: Int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        json_schema_extra=ANYTIME,
+        description="Number of videos per call of the autoencoder's decoder.",
+    )
+
+    @field_validator("frames", check_fields=False)
+    @classmethod
+    def _whole_latent_frames(cls, frames: int) -> int:
+        over = (frames - 1) % cls.compression
+        if not over:
+            return frames
+        below, above = frames - over, frames - over + cls.compression
+        nearest = f"nearest are {below} and {above}" if above <= MOST_FRAMES else f"nearest is {below}"
+        raise ValueError(
+            f"{frames} frames are not possible: the autoencoder requires {cls.compression} k + 1 frames; the {nearest}"
+        )

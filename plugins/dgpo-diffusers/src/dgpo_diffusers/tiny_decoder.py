@@ -96,7 +96,7 @@ def _opened(text: str, channels: int, without_weights: bool) -> TinyDecoder:
         raise UserError(f"{WHERE}: {directory} has no config.json; allowed is {FORMS}")
     data = read_json(config, WHERE)
     if (found := data.get("_class_name")) != "AutoencoderTiny":
-        raise UserError(f"{WHERE}: {config} is the config of a {clean(str(found), 100)}, not of an AutoencoderTiny")
+        raise UserError(f"{WHERE}: {config} is the config of {clean(str(found), 100)}, not of AutoencoderTiny")
     check_weights(directory, STEM, WHERE)
     try:
         if without_weights:

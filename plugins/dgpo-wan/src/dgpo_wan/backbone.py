@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dgpo_core.errors import UserError
 from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import T5_VOCABULARY, Layout
-from dgpo_wan.checks import check_wan, text_to_video
-from dgpo_wan.options import COMPRESSION
+from dgpo_wan.checks import check_wan, latent_frames, text_to_video
+from dgpo_wan.experts import expert_times, has_experts, trained_transformer
 from dgpo_wan.original import NAMES
 
 if TYPE_CHECKING:
@@ -67,10 +66,8 @@ class WanBackbone(DiffusersBackbone):
 
     def components_to_load(self, index: Index) -> Sequence[str]:
         """Return all components, with a second transformer if the pipeline has a boundary (Wan 2.2 A14B)."""
-        boundary = index.number("boundary_ratio") is not None
-        if boundary and index.part("transformer_2") is None:
-            raise UserError(f"backbone.checkpoint: {index.path} has a boundary_ratio but no transformer_2")
-        return [name for name in self.layout.models if boundary or name != "transformer_2"]
+        both = has_experts(index)
+        return [name for name in self.layout.models if both or name != "transformer_2"]
 
     def trained_options(self) -> frozenset[str]:
         """Return the expert, if there are two."""
@@ -78,9 +75,7 @@ class WanBackbone(DiffusersBackbone):
 
     def trained(self, components_to_load: Collection[str]) -> str:
         """Return the transformer of `options.expert` if there are two."""
-        return (
-            "transformer_2" if "transformer_2" in components_to_load and self.options.expert == "low" else "transformer"
-        )
+        return trained_transformer(components_to_load, self.options.expert)
 
     def settings(self, index: Index) -> Mapping[str, Any]:
         """Return the boundary between the transformers, and whether timesteps are per patch (Wan 2.2 5B)."""
@@ -130,21 +125,13 @@ class WanBackbone(DiffusersBackbone):
 
     def latents(self, height: int, width: int) -> tuple[int, ...]:
         """Return (C, f, h, w) for a video of `frames` frames. Raises UserError if the positions do not suffice."""
-        config, factor = self.network.config, self.pipeline.vae_scale_factor_spatial
-        frames, limit = 1 + (self.options.frames - 1) // COMPRESSION, config.rope_max_seq_len
-        if frames > limit:
-            raise UserError(
-                f"backbone.options.frames: {self.options.frames} exceeds the position embeddings of this checkpoint; "
-                f"the maximum is {1 + (limit - 1) * COMPRESSION}"
-            )
+        factor = self.pipeline.vae_scale_factor_spatial
+        frames = latent_frames(self.options.frames, self.network.config.rope_max_seq_len)
         return self.vae.config.z_dim, frames, height // factor, width // factor
 
     def belonging(self, sigma: Tensor) -> tuple[Tensor, str]:
-        """Return which times the trained expert predicts (WanPipeline: high noise from the boundary on), and advice."""
-        boundary, expert = self.pipeline.config.boundary_ratio, self.options.expert
-        high = 1000 * sigma >= 1000 * boundary
-        bound = f"t_min: {boundary} or more" if expert == "high" else f"t_max: less than {boundary}"
-        return high if expert == "high" else ~high, f"(backbone.options.expert: {expert}); set timesteps.{bound}"
+        """Return which times the trained expert predicts, and advice."""
+        return expert_times(sigma, self.pipeline.config.boundary_ratio, self.options.expert)
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity of x [B, C, f, h, w]. Wan predicts v = noise - x0 at timestep 1000 * sigma."""

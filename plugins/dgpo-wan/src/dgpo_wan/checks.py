@@ -9,7 +9,7 @@ from typing import Any
 from dgpo_core.errors import UserError
 from dgpo_wan.options import COMPRESSION
 
-__all__ = ["check_wan", "text_to_video"]
+__all__ = ["check_wan", "latent_frames", "text_to_video"]
 
 Inputs = Callable[[Any, Any], str | None]
 """From the pipeline and a transformer's configuration to what is wrong with the transformer's inputs, or None."""
@@ -28,6 +28,18 @@ def text_to_video(pipeline: Any, config: Any) -> str | None:
         return None
     image = "" if config.image_dim is None else " and an image"
     return f"takes {config.in_channels} channels{image}, the autoencoder has {channels}: not a text-to-video checkpoint"
+
+
+def latent_frames(frames: int, limit: int) -> int:
+    """Return the number of latent frames of a video of `frames` frames. Raises UserError for more than `limit`, of
+    which the transformer embeds positions."""
+    found = 1 + (frames - 1) // COMPRESSION
+    if found > limit:
+        raise UserError(
+            f"backbone.options.frames: {frames} exceeds the position embeddings of this checkpoint; the maximum is "
+            f"{1 + (limit - 1) * COMPRESSION}"
+        )
+    return found
 
 
 def _problems(pipeline: Any, supported: str, inputs: Inputs) -> Iterator[str]:

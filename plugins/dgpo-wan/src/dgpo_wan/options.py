@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from dgpo_diffusers.options import DiffusersOptions
-from dgpo_schemas.base import ANYTIME, Int
+from dgpo_diffusers.options import MOST_FRAMES, VideoOptions
+from dgpo_schemas.base import Int
 
-__all__ = ["COMPRESSION", "WanOptions"]
+__all__ = ["COMPRESSION", "Expert", "WanOptions"]
 
 COMPRESSION = 4
 """Temporal compression of the autoencoder: frames per latent frame, except for the first, which encodes one frame."""
 
 
-class WanOptions(DiffusersOptions):
+Expert = Literal["high", "low"]
+"""Transformer of Wan 2.2 A14B for high noise, or for low noise."""
+
+
+class WanOptions(VideoOptions):
     """Options of Wan. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
-    media = "video"
+    compression = COMPRESSION
 
     frames: Int = Field(
         default=33,
         ge=1,
-        le=10_000,
+        le=MOST_FRAMES,
         json_schema_extra={"examples": [1, 17, 33, 49, 81]},
         description="Number of frames per video (`num_frames` in diffusers), of the form 4 k + 1. Wan was trained with "
         "81 frames (5 seconds at 16 fps); 33 is common in post-training; 1 generates single images.",
@@ -35,27 +39,8 @@ class WanOptions(DiffusersOptions):
         description="Number of UMT5 tokens per prompt (`max_sequence_length` in diffusers). Wan was trained with 512 "
         "and attends to padding, so another length changes the videos.",
     )
-    decode_chunk: Int = Field(
-        default=1,
-        ge=1,
-        le=100_000,
-        json_schema_extra=ANYTIME,
-        description="Number of videos per call of the autoencoder's decoder.",
-    )
-    expert: Literal["high", "low"] = Field(
+    expert: Expert = Field(
         default="high",
         description="Transformer of Wan 2.2 to train: the one for high noise (content and motion), or the one for low "
         "noise (detail). It has no effect for checkpoints with one transformer.",
     )
-
-    @field_validator("frames")
-    @classmethod
-    def _whole_latent_frames(cls, frames: int) -> int:
-        over = (frames - 1) % COMPRESSION
-        if over:
-            below = frames - over
-            raise ValueError(
-                f"{frames} frames are not possible: the autoencoder requires {COMPRESSION} k + 1 frames; the nearest "
-                f"are {below} and {below + COMPRESSION}"
-            )
-        return frames

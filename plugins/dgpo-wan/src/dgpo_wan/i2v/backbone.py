@@ -103,10 +103,9 @@ class ImageToVideoBackbone(WanBackbone):
         first = self.pipeline.video_processor.preprocess(image, height=height, width=width).to(self.device)[:, :, None]
         frames = 1 if self.first_frame else self.options.frames
         video = torch.cat([first, first.new_zeros(1, 3, frames - 1, height, width)], 2)
-        config = self.vae.config
-        mean, std = (to_device(n, self.device) for n in (config.latents_mean, config.latents_std))
-        mean, scale = (n.view(1, -1, 1, 1, 1) for n in (mean, 1 / std))
-        found = {"condition": (self.vae.encode(video).latent_dist.mode() - mean) * scale}
+        statistics = self.vae.config.latents_mean, self.vae.config.latents_std
+        mean, std = (to_device(n, self.device).view(1, -1, 1, 1, 1) for n in statistics)
+        found = {"condition": (self.vae.encode(video).latent_dist.mode() - mean) * (1 / std)}
         if self.network.config.image_dim is not None:
             found["image_embeds"] = self.pipeline.encode_image(image, self.device).to(self.dtype)
         return found

@@ -19,6 +19,7 @@ from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.families.flux.names import NAMES
 from dgpo_diffusers.geometry import multiples
 from dgpo_diffusers.layout import CLIP_VOCABULARY, JOINT_ATTENTION, T5_VOCABULARY, Layout
+from dgpo_diffusers.packing import packed, unpacked
 
 if TYPE_CHECKING:
     from dgpo_diffusers.families.flux.options import FluxOptions
@@ -118,15 +119,14 @@ class FluxBackbone(DiffusersBackbone):
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 for x [B, C, h, w]. The transformer multiplies sigma and the guidance by 1000."""
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         h, w = height // 2, width // 2
         text = conditioning.tensors["prompt_embeds"]
         places = torch.zeros(h, w, 3, device=x.device)
         places[..., 1] += torch.arange(h, device=x.device)[:, None]
         places[..., 2] += torch.arange(w, device=x.device)
         out: Tensor = network(
-            # Features of a token are ordered by channel, then by position in the 2x2 patch.
-            hidden_states=x.reshape(batch, channels, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+            hidden_states=packed(x),
             encoder_hidden_states=text,
             pooled_projections=conditioning.tensors["pooled"],
             timestep=time,
@@ -135,4 +135,4 @@ class FluxBackbone(DiffusersBackbone):
             txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
             return_dict=False,
         )[0]
-        return out.view(batch, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+        return unpacked(out, height, width)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from dgpo_diffusers.options import DiffusersOptions
+from dgpo_diffusers.options import MOST_FRAMES, VideoOptions
 from dgpo_schemas.base import ANYTIME, Float, Int
 
 __all__ = ["LTXVideoOptions"]
@@ -13,15 +13,15 @@ COMPRESSION = 8
 """Temporal compression of the autoencoder: frames per latent frame, except for the first, which encodes one frame."""
 
 
-class LTXVideoOptions(DiffusersOptions):
+class LTXVideoOptions(VideoOptions):
     """Options of LTX-Video. The checkpoint, LoRA and dtype are keys of `backbone` itself."""
 
-    media = "video"
+    compression = COMPRESSION
 
     frames: Int = Field(
         default=49,
         ge=1,
-        le=10_000,
+        le=MOST_FRAMES,
         json_schema_extra={"examples": [1, 25, 49, 97, 121, 161]},
         description="Number of frames per video (`num_frames` in diffusers), of the form 8 k + 1. diffusers' pipeline "
         "has 161 frames by default; 1 generates single images.",
@@ -59,22 +59,3 @@ class LTXVideoOptions(DiffusersOptions):
         description="Share of noise in the latents that such a decoder is given (`decode_noise_scale` in diffusers). "
         "The noise is always the same, so that rewards of a sample do not depend on chance.",
     )
-    decode_chunk: Int = Field(
-        default=1,
-        ge=1,
-        le=100_000,
-        json_schema_extra=ANYTIME,
-        description="Number of videos per call of the autoencoder's decoder.",
-    )
-
-    @field_validator("frames")
-    @classmethod
-    def _whole_latent_frames(cls, frames: int) -> int:
-        over = (frames - 1) % COMPRESSION
-        if over:
-            below = frames - over
-            raise ValueError(
-                f"{frames} frames are not possible: the autoencoder requires {COMPRESSION} k + 1 frames; the nearest "
-                f"are {below} and {below + COMPRESSION}"
-            )
-        return frames

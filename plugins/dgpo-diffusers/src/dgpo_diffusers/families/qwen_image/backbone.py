@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from dgpo_core.errors import UserError
 from dgpo_core.transfers import to_device
@@ -20,6 +21,7 @@ from dgpo_core.types import Conditioning, Prompt
 from dgpo_diffusers.backbone import DiffusersBackbone
 from dgpo_diffusers.families.qwen_image.names import NAMES
 from dgpo_diffusers.layout import JOINT_ATTENTION, Layout
+from dgpo_diffusers.packing import packed, unpacked
 
 if TYPE_CHECKING:
     from dgpo_diffusers.families.qwen_image.options import QwenImageOptions
@@ -121,32 +123,24 @@ class QwenImageBackbone(DiffusersBackbone):
         """Classifier-free guidance, rescaled to the conditional velocity's norm in each token (2x2 latents of all
         channels), as in QwenImagePipeline."""
         guided = super().guide(conditional, unconditional, guidance, x_sigma=x_sigma, sigma=sigma)
-        wanted, found = (torch.linalg.vector_norm(_patches(v), dim=(1, 3, 5)) for v in (conditional, guided))
-        factor: Tensor = wanted / found.clamp_min(torch.finfo(found.dtype).tiny)
-        return (_patches(guided) * factor[:, None, :, None, :, None]).view_as(guided)
+        wanted, found = (vector_norm(packed(v), dim=-1, keepdim=True) for v in (conditional, guided))
+        rescaled = packed(guided) * (wanted / found.clamp_min(torch.finfo(found.dtype).tiny))
+        return unpacked(rescaled, *guided.shape[2:])
 
     def predict(self, network: Any, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 for x [B, C, h, w]. The transformer multiplies sigma by 1000."""
-        patches = _patches(x)
-        batch, channels, h, _, w, _ = patches.shape
         text, mask = conditioning.tensors["prompt_embeds"], None
         lengths = conditioning.lengths.get("prompt_embeds", ())
         if any(length < text.shape[1] for length in lengths):
             ends = to_device(lengths, x.device)
             mask = torch.arange(text.shape[1], device=x.device) < ends[:, None]
+        height, width = x.shape[2:]
         out: Tensor = network(
-            # Features of a token are ordered by channel, then by position in the 2x2 patch.
-            hidden_states=patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+            hidden_states=packed(x),
             encoder_hidden_states=text,
             encoder_hidden_states_mask=mask,
             timestep=time,
-            img_shapes=[[(1, h, w)]] * batch,
+            img_shapes=[[(1, height // 2, width // 2)]] * len(x),
             return_dict=False,
         )[0]
-        return out.view(batch, h, w, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
-
-
-def _patches(x: Tensor) -> Tensor:
-    """[B, C, h, w] to [B, C, h / 2, 2, w / 2, 2]."""
-    batch, channels, height, width = x.shape
-    return x.reshape(batch, channels, height // 2, 2, width // 2, 2)
+        return unpacked(out, height, width)

@@ -76,10 +76,10 @@ class SDXLBackbone(UNetBackbone):
         time_ids[:, 2:4] = 0
         return Conditioning({"prompt_embeds": prompt_embeds, "pooled": pooled, "time_ids": time_ids})
 
-    def unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
+    def embed_unconditional(self, prompts: Sequence[Prompt]) -> Conditioning:
         """Zeros for the text where there is no negative one and the checkpoint has `force_zeros_for_empty_prompt`, as
         SDXL's has; a negative "" is another thing."""
-        found = super().unconditional(prompts)
+        found = super().embed_unconditional(prompts)
         if self.pipeline.config.force_zeros_for_empty_prompt:
             absent = [i for i, prompt in enumerate(prompts) if prompt.negative is None]
             for name in ("prompt_embeds", "pooled"):
