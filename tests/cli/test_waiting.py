@@ -199,8 +199,11 @@ def test_a_preset_belongs_to_a_run_file(dgpo: Run, tmp_path: Any) -> None:
     assert "--preset belongs to a run file" in done.err
 
 
-def test_retries_of_the_hub_are_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_retries_of_the_hub_are_announced_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of the Hub's own client, for an address where nobody listens."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # as where it is set
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -143,7 +143,7 @@ def test_the_components_of_a_run_are_built_once_and_stay(make_config: Make, regi
     trainer = Trainer(make_config(), registry)
     run = trainer.build()
     assert trainer.build() is run
-    optional = {"compile_report"}  # only with backbone.compile
+    optional = {"compile_report", "exploration_sampler"}  # only with backbone.compile and rollout.explore
     assert all(getattr(run, field.name) is not None for field in dataclasses.fields(run) if field.name not in optional)
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.scorer = None  # type: ignore[misc, assignment]
