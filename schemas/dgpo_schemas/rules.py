@@ -100,11 +100,11 @@ def explore(rollout: RolloutSection) -> Violations:
             f"{section.candidates} for each of {rollout.groups} groups are more than {MOST_SAMPLES} samples per "
             f"iteration; use at most {MOST_SAMPLES // rollout.groups}",
         )
-    if not 1 <= rollout.best < size:
+    if rollout.best >= size:
         yield (
             "rollout.explore.best",
             f"must be from 1 to {size - 1}, one less than rollout.group_size, got {rollout.best}: a group has better "
-            f"and worse members; the nearest is {min(max(rollout.best, 1), size - 1)}",
+            f"and worse members; the nearest is {size - 1}",
         )
     if section.steps > rollout.steps:
         yield (

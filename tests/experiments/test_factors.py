@@ -209,7 +209,7 @@ def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     assert "| kl 1, learning_rate 1 | failed | 0 |\n" in text
     assert "seeds 100, then 101)" in text
     assert "3 trials for each arm, on seeds that nothing else uses. All run on seed 100; the best 2 of each arm" in text
-    assert "`dgpo` is evaluated every 1 iterations, `flow-grpo full` every 10" in text
+    assert "All are evaluated every 1 iterations: times are known to that." in text
     assert "{{" not in text
     assert "\n\n\n" not in text
 

@@ -82,13 +82,10 @@ def test_times_whose_order_depends_on_the_models_shift_are_left_to_the_run() -> 
             "rollout.explore.candidates",
             ["5001 for each of 2000 groups are more than 10000000 samples", "use at most 5000"],
         ),
-        *(
-            (
-                {"rollout": {"group_size": 8, "explore": {"candidates": 16, "steps": 2, "best": best}}},
-                "rollout.explore.best",
-                ["must be from 1 to 7, one less than rollout.group_size", f"got {best}", f"the nearest is {near}"],
-            )
-            for best, near in ((0, 1), (8, 7), (-3, 1))
+        (
+            {"rollout": {"group_size": 8, "explore": {"candidates": 16, "steps": 2, "best": 8}}},
+            "rollout.explore.best",
+            ["must be from 1 to 7, one less than rollout.group_size", "got 8", "the nearest is 7"],
         ),
         (
             {"rollout": {"steps": 4, "explore": {"candidates": 32, "steps": 5}}},

@@ -19,10 +19,14 @@ class ExploreSection(StrictModel):
     """Settings of the candidates of each prompt, of which the best and the worst become its group (Sol-RL, arXiv
     2604.06916)."""
 
-    candidates: Int = Field(le=10_000, description="Number of candidates per prompt; at least rollout.group_size.")
+    candidates: Int = Field(
+        ge=2, le=10_000, description="Number of candidates per prompt; at least rollout.group_size."
+    )
     steps: Int = Field(ge=1, le=1000, description="Number of solver steps per candidate; at most rollout.steps.")
     best: Int | None = Field(
         default=None,
+        ge=1,
+        le=10_000,
         description="Number of members of a group that are the best candidates; the others are the worst. Default: "
         "half of rollout.group_size, rounded down.",
     )
