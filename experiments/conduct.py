@@ -44,11 +44,14 @@ class Conducted:
 def derived(
     file: Path, output: Path, *, quick: bool, base: str | None, seeds: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Return an experiment's file as data, with output directory and optional base and other seeds; reduced if
-    `quick`."""
+    """Return an experiment's file as data, with output directory and optional base; reduced if `quick`.
+
+    seeds: other seeds. Their ablation has a name of its own, since seeds cannot be removed from one that has run.
+    """
     data: dict[str, Any] = deepcopy(load_yaml(file).data)
     if seeds is not None:
         data["seeds"] = list(seeds)
+        data["name"] += f"-seeds-{min(seeds)}-{max(seeds)}"
     data["output"] = str(output)
     if base is not None:
         data["base"] = base

@@ -150,11 +150,11 @@ def together(known: Record, results: Results, digests: Mapping[str, str]) -> Res
         raise UserError(
             f"the record's runs have other settings: {', '.join(other)}; run all seeds again (leave out --add)"
         )
-    old = {trace.seed for trace in known.results.traces}
-    both = sorted(old & {trace.seed for trace in results.traces})
+    both = sorted(set(known.seeds) & {trace.seed for trace in results.traces})
     if both:
         raise UserError(f"the record has the seeds {', '.join(map(str, both))} already")
-    traces = [trace for trace in (*known.results.traces, *results.traces) if trace.finished]
+    kept = [trace for trace in known.results.traces if trace.seed in known.seeds]
+    traces = [trace for trace in (*kept, *results.traces) if trace.finished]
     order = list(digests)
     traces.sort(key=lambda trace: (trace.seed, order.index(trace.variant)))
     axes = {variant.name: variant.axes for variant in results.variants}

@@ -67,6 +67,13 @@ def test_an_ablation_is_valid_and_reduced_only_when_asked(experiment: Experiment
         assert (variant.config.run.iterations == QUICK["iterations"]) is quick
 
 
+def test_seeds_that_are_added_have_an_ablation_of_their_own(tmp_path: Path) -> None:
+    """Beside that of the others, from which they could not be told apart by its seeds; it is the same otherwise."""
+    file = EXPERIMENTS["e1"].file
+    whole, more = (derived(file, tmp_path, quick=False, base=None, seeds=seeds) for seeds in (None, [12, 14]))
+    assert more == {**whole, "name": f"{whole['name']}-seeds-12-14", "seeds": [12, 14]}
+
+
 def test_the_fixed_values_of_e6_are_those_of_e2(tmp_path: Path) -> None:
     """So that its runs are taken over."""
     e2, e6 = (
