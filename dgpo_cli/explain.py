@@ -6,7 +6,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ RESUMED = {
 
 
 def explained(
-    names: Sequence[str], file: Path | None, overrides: Sequence[str], preset: str | None, registry: Registry
+    names: Sequence[str], file: Path | None, overrides: Sequence[str], preset: Sequence[str], registry: Registry
 ) -> Iterator[str]:
     """Yield the lines that explain keys; of a section also a line for each key in it.
 
@@ -51,35 +51,37 @@ def explained(
 
 
 def _tables(
-    names: Sequence[str], file: Path | None, overrides: Sequence[str], preset: str | None, registry: Registry
+    names: Sequence[str], file: Path | None, overrides: Sequence[str], preset: Sequence[str], registry: Registry
 ) -> Iterator[_Table]:
     """Yield the keys of the file; without one, those of each kind of file, with options of all components if needed."""
     from dgpo_core.config.keys import FILES, keys_in, keys_of_any, keys_of_file
     from dgpo_core.errors import UserError
 
     if file is None:
-        if overrides or preset is not None:
+        if overrides or preset:
             raise UserError(f"{'--set' if overrides else '--preset'}: requires a run file")
         options = any(".options." in name or name.endswith(".options") for name in names)
         for kind in FILES:
             yield _Table(kind, keys_of_any(kind, registry) if options else keys_of_file(kind), None, {})
         return
-    kind, document = _read(file, overrides, preset, registry)
+    kind, document, presets = _read(file, overrides, preset, registry)
     data = _with_defaults(kind, document)
-    yield _Table(kind, keys_in(kind, data, registry), document, data, f"{file}:", preset)
+    yield _Table(kind, keys_in(kind, data, registry), document, data, f"{file}:", presets)
 
 
-def _read(file: Path, overrides: Sequence[str], preset: str | None, registry: Registry) -> tuple[str, Document]:
+def _read(
+    file: Path, overrides: Sequence[str], preset: Sequence[str], registry: Registry
+) -> tuple[str, Document, dict[str, Path]]:
+    """Return the kind of the file, the file with all settings applied, and the files of the presets."""
     from dgpo_core.config.overrides import apply_overrides
-    from dgpo_core.config.presets import with_preset
+    from dgpo_core.config.presets import preset_files, with_presets
     from dgpo_core.config.reading import kind_of, read
     from dgpo_schemas.loading import load_yaml
 
     kind = "run" if file.is_dir() else kind_of(load_yaml(file)) or "run"
     document = read(file, kind, overrides)
-    if preset is not None:
-        document = with_preset(document, preset, registry)
-    return kind, apply_overrides(document, overrides)
+    presets = preset_files(document, preset, registry)
+    return kind, apply_overrides(with_presets(document, preset, registry), overrides), presets
 
 
 def _with_defaults(kind: str, document: Document) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class _Table:
     document: Document | None
     data: Mapping[str, Any]
     start: str = ""
-    preset: str | None = None
+    presets: Mapping[str, Path] = field(default_factory=dict)
 
     def entry(self, name: str, known: KnownKey) -> Iterator[str]:
         """Yield the lines about a key."""
@@ -198,7 +200,11 @@ class _Table:
     def _origin(self, where: str) -> str:
         if where.startswith(self.start):
             return f"set in {where}"
-        return f"set by {where}" if where.startswith("--set") else f"set by the preset {self.preset} ({where})"
+        if where.startswith("--set"):
+            return f"set by {where}"
+        # Of a key that two presets set, the position is in the later one.
+        name = next(name for name, file in self.presets.items() if where.startswith(f"{file}:"))
+        return f"set by the preset {name} ({where})"
 
     def _source(self, where: str) -> str:
         """Return the position of a key for a table: the line of the file, or what set the key instead."""

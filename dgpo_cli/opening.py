@@ -30,7 +30,7 @@ def working_on(
     model: str | None,
     checkpoint: str,
     overrides: Sequence[str] | None,
-    preset: str | None,
+    preset: Sequence[str] | None,
     accept: Collection[str] | None,
     processes: int,
 ) -> Iterator[Target]:

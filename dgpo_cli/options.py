@@ -73,10 +73,10 @@ MicroBatch = Annotated[
 ]
 
 Preset = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         help="Settings applied to the run file before --set: a preset of the backbone, such as 16gb, 24gb, 48gb or "
-        "80gb for the GPU memory, or a YAML file.",
+        "80gb for the GPU memory, or a YAML file. May be repeated.",
         metavar="NAME",
     ),
 ]

@@ -139,7 +139,7 @@ def train(
     config, settings = read_run(file, [*start, *(overrides or [])], preset, registry, resume=resume is not None)
     if processes * machines > 1:
         flags = [word for word, given in (("--quiet", quiet), ("--dry-run", dry_run)) if given]
-        command = _command(file, resume, flags, accepted, preset, settings, max_iterations)
+        command = _command(file, resume, flags, accepted, preset or [], settings, max_iterations)
         code = _launched(command, processes, machines, machine_rank, address)
     elif dry_run:
         code = _dry_run(config, registry, quiet=quiet)
@@ -158,7 +158,7 @@ def _command(
     resume: Resume | None,
     flags: Sequence[str],
     accept: Sequence[str],
-    preset: str | None,
+    presets: Sequence[str],
     settings: Sequence[str],
     max_iterations: int | None,
 ) -> list[str]:
@@ -168,7 +168,7 @@ def _command(
         *([f"--resume={resume}"] if resume else []),
         *flags,
         *(word for one in accept for word in ("--accept", one)),
-        *(["--preset", preset] if preset is not None else []),
+        *(word for preset in presets for word in ("--preset", preset)),
         *(word for setting in settings for word in ("--set", setting)),
         *(["--max-iterations", str(max_iterations)] if max_iterations is not None else []),
     ]

@@ -70,7 +70,7 @@ def validate(
     if explain:
         from dgpo_cli.explain import explained
 
-        for line in explained(explain, file, overrides or (), preset, registry):
+        for line in explained(explain, file, overrides or (), preset or (), registry):
             typer.echo(line)
         return
     if file is None:

@@ -36,13 +36,19 @@ class Decisions:
         found = horizon(self.results, budget)
         return f"{found:,.0f} samples" if budget == "samples" else seconds(found)
 
-    def _contrasts(self, budget: Budget, margin: float) -> list[Contrast]:
-        """Return the contrast of every other variant to the baseline, by its score at the budget."""
-        return contrasts(summaries(self.results, budget, "score"), self._pairs, Rule(margin))
+    def _contrasts(self, budget: Budget, margin: float, against: str | None = None) -> list[Contrast]:
+        """Return the contrast of every other variant to the baseline, or to a variant, by its score at the budget.
 
-    def sentences(self, budget: Budget, margin: float) -> list[str]:
-        """Return a sentence for each variant, in the order of the variants."""
-        return [_sentence(one, margin) for one in self.contrasts(budget, margin)]
+        Against a variant, the baseline is left out: it has been compared.
+        """
+        names = [variant.name for variant in self.results.variants if variant.name != self.results.baseline]
+        to = against or self.results.baseline
+        pairs = [(name, to) for name in names if name != to]
+        return contrasts(summaries(self.results, budget, "score"), pairs, Rule(margin))
+
+    def sentences(self, budget: Budget, margin: float, against: str | None = None) -> list[str]:
+        """Return a sentence for each contrast, in the order of the variants."""
+        return [_sentence(one, margin) for one in self.contrasts(budget, margin, against)]
 
     def area(self, name: str, budget: Budget) -> Interval | None:
         """Return the difference of the area under the curve to the baseline's, over seeds; None without a common
@@ -65,11 +71,6 @@ class Decisions:
         own, base = (self._crossings(budget)[one] for one in (name, self.results.baseline))
         common = [seed for seed in sorted(own.keys() & base.keys()) if own[seed].place > 0 and base[seed].place > 0]
         return ratio([own[s] for s in common], [base[s] for s in common]).text() if common else "–"
-
-    @property
-    def _pairs(self) -> list[tuple[str, str]]:
-        names = [variant.name for variant in self.results.variants]
-        return [(name, self.results.baseline) for name in names if name != self.results.baseline]
 
     def _crossings(self, budget: Budget) -> dict[str, dict[int, Crossing]]:
         """Return when each finished cell reached the target, by variant and seed."""

@@ -23,16 +23,19 @@ __all__ = ["SUMMARY", "Line", "Summary", "write_summary"]
 
 SUMMARY = "summary"
 Kind = Literal["better", "worse", "equivalent", "undecided"]
+Change = tuple[Budget, frozenset[str]]
+"""What a variant changes, as settings, and what it is compared at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A change with the verdict on it."""
+    """A change with the verdict on it. standard: the same change in the standard miniature, if it was run there."""
 
     experiment: Experiment
     contrast: Contrast
     budget: Budget
     seeds: int
+    standard: Contrast | None
 
     @property
     def kind(self) -> Kind:
@@ -41,12 +44,27 @@ class Line:
             return self.contrast.verdict
         return "better" if self.contrast.difference.value > 0 else "worse"
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether it makes a difference of the same sign in the standard miniature."""
+        other = self.standard
+        if other is None or {other.verdict, self.contrast.verdict} != {"difference"}:
+            return False
+        return other.difference.value * self.contrast.difference.value > 0
+
     def text(self) -> str:
         """Return `best against worst` instead of `dgpo`: −0.063 [...] at equal samples, with a link to the page."""
         found = self.contrast
-        return (
+        said = (
             f"[{self.experiment.key.upper()}]({self.experiment.key}.md): `{found.name}` instead of `{found.against}`: "
             f"{words.signed(found.difference)} at equal {self.budget}"
+        )
+        if self.standard is None:
+            return said
+        verdict = {"difference": "a difference", "equivalent": "equivalent", "undecided": "undecided"}
+        return (
+            f"{said}; in the standard miniature {words.signed(self.standard.difference)}, "
+            f"{verdict[self.standard.verdict]} ({self.standard.difference.n} seeds)"
         )
 
 
@@ -60,22 +78,22 @@ class Summary:
             if (directory / key / "record.json").is_file()
         }
 
-    def lines(self, kind: Kind) -> Sequence[Line]:
-        """Return the changes with a verdict of a kind, the largest differences first."""
+    def lines(self, kind: Kind) -> list[Line]:
+        """Return the changes with a verdict of a kind in the fast miniature, the largest differences first."""
         found = [line for line in self._changes if line.kind == kind]
         return sorted(found, key=lambda line: -abs(line.contrast.difference.value))
 
     @cached_property
     def _changes(self) -> Sequence[Line]:
         """The changes of all experiments; of those with the same settings at the same budget, that with most seeds."""
-        found: dict[tuple[Budget, frozenset[str]], Line] = {}
+        found: dict[Change, Line] = {}
         for key, record in self.records.items():
             experiment = EXPERIMENTS[key]
             if experiment.margin is None or experiment.summed is None:
                 continue
             for contrast in Decisions(record.results).contrasts(experiment.summed, experiment.margin):
-                line = Line(experiment, contrast, experiment.summed, contrast.difference.n)
-                change = (line.budget, frozenset(record.settings[contrast.name]))
+                change = (experiment.summed, frozenset(record.settings[contrast.name]))
+                line = Line(experiment, contrast, experiment.summed, contrast.difference.n, self._standard.get(change))
                 if change not in found or found[change].seeds < line.seeds:
                     found[change] = line
         return list(found.values())
@@ -100,10 +118,29 @@ class Summary:
     @property
     def alike(self) -> str:
         """Return whether the fast miniature orders methods like the standard one; empty without its experiment."""
-        if not {"order", "order-fast"} <= self.records.keys():
-            return ""
-        standard, fast = (Decisions(self.records[key].results) for key in ("order", "order-fast"))
-        return agreement.verdict(agreement.pairs(standard, fast, EXPERIMENTS["order"].margin or 0.0))
+        found = self._both_worlds("order", "samples")
+        return agreement.verdict(found) if found else ""
+
+    @cached_property
+    def _standard(self) -> dict[Change, Contrast]:
+        """The contrasts of the standard miniature, by the settings of the same variants in the fast one."""
+        found: dict[Change, Contrast] = {}
+        places: list[tuple[str, Budget]] = [("order", "samples"), ("confirm", "samples"), ("confirm", "seconds")]
+        for key, budget in places:
+            for pair in self._both_worlds(key, budget):
+                settings = self.records[f"{key}-fast"].settings[pair.fast.name]
+                found[budget, frozenset(settings)] = pair.standard
+        return found
+
+    def _both_worlds(self, key: str, budget: Budget) -> Sequence[agreement.Pair]:
+        """Return the contrasts of an experiment and of the one beside it; empty if either has no record."""
+        experiment = EXPERIMENTS[key]
+        assert experiment.beside is not None
+        assert experiment.margin is not None
+        if not {key, experiment.beside} <= self.records.keys():
+            return []
+        standard, fast = (Decisions(self.records[name].results) for name in (key, experiment.beside))
+        return agreement.pairs(standard, fast, experiment.margin, budget)
 
     def factors(self) -> Factors | None:
         """Return the factors of E4."""

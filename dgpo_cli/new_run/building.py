@@ -12,7 +12,7 @@ from dgpo_cli.new_run.choices import Choices
 from dgpo_cli.new_run.examples import Example
 from dgpo_core.config.keys import keys_in
 from dgpo_core.config.overrides import apply_overrides
-from dgpo_core.config.presets import with_preset
+from dgpo_core.config.presets import with_presets
 from dgpo_core.errors import PluginError, UserError
 from dgpo_core.media.kinds import adapter, one_of, plural
 from dgpo_core.plugins.registry import Registry
@@ -79,7 +79,7 @@ def build(answers: Answers, choices: Choices) -> Built:
     document, preset, memory = Document(SOURCE, data), None, None
     if answers.card is not None:
         memory, preset = choices.preset(answers.model, answers.card)
-        document = document if preset is None else with_preset(document, preset, choices.registry)
+        document = document if preset is None else with_presets(document, preset, choices.registry)
     return Built(apply_overrides(document, answers.settings), base, preset, memory)
 
 

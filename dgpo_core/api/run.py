@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dgpo_core.api.models import Model
     from dgpo_core.api.samples import Samples
     from dgpo_core.api.target import Target
+    from dgpo_core.config.presets import Preset
     from dgpo_core.data.prompts import Prompts
     from dgpo_core.training.callbacks import Callback
     from dgpo_schemas.metrics import EvaluationRecord, MetricsRecord, OutcomeRecord
@@ -42,13 +43,14 @@ log = logging.getLogger(__name__)
 
 
 @from_python
-def load_run(path: str | PathLike[str], overrides: Overrides = (), *, preset: str | None = None) -> Run:
+def load_run(path: str | PathLike[str], overrides: Overrides = (), *, preset: Preset = None) -> Run:
     """Read a run file. Loads no model and writes nothing.
 
     Args:
         path: the run file (YAML). Paths in it are relative to the working directory.
         overrides: settings to change, by dotted key: {"rollout.groups": 2}, or strings: ["rollout.groups=2"].
-        preset: settings applied to the file before `overrides`: a preset of the backbone, or a YAML file.
+        preset: settings applied to the file before `overrides`: a preset of the backbone, a YAML file, or a list of
+            these.
 
     Raises:
         UserError: with every mistake in the file, its line, and what is allowed there.
@@ -68,7 +70,7 @@ class Run:
     Invalid input raises `UserError`, whose message names the argument, or the file, the key and the line.
     """
 
-    def __init__(self, path: Path, settings: Sequence[str] = (), preset: str | None = None) -> None:
+    def __init__(self, path: Path, settings: Sequence[str] = (), preset: Preset = None) -> None:
         """Used by `load_run` and `Run.open`. settings: `KEY=VALUE`."""
         from dgpo_core.api.target import run_config
         from dgpo_core.plugins.registry import get_registry

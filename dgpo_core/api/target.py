@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dgpo_core.api.models import check_model
 from dgpo_core.config.locations import located
 from dgpo_core.config.pipeline import load_run_config
+from dgpo_core.config.presets import Preset
 from dgpo_core.distributed.partitioning import partition_units
 from dgpo_core.errors import UserError
 from dgpo_core.flow.sizes import check_sizes
@@ -144,14 +145,14 @@ def open_target(
     model: str | None = None,
     checkpoint: str = "newest",
     overrides: Sequence[str] = (),
-    preset: str | None = None,
+    preset: Preset = None,
     accept: Collection[str] = (),
     alone: bool = False,
     on_message: Callable[[str], None],
 ) -> Target:
     """Open a run directory (by default its EMA) or a run file (its base model).
 
-    checkpoint: "newest", "best" or an iteration. preset: preset of a run file. alone: do not share the work with other
+    checkpoint: "newest", "best" or an iteration. preset: presets of a run file. alone: do not share the work with other
     processes; a sharded model is loaded completely into CPU memory. on_message: called with changes since the run.
 
     Raises UserError for an unknown model or checkpoint, for a run directory whose files were edited, and for other base
@@ -187,7 +188,7 @@ def open_target(
         raise
 
 
-def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, preset: str | None = None) -> RunConfig:
+def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, preset: Preset = None) -> RunConfig:
     """Return the configuration of a run directory or a run file.
 
     Raises UserError for settings that cannot change for a run directory."""
@@ -199,7 +200,7 @@ def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, pres
         raise UserError(
             f"{option('overrides')} belongs to a run file; a run directory keeps the configuration it was trained with"
         )
-    if preset is not None:
+    if preset:
         raise UserError(
             f"{option('preset')} belongs to a run file; a run directory keeps the configuration it was trained with"
         )

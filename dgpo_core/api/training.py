@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dgpo_core.config.locations import recalled, run_path, with_paths
 from dgpo_core.config.pipeline import load_run_config
+from dgpo_core.config.presets import Preset
 from dgpo_core.errors import UserError
 from dgpo_core.storage.description import CONFIG, read_config
 from dgpo_core.system.spelling import option
@@ -29,7 +30,7 @@ __all__ = ["read_run", "train"]
 
 
 def read_run(
-    file: Path, overrides: Sequence[str], preset: str | None, registry: Registry, *, resume: bool
+    file: Path, overrides: Sequence[str], preset: Preset, registry: Registry, *, resume: bool
 ) -> tuple[RunConfig, list[str]]:
     """Return the configuration, and the settings that produce it from the run file.
 

@@ -1,4 +1,4 @@
-"""Load configurations from files: read, apply a preset, apply overrides, resolve.
+"""Load configurations from files: read, apply presets, apply overrides, resolve.
 
 Paths in a run file (`prompts.train.file`, `backbone.checkpoint`, `run.output`, and those in plugins' options) are
 relative to the working directory, like paths on a command line, not to the run file; `~` is the home directory. The
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dgpo_core.config.components import PLACES, SERVED
 from dgpo_core.config.overrides import apply_overrides
-from dgpo_core.config.presets import with_preset
+from dgpo_core.config.presets import Preset, with_presets
 from dgpo_core.config.reading import read
 from dgpo_core.config.resolve import resolve
 from dgpo_core.plugins.registry import Registry
@@ -33,18 +33,18 @@ _WAS_ACCEPTED = (
 
 
 def load_run_config(
-    path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: str | None = None
+    path: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None, *, preset: Preset = None
 ) -> RunConfig:
-    """Read a run file, apply a preset and `KEY=VALUE` overrides, and validate the result.
+    """Read a run file, apply presets and `KEY=VALUE` overrides, and validate the result.
 
     With a registry, every component in the file must exist and accept its options, and defaults of options are filled
     in. Without one, components are not checked, so that a run directory can be read without its plugins installed.
     Raises ConfigError with every problem, in the file's order.
     """
     document = read(path, "run", overrides)
-    if preset is not None:
+    if preset:
         assert registry is not None, "presets belong to plugins"
-        document = with_preset(document, preset, registry)
+        document = with_presets(document, preset, registry)
     try:
         return run_config_of(apply_overrides(document, overrides), registry)
     except ConfigError as error:

@@ -6,7 +6,7 @@ given by the path of a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,10 @@ from dgpo_schemas.problems import KeyPath, dotted, nearest
 if TYPE_CHECKING:
     from dgpo_core.plugins.registry import Registry
 
-__all__ = ["presets_of", "with_preset"]
+__all__ = ["Preset", "preset_files", "presets_of", "with_presets"]
+
+Preset = str | Sequence[str] | None
+"""The name or the file of a preset, or several of them, of which the later ones override the earlier ones."""
 
 
 def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
@@ -36,14 +39,22 @@ def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
     return {path.stem: path for path in found}
 
 
-def with_preset(document: Document, preset: str, registry: Registry) -> Document:
-    """Return the run file with the preset's values applied; mistakes in them are reported at their place in the preset.
+def preset_files(document: Document, preset: Preset, registry: Registry) -> dict[str, Path]:
+    """Return the file of each preset for a run file. Raises UserError for an unknown name."""
+    names = [preset] if isinstance(preset, str) else preset or ()
+    return {name: _file(document, name, registry) for name in names}
 
-    Raises UserError for an unknown name, and ConfigError for mistakes in the preset.
+
+def with_presets(document: Document, preset: Preset, registry: Registry) -> Document:
+    """Return the run file with the presets' values applied; mistakes in them are reported at their place in the preset.
+
+    Raises UserError for an unknown name, and ConfigError for mistakes in a preset.
     """
-    layer = load_yaml(_file(document, preset, registry))
-    refuse(layer, "run")
-    return apply_settings(document, list(_leaves(layer, layer.data, ())))
+    for file in preset_files(document, preset, registry).values():
+        layer = load_yaml(file)
+        refuse(layer, "run")
+        document = apply_settings(document, list(_leaves(layer, layer.data, ())))
+    return document
 
 
 def _file(document: Document, preset: str, registry: Registry) -> Path:

@@ -38,6 +38,16 @@ def test_nothing_but_memory_changes(name: str, registry: Registry) -> None:
     assert found == plain
 
 
+def test_later_presets_override_earlier_ones(registry: Registry, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("rollout: {micro_batch: 5, groups: 3}\n")
+    both = load_run_config(EXAMPLE, [], registry, preset=["24gb", str(mine)])
+    assert both.backbone.gradient_checkpointing
+    assert (both.rollout.micro_batch, both.rollout.groups) == (5, 3)
+    turned = load_run_config(EXAMPLE, [], registry, preset=[str(mine), "24gb"])
+    assert (turned.rollout.micro_batch, turned.rollout.groups) == (24, 3)
+
+
 def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--preset: '24GiB' is not a preset of backbone sd3; did you mean 24gb\?"):
         load_run_config(EXAMPLE, [], registry, preset="24GiB")
@@ -53,6 +63,18 @@ def test_a_mistake_is_shown_where_the_preset_has_it(registry: Registry, tmp_path
     mine.write_text("rollout: {micro_batch: 0}\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml:1: rollout\.micro_batch"):
         load_run_config(EXAMPLE, [], registry, preset=str(mine))
+
+
+def test_an_explained_key_names_its_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("rollout: {micro_batch: 5}\n")
+    keys = ["--explain", "rollout.micro_batch", "--explain", "optimizer.micro_batch"]
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", str(EXAMPLE), "--preset", "24gb", "--preset", str(mine), *keys])
+    assert not ended.value.code
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"5, set by the preset {mine} ({mine}:1)" in said
+    assert "24, set by the preset 24gb (" in said
 
 
 def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,26 @@ def test_a_change_of_two_experiments_is_that_with_more_seeds(
     again = Summary(tmp_path)
     assert names(again, "better") == ["up", "quick", "fewer"]
     assert names(again, "worse") == ["slow", "down"]
+
+
+def test_what_the_standard_miniature_says_stands_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In `Use` is only what is better in both; a difference of the other sign confirms nothing."""
+    records = {
+        "confirm-fast": record({"both": 0.1, "here": 0.1, "turned": 0.1, "untried": 0.1, "worse": -0.1}),
+        "confirm": record({"both": 0.05, "here": 0.0, "turned": -0.05, "worse": -0.05}, seeds=8),
+    }
+    for key in records:
+        (tmp_path / key).mkdir()
+        (tmp_path / key / "record.json").touch()
+    monkeypatch.setattr("experiments.summary.load", lambda path: records[path.parent.name])
+    lines = {line.contrast.name: line for line in Summary(tmp_path).lines("better") + Summary(tmp_path).lines("worse")}
+    assert [name for name, line in lines.items() if line.confirmed] == ["both", "worse"]
+    assert lines["untried"].standard is None
+    assert re.search(r"; in the standard miniature \+0\.05\d .*, a difference \(8 seeds\)$", lines["both"].text())
+    use, rest = write_summary(tmp_path).read_text().split("## Better in the fast miniature, not confirmed")
+    assert "`both`" in use
+    assert not any(f"`{name}`" in use for name in ("here", "turned", "untried"))
+    assert all(f"`{name}`" in rest for name in ("here", "turned", "untried", "worse"))
 
 
 def test_the_page_lists_every_change_once(summary: Summary, tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def test_the_options_reach_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
         "--quiet",
         "--preset",
         "24gb",
+        "--preset",
+        "48gb",
         "--set",
         "run.seed=3",
         "--max-iterations",
