@@ -71,6 +71,7 @@ def signed_weights(
     options: Mapping[str, Any] | None = None,
     *,
     balance: bool = False,
+    distances: Tensor | None = None,
 ) -> Tensor:
     """Signed weights c = +w where the advantage is above 0, and -w elsewhere.
 
@@ -81,6 +82,8 @@ def signed_weights(
             `AdvantageWeighting`.
         options: of a weighting that is named, such as {"k": 2} of "top-k".
         balance: scale the two sides of each group to the same sum, so that the partition function cancels.
+        distances: [g, G, G] or [G, G], between the media of each pair of members, for a weighting that looks at them,
+            such as "diverse"; without them, all media count as equally different.
 
     Returns:
         float64, of the shape and on the device of `advantages` (of those on MPS on the CPU).
@@ -107,7 +110,14 @@ def signed_weights(
         raise UserError("options: belong to a weighting that is given by its name")
     else:
         made = weighting
-    found = _groups.signed_weights(_rows(advantages)[0], rows, scored, made, balance=balance)
+    pairs = None
+    if distances is not None:
+        _check_tensors(distances=distances)
+        wanted = (*advantages.shape, advantages.shape[-1])
+        if distances.shape != wanted:
+            raise UserError(f"distances must be {wanted}, one for each pair of members, not {tuple(distances.shape)}")
+        pairs = distances.double().cpu().view(*rows.shape, rows.shape[1])
+    found = _groups.signed_weights(_rows(advantages)[0], rows, scored, made, balance=balance, distances=pairs)
     return found.view(advantages.shape)
 
 

@@ -309,7 +309,8 @@ class ScoredGroups:
     per_reward: label to float64 [g, G] (nan where missing).
     subscores: label to name to float64 [g * G], the components of each reward (nan where missing).
     asked: label to bool [g], whether the group's prompt source uses the reward; a missing label means True.
-    diversity: [g], mean pairwise distance between the members' media.
+    diversity: [g], mean pairwise distance between the members' media; distances: float64 [g, G, G], those of the pairs,
+    or None without media.
     statistics: name to float64 [g, G], statistics of the media (`monitors.media_statistics`).
     candidates: those that the members were chosen from, if there were any.
     """
@@ -327,6 +328,7 @@ class ScoredGroups:
     subscores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
     asked: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     candidates: Candidates | None = None
+    distances: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ EXPERIMENTS = {
             summed="seconds",
         ),
         Experiment("e11", "A flawed reward, hacked on purpose"),
+        Experiment("e12", "Diversity: good samples unlike the others, and a reference that is reset", margin=0.02),
         Experiment(
             "confirm-fast",
             "The best ideas on fresh seeds",

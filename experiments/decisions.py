@@ -41,10 +41,26 @@ class Decisions:
 
         Against a variant, the baseline is left out: it has been compared.
         """
+        values = summaries(self.results, budget, "score")
+        return contrasts(values, self._pairs(against or self.results.baseline), Rule(margin))
+
+    def monitored(self, monitor: str) -> list[Contrast]:
+        """Return the contrast of every other variant to the baseline, by a monitor at the last evaluation; no
+        difference counts as none."""
+        values = {
+            variant.name: {t.seed: t.monitors[monitor].last for t in variant.finished if monitor in t.monitors}
+            for variant in self.results.variants
+        }
+        return contrasts(values, self._pairs(self.results.baseline), Rule(0.0))
+
+    def last(self, name: str, monitor: str) -> Interval:
+        """Return the mean of a monitor at the last evaluation, over seeds."""
+        (variant,) = (one for one in self.results.variants if one.name == name)
+        return t_interval([t.monitors[monitor].last for t in variant.finished if monitor in t.monitors])
+
+    def _pairs(self, against: str) -> list[tuple[str, str]]:
         names = [variant.name for variant in self.results.variants if variant.name != self.results.baseline]
-        to = against or self.results.baseline
-        pairs = [(name, to) for name in names if name != to]
-        return contrasts(summaries(self.results, budget, "score"), pairs, Rule(margin))
+        return [(name, against) for name in names if name != against]
 
     def sentences(self, budget: Budget, margin: float, against: str | None = None) -> list[str]:
         """Return a sentence for each contrast, in the order of the variants."""

@@ -29,6 +29,7 @@ def dgpo_weightings() -> Sequence[Component]:
     """Declare the paper's weighting and alternatives."""
     cancels = "the partition function cancels."
     pairwise = "w = 1 for the best and the worst member, 0 elsewhere: pairwise Diffusion-DPO."
+    unlike = "w = |A|, larger for good samples that are unlike the others of their group (GARDO, arXiv 2512.24138)."
     spread = f"w = |A|, or 0 in groups whose rewards hardly differ: {cancels}"
     near = "w = |A| for members near the group's mean reward, 0 for the others."
     softmax = f"w = G/2 softmax(|A| / temperature) within each side: {cancels}"
@@ -43,6 +44,7 @@ def dgpo_weightings() -> Sequence[Component]:
         _component("clipped", "w = min(|A|, limit).", "weightings:Clipped", "ClippedOptions"),
         _component("min-range", spread, "weightings:MinRange", "MinRangeOptions"),
         _component("concentrated", near, "weightings:Concentrated", "ConcentratedOptions"),
+        _component("diverse", unlike, "weightings:Diverse"),
     ]
 
 

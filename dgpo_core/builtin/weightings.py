@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import AdvantageWeighting
+from dgpo_core.contracts import AdvantageWeighting, WeighedGroup
 
 __all__ = [
-    "AbsAdvantage", "BestVersusWorst", "Binary", "Clipped", "Concentrated", "MinRange", "Rank", "Softmax", "TopK",
-    "Uniform",
+    "AbsAdvantage", "BestVersusWorst", "Binary", "Clipped", "Concentrated", "Diverse", "MinRange", "Rank", "Softmax",
+    "TopK", "Uniform",
 ]  # fmt: skip
 
 
@@ -164,6 +164,32 @@ class Concentrated(AdvantageWeighting):
         distance = distance / distance.max().clamp(min=smallest)  # their squares must not become 0
         near: Tensor = distance <= self.options.limit * distance.square().mean().sqrt()
         return advantages.abs() * near
+
+
+class Diverse(AdvantageWeighting):
+    """w = |A|, for members above the mean times d / mean d, where d is the distance of a member's media to the nearest
+    other one of its group: among good samples, those unlike the others count more, which works against mode collapse.
+
+    Source: GARDO (arXiv 2512.24138), whose d is the cosine distance of DINOv3 features; here it is the
+    root-mean-square difference of downscaled media, which needs no model. Only advantages above 0 change, so that an
+    odd sample is never rewarded for being odd alone. Their scaling leaves a residual; `advantages.balance` removes it.
+    If all distances are equal, or all media are, it is `abs-advantage`.
+    """
+
+    def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
+        """Return |A|, float64 [G]: without media all members are alike."""
+        return advantages.abs()
+
+    def group_weights(self, group: WeighedGroup) -> Tensor:
+        """Return |A|, scaled above the mean, float64 [G]."""
+        weights = self.weights(group.advantages, group.rewards)
+        if group.distances is None or len(weights) < 2:
+            return weights
+        own = torch.eye(len(weights), dtype=torch.bool)
+        nearest = group.distances.masked_fill(own, torch.inf).amin(1)
+        if not nearest.any():
+            return weights
+        return torch.where(group.advantages > 0, weights * (nearest / nearest.mean()), weights)
 
 
 def _each_side(advantages: Tensor, rewards: Tensor, distribution: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from dgpo_core.contracts.sampler import Sampler, VelocityFn
 from dgpo_core.contracts.suite import Suite, SuiteFile, task_means
 from dgpo_core.contracts.timesteps import Probe, TimestepContext, TimestepPolicy
 from dgpo_core.contracts.version import VERSION
-from dgpo_core.contracts.weighting import AdvantageWeighting
+from dgpo_core.contracts.weighting import AdvantageWeighting, WeighedGroup
 
 __all__ = [
     "VERSION",
@@ -37,5 +37,6 @@ __all__ = [
     "TimestepContext",
     "TimestepPolicy",
     "VelocityFn",
+    "WeighedGroup",
     "task_means",
 ]

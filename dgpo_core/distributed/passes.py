@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pass", "PassSchedule", "merged"]
 
-Pass = Literal["base", "start", "ema_fast", "ema", "policy", "gradient"]
+Pass = Literal["base", "start", "reset", "ema_fast", "ema", "policy", "gradient"]
 """A forward pass of a model without gradient, or ("gradient") one of the policy followed by a backward pass."""
-ORDER: Sequence[Pass] = ("base", "start", "ema_fast", "ema", "policy", "gradient")
+ORDER: Sequence[Pass] = ("base", "start", "reset", "ema_fast", "ema", "policy", "gradient")
 """Priority where ranks have different next passes. The gradient pass is last, so that no rank has another model active
 when it must run a backward pass."""
 STRIDE = 16

@@ -6,12 +6,13 @@ g groups, G members per group: rewards [g, G]; scored bool [g, G]. Members that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from dgpo_core.contracts.weighting import WeighedGroup
 from dgpo_core.errors import PluginError
 from dgpo_core.types import Prompt, ScoredGroups, TrainingBatch
 
@@ -26,7 +27,7 @@ __all__ = [
     "by_source",
     "compute_advantages",
     "informative",
-    "mean_pairwise_distance",
+    "pairwise_distances",
     "ranks",
     "signed_weights",
 ]
@@ -113,20 +114,34 @@ def advantages(rewards: Tensor, scored: Tensor, section: AdvantagesSection) -> T
 
 
 def signed_weights(
-    advantage: Tensor, rewards: Tensor, scored: Tensor, weighting: AdvantageWeighting, *, balance: bool = False
+    advantage: Tensor,
+    rewards: Tensor,
+    scored: Tensor,
+    weighting: AdvantageWeighting,
+    *,
+    balance: bool = False,
+    per_reward: Mapping[str, Tensor] | None = None,
+    distances: Tensor | None = None,
 ) -> Tensor:
     """Compute signed weights [g, G]: c_i = +w_i where A_i > 0 (G+), -w_i where A_i <= 0 (G-).
 
     c_i is 0 where not scored or not informative. With `balance`, both sides of a group are scaled to the mean of their
     sums, so that sum_i c_i = 0 and the partition function cancels for any weighting; a group with a side of total
-    weight 0 gets all zeros. Raises PluginError if the weighting returns a wrong shape or a negative or non-finite
-    weight.
+    weight 0 gets all zeros. per_reward: label to [g, G]; distances: [g, G, G]; see `WeighedGroup`. Raises PluginError
+    if the weighting returns a wrong shape or a negative or non-finite weight.
     """
     signed = torch.zeros_like(advantage)
     for row in informative(rewards, scored).nonzero().flatten().tolist():
         members = scored[row]
         a = advantage[row, members]
-        weights = weighting.weights(a, rewards[row, members])
+        weights = weighting.group_weights(
+            WeighedGroup(
+                a,
+                rewards[row, members],
+                {label: values[row, members] for label, values in (per_reward or {}).items()},
+                None if distances is None else distances[row][members][:, members],
+            )
+        )
         if weights.shape != a.shape or not bool((weights.isfinite() & (weights >= 0)).all()):
             raise PluginError(
                 f"weighting {type(weighting).__name__} must return one finite weight >= 0 per member: "
@@ -159,7 +174,10 @@ def compute_advantages(
     advantage = torch.zeros_like(groups.rewards)
     for rows in by_source(groups.prompts).values():
         advantage[rows] = advantages(groups.rewards[rows], groups.scored[rows], section)
-    signed = signed_weights(advantage, groups.rewards, groups.scored, weighting, balance=section.balance)
+    signed = signed_weights(
+        advantage, groups.rewards, groups.scored, weighting, balance=section.balance,
+        per_reward=groups.per_reward, distances=groups.distances,
+    )  # fmt: skip
     return TrainingBatch(
         prompts=groups.prompts,
         x0=groups.x0,
@@ -172,15 +190,14 @@ def compute_advantages(
     )
 
 
-def mean_pairwise_distance(features: Tensor) -> Tensor:
-    """Return the mean root-mean-square difference between pairs of members, [g], of features [g, G, D].
+def pairwise_distances(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root-mean-square differences between members, [g, G, G], of features [g, G, D], and the mean over the
+    pairs of each group, [g].
 
     In [0, 1] for pixels in [0, 1]; 0 if all members are equal.
     """
     members, width = features.shape[1:]
-    if members < 2:
-        return torch.zeros(len(features), device=features.device)
     # The matrix-multiplication mode of cdist is inaccurate for nearly equal members.
     distances = torch.cdist(features.float(), features.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    total: Tensor = distances.sum((1, 2))
-    return total / (members * (members - 1) * math.sqrt(width))
+    mean = distances.sum((1, 2)) / (max(members * (members - 1), 1) * math.sqrt(width))
+    return distances / math.sqrt(width), mean

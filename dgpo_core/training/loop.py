@@ -226,6 +226,8 @@ class Loop:
             self.saver.check_weights()
             averages = metric_means([result.gradient for result in results], self.processes)
         state.iteration += 1
+        if self.config.objective.reference == "reset":
+            averages |= {"reset": float(self._reset_reference(averages.get("kl")))}
         state.updates = run.optimizer.updates
         state.count_skipped(results)
         record = metrics_record(
@@ -260,6 +262,14 @@ class Loop:
             weights += [] if of_times is None else [of_times]
         run.policy.end_iteration()
         return results, torch.cat(times), weights
+
+    def _reset_reference(self, kl: float | None) -> bool:
+        """Reset the reference if that is due after the finished iterations, of which the last one has this KL term."""
+        section = self.config.objective.reset
+        far = section.kl is not None and kl is not None and kl > section.kl
+        if due := self.state.iteration % section.every == 0 or far:
+            self.run.policy.reset_reference()
+        return due
 
     # -- between iterations -------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Models:
         """The models besides the policy whose predictions the objective requires."""
         objective, reference = self.objective, self.config.objective.reference
         dynamic = reference == "ema_fast"
-        frozen: ModelName = "start" if reference == "start" else "base"
+        frozen: ModelName = reference if reference in ("start", "reset") else "base"
         wanted: dict[ModelName, bool] = {
             "ema_fast": (objective.needs_old and not statistic_only) or (objective.needs_reference and dynamic),
             frozen: (objective.needs_base and not statistic_only) or (objective.needs_reference and not dynamic),

@@ -1,4 +1,4 @@
-"""The policy: one network with several sets of weights: base, policy, fast EMA (the old policy), EMA and start."""
+"""The policy: one network with several sets of weights: base, policy, fast EMA (the old policy), EMA, start, reset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConditioningCache", "ModelName", "Policy", "negative_key", "prompt_key"]
 
-ModelName = Literal["base", "policy", "ema_fast", "ema", "start"]
+ModelName = Literal["base", "policy", "ema_fast", "ema", "start", "reset"]
 STORED: tuple[ModelName, ...] = ("policy", "ema_fast", "ema")
 LARGEST = 1e18
 """Largest weight whose square is finite in float32 and bfloat16."""
@@ -34,7 +34,8 @@ class Policy:
 
     Each model has its own tensors on the device; activating a model points the parameters at them, without a copy. With
     an adapter, the base model is the network with the adapter disabled; in full fine-tuning it is a frozen copy. The
-    model `start` has the initial weights of a run that started from those of an adapter or of another run.
+    model `start` has the initial weights of a run that started from those of an adapter or of another run, and `reset`
+    those of the policy when the reference was last reset, at first the initial ones.
     Do not activate another model between a forward pass and its backward pass, which reads the active weights.
     """
 
@@ -60,11 +61,15 @@ class Policy:
         if self._adapter is None:
             self._weights["base"] = [t.clone() for t in live]
         keep_start = keep_start or objective.reference == "start"
-        self._stored_models: tuple[ModelName, ...] = (*STORED, "start") if keep_start else STORED
+        resets = objective.reference == "reset"
+        more: dict[ModelName, bool] = {"start": keep_start, "reset": resets}
+        self._stored_models = (*STORED, *(model for model, kept in more.items() if kept))
         own = None if keep_start else self._weights.get("base")
         self._start = own or [t.clone() for t in live]  # before a checkpoint is loaded
         if keep_start:
             self._weights["start"] = self._start
+        if resets:
+            self._weights["reset"] = [t.clone() for t in live]
         self._active: ModelName = "policy"
         self._changed = True  # the values of the parameters, since the adapter was told
         self._updates = 0  # of the averages
@@ -225,6 +230,12 @@ class Policy:
             self._changed = True
             self._move_fast(self._held + 1)
         self._held = self._updates
+
+    @torch.no_grad()
+    def reset_reference(self) -> None:
+        """Make the model `reset` the policy."""
+        self._changed = True
+        torch._foreach_copy_(self._weights["reset"], self._weights["policy"])
 
     def _move_fast(self, update: int) -> None:
         torch._foreach_lerp_(self._weights["ema_fast"], self._weights["policy"], 1 - self._fast_decay(update))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgpo_core.distributed.comparing import NOT_FINITE
 from dgpo_core.distributed.processes import Processes, in_order
-from dgpo_core.flow.groups import mean_pairwise_distance
+from dgpo_core.flow.groups import pairwise_distances
 from dgpo_core.flow.sizes import runs
 from dgpo_core.training.reward_calls import Reward
 from dgpo_schemas.text import clean
@@ -23,6 +23,7 @@ __all__ = [
     "SampleScore",
     "ScoredSamples",
     "diversity",
+    "member_distances",
     "merged",
     "missing_beyond",
     "missing_share",
@@ -150,16 +151,23 @@ def not_finite(rewards: Iterable[Reward], samples: ScoredSamples) -> bool:
 
 
 def diversity(thumbnails: Sequence[Tensor], groups: int) -> Tensor:
-    """Compute the mean pairwise distance of each group's members, [groups]; thumbnails: group by group.
+    """Compute the mean pairwise distance of each group's members, [groups]; see `member_distances`."""
+    return member_distances(thumbnails, groups)[1]
+
+
+def member_distances(thumbnails: Sequence[Tensor], groups: int) -> tuple[Tensor, Tensor]:
+    """Compute the distances between each group's members, [groups, G, G], and their means, [groups]; thumbnails: group
+    by group.
 
     The members of a group have the same size; sizes may differ between groups.
     """
     members = len(thumbnails) // groups
-    distances = []
+    found = []
     for run in runs([len(thumbnail) for thumbnail in thumbnails[::members]]):
         stacked = torch.stack(list(thumbnails[run.start * members : run.stop * members]))
-        distances.append(mean_pairwise_distance(stacked.view(run.stop - run.start, members, -1)))
-    return torch.cat(distances)
+        found.append(pairwise_distances(stacked.view(run.stop - run.start, members, -1)))
+    distances, means = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(means)
 
 
 def thumbnails(media: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from dgpo_core.training.executors import RewardExecutor, wait_for
 from dgpo_core.training.handover import Handover, hand_over, runs_between, scores_on_host
 from dgpo_core.training.monitors import media_statistics
 from dgpo_core.training.reward_calls import Reward, checked_group, checked_score
-from dgpo_core.training.scored import NOT_ASKED, SampleScore, ScoredSamples, diversity, thumbnails
+from dgpo_core.training.scored import NOT_ASKED, SampleScore, ScoredSamples, member_distances, thumbnails
 from dgpo_core.training.scores import subscore_values
 from dgpo_core.transfers import in_float64, to_device
 from dgpo_core.types import Prompt, Rollout, SampleKey, ScoredGroups, Scores
@@ -280,6 +280,7 @@ class Scorer:
             how, transforms = own.get(name) or section.aggregation, [reward.transform for reward in counted]
             total[rows], scored[rows] = aggregate(values, weights, how, epsilon, transforms)
             summed[rows], _ = aggregate(values, weights, "weighted-sum", epsilon)
+        distances, diversity = member_distances(samples.thumbnails, len(prompts))
         return ScoredGroups(
             prompts=tuple(prompts),
             x0=tuple(x0 for r in rollouts for x0 in r.x0),
@@ -290,7 +291,8 @@ class Scorer:
             per_reward=each,
             asked={r.label: torch.tensor([r.asks(prompt) for prompt in prompts]) for r in self.rewards},
             subscores={label: subscore_values(samples.diagnostics[label], v) for label, v in samples.values.items()},
-            diversity=diversity(samples.thumbnails, len(prompts)).cpu(),
+            diversity=diversity.cpu(),
+            distances=in_float64(distances).cpu(),
             statistics={name: v.view(shape) for name, v in samples.statistics.items()},
             paths=tuple(r.path for r in rollouts if r.path is not None),
         )

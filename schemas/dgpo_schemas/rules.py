@@ -15,7 +15,7 @@ from dgpo_schemas.sections.evaluation import WORDING, EvaluationSection
 from dgpo_schemas.sections.prompts import PromptsSection, SourceBlock
 from dgpo_schemas.sections.rewards import RewardBlock
 from dgpo_schemas.sections.rollout import RolloutSection
-from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, TimestepsSection
+from dgpo_schemas.sections.training import ObjectiveSection, OptimizerSection, ResetSection, TimestepsSection
 from dgpo_schemas.sections.whole import RunSection, StopSection
 from dgpo_schemas.sigma import AUTO, resolve_sigma
 
@@ -143,11 +143,11 @@ def guidance(scale: float, objective: ObjectiveSection) -> Violations:
             "objective.reference is ema_fast and objective.kl is 0; set kl above 0, set reference: frozen (mode 2a), "
             "or remove kl_cfg",
         )
-    if objective.reference == "ema_fast" and scale > 1:
+    if objective.reference in ("ema_fast", "reset") and scale > 1:
         yield (
             "rollout.guidance",
-            f"cannot combine {scale:g} with objective.reference = ema_fast: use the dynamic reference with unguided "
-            "rollouts (mode 2b: rollout.guidance 1), or guided rollouts with reference: frozen (mode 1)",
+            f"cannot combine {scale:g} with objective.reference = {objective.reference}: use the dynamic reference "
+            "with unguided rollouts (mode 2b: rollout.guidance 1), or guided rollouts with reference: frozen (mode 1)",
         )
 
 
@@ -282,6 +282,13 @@ def without_effect(objective: ObjectiveSection, backbone: BackboneSection, rollo
         yield "objective.clip_kl", "has no effect because objective.kl is 0; set it to false"
     if objective.clip_kl and objective.clip is None:
         yield "objective.clip_kl", "has no effect because objective.clip is null; set it to false"
+    if objective.reference != "reset" and objective.reset != ResetSection():
+        yield (
+            "objective.reset",
+            f"has no effect because objective.reference is {objective.reference}; set reference: reset, or remove it",
+        )
+    if objective.reset.kl is not None and objective.kl == 0:
+        yield "objective.reset.kl", "has no effect because objective.kl is 0: the KL term is not computed; remove it"
     if backbone.train == "full" and "lora" in backbone.model_fields_set:
         yield "backbone.lora", "has no effect because backbone.train is full; remove one of the two"
     if backbone.train == "full" and rollout.merge_adapter:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dgpo_core.builtin.weightings import AbsAdvantage, Uniform
 from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.errors import PluginError
-from dgpo_core.flow.groups import advantages, informative, mean_pairwise_distance, signed_weights
+from dgpo_core.flow.groups import advantages, informative, pairwise_distances, signed_weights
 from dgpo_schemas.base import Options
 from dgpo_schemas.sections.rewards import AdvantagesSection
 
@@ -89,8 +89,10 @@ def test_a_weighting_that_breaks_its_contract_is_named(bad: str) -> None:
         signed_weights(a, rewards, scored_like(rewards), Broken(Options()))
 
 
-def test_mean_pairwise_distance_by_hand() -> None:
+def test_pairwise_distances_by_hand() -> None:
     features = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]])
-    assert float(mean_pairwise_distance(features)) == pytest.approx((5 + 5 + 0) / 3 / 2**0.5)
-    assert float(mean_pairwise_distance(torch.ones(1, 4, 9))) == 0.0
-    assert float(mean_pairwise_distance(torch.ones(1, 1, 9))) == 0.0
+    distances, mean = pairwise_distances(features)
+    assert float(mean) == pytest.approx((5 + 5 + 0) / 3 / 2**0.5)
+    assert distances.flatten().tolist() == pytest.approx([d / 2**0.5 for d in (0, 5, 0, 5, 0, 5, 0, 5, 0)])
+    assert float(pairwise_distances(torch.ones(1, 4, 9))[1]) == 0.0
+    assert float(pairwise_distances(torch.ones(1, 1, 9))[1]) == 0.0

@@ -19,7 +19,7 @@ from dgpo_core.contracts import PromptSource
 from dgpo_core.distributed.processes import Processes
 from dgpo_core.draws import Draws
 from dgpo_core.errors import UserError
-from dgpo_core.flow.groups import mean_pairwise_distance
+from dgpo_core.flow.groups import pairwise_distances
 from dgpo_core.flow.paths import PathSteps
 from dgpo_core.flow.sizes import check_sizes, different, largest, named, runs
 from dgpo_core.hookspecs import Component, hookimpl
@@ -220,7 +220,7 @@ def test_diversity_is_of_each_group_whatever_the_others_are() -> None:
     generator = torch.Generator().manual_seed(0)
     groups = [torch.rand(3, width, generator=generator) for width in (12, 12, 48, 12)]
     found = diversity([row for group in groups for row in group], 4)
-    assert found.tolist() == pytest.approx([float(mean_pairwise_distance(group[None])) for group in groups], rel=1e-6)
+    assert found.tolist() == pytest.approx([float(pairwise_distances(group[None])[1]) for group in groups], rel=1e-6)
 
 
 def test_a_sheet_of_several_sizes() -> None:

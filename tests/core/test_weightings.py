@@ -25,13 +25,14 @@ from dgpo_core.builtin.weightings import (
     Binary,
     Clipped,
     Concentrated,
+    Diverse,
     MinRange,
     Rank,
     Softmax,
     TopK,
     Uniform,
 )
-from dgpo_core.contracts import AdvantageWeighting
+from dgpo_core.contracts import AdvantageWeighting, WeighedGroup
 from dgpo_core.flow.groups import signed_weights
 
 WEIGHTINGS: list[type[AdvantageWeighting]] = [
@@ -45,6 +46,7 @@ WEIGHTINGS: list[type[AdvantageWeighting]] = [
     Clipped,
     MinRange,
     Concentrated,
+    Diverse,
 ]
 OPTIONS = {
     Softmax: SoftmaxOptions(), TopK: TopKOptions(), Clipped: ClippedOptions(), MinRange: MinRangeOptions(),
@@ -257,3 +259,35 @@ def test_balance_cancels_the_partition_function_and_keeps_the_total(
             assert ratio[side].max().item() == pytest.approx(ratio[side].min().item())  # one factor a side
     else:
         assert not balanced.any()
+
+
+def test_diverse_by_hand() -> None:
+    """GARDO (arXiv 2512.24138): A_i * d_i / mean d for A_i > 0, with the distance to the nearest neighbor."""
+    advantages = torch.tensor([1.0, 2.0, -1.0, -2.0]).double()
+    distances = torch.tensor([[0, 3, 1, 5], [3, 0, 4, 4], [1, 4, 0, 6], [5, 4, 6, 0]]).double() / 10
+    nearest = [0.1, 0.3, 0.1, 0.4]  # mean 0.225
+    group = WeighedGroup(advantages, advantages, distances=distances)
+    found = Diverse(None).group_weights(group)
+    assert found.tolist() == pytest.approx([1 * nearest[0] / 0.225, 2 * nearest[1] / 0.225, 1, 2])
+    assert not distances.diagonal().any(), "the arguments stay"
+
+
+@given(groups, st.floats(1e-6, 1))
+def test_diverse_without_differences_is_the_papers_weighting(rewards: list[float], distance: float) -> None:
+    values = torch.tensor(rewards).double()
+    advantages, n = _advantages(values), len(rewards)
+    for distances in (None, torch.zeros(n, n).double(), distance * (1 - torch.eye(n)).double()):
+        found = Diverse(None).group_weights(WeighedGroup(advantages, values, distances=distances))
+        assert found.tolist() == pytest.approx(advantages.abs().tolist(), rel=1e-12)
+
+
+def test_balanced_diverse_weights_cancel_and_missing_members_are_no_neighbors() -> None:
+    rewards, scored = torch.tensor([[1.0, 0.2, 0.9, 0.0]]).double(), torch.tensor([[True, True, True, False]])
+    points = torch.tensor([0.0, 0.5, 0.2, 0.01])  # the last one, nearest to the first, is not scored
+    distances = (points[:, None] - points[None]).abs().double()[None]
+    advantages = torch.tensor([[1.0, -1.5, 0.5, 0.0]]).double()
+    plain = signed_weights(advantages, rewards, scored, Diverse(None), distances=distances)
+    assert plain[0].tolist() == pytest.approx([1 * 0.2 / (0.7 / 3), -1.5, 0.5 * 0.2 / (0.7 / 3), 0])
+    balanced = signed_weights(advantages, rewards, scored, Diverse(None), distances=distances, balance=True)
+    assert abs(float(balanced.sum())) < 1e-12
+    assert float(balanced[0, 0] / balanced[0, 2]) == pytest.approx(2)

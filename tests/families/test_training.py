@@ -209,6 +209,27 @@ def test_a_run_that_starts_from_another(family: str, train: str, driver: Driver,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_reference_that_is_reset(train: str, driver: Driver, run: Callable[..., Run]) -> None:
+    """In several processes, sharded or not, and after the run was killed."""
+    names = ("one", "two", "sharded", "killed")
+    objective = {"reference": "reset", "reset": {"every": 1}}
+    one, two, sharded, killed = (
+        run("flux", name, {"train": train}, objective, shard=name == "sharded") for name in names
+    )
+    assert_all_well(driver.train(one, 1))
+    for made in (two, sharded):
+        assert_all_well(driver.train(made, 2))
+        assert_same(made, one)
+    found = one.tensors()
+    resets = [name.removeprefix("reset/") for name in found if name.startswith("reset/")]
+    assert resets
+    assert all(torch.equal(found[f"reset/{name}"], found[f"policy/{name}"]) for name in resets)
+    assert_killed_and_resumed(driver, killed, 1)
+    assert killed.files() == one.files()
+
+
+@pytest.mark.slow
 def test_a_sharded_run_that_starts_from_another_is_killed(driver: Driver, run: Callable[..., Run]) -> None:
     """Both processes are resumed without the other run, which is gone."""
     trained = {"train": "full"}

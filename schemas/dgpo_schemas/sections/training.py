@@ -9,7 +9,7 @@ from pydantic import Field
 from dgpo_schemas.base import ANYTIME, FROM_THERE_ON, Float, Int, StrictModel, UseBlock
 from dgpo_schemas.sigma import SigmaExpression
 
-__all__ = ["EmaFastSection", "EmaSection", "ObjectiveSection", "OptimizerSection", "TimestepsSection"]
+__all__ = ["EmaFastSection", "EmaSection", "ObjectiveSection", "OptimizerSection", "ResetSection", "TimestepsSection"]
 
 
 class EmaFastSection(StrictModel):
@@ -65,6 +65,20 @@ class EmaSection(StrictModel):
         return max(self.every - 1, 1)
 
 
+class ResetSection(StrictModel):
+    """When a reference that is reset becomes the policy (GARDO, arXiv 2512.24138); only between iterations."""
+
+    every: Int = Field(
+        default=15, ge=1, le=10**9, description="Reset after iterations every, 2 * every, 3 * every and so on."
+    )
+    kl: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="Also reset after an iteration whose KL term, mean (v - v_reference)^2, is larger; null does not.",
+    )
+
+
 class ObjectiveSection(UseBlock):
     """The loss. The defaults are those of Direct Group Preference Optimization (arXiv 2510.08425)."""
 
@@ -93,11 +107,16 @@ class ObjectiveSection(UseBlock):
         "disables clipping.",
     )
     clip_kl: bool = Field(default=False, description="Also exclude clipped samples from the KL term.")
-    reference: Literal["frozen", "ema_fast", "start"] = Field(
+    reference: Literal["frozen", "ema_fast", "start", "reset"] = Field(
         default="frozen",
-        description="Reference model of the group preference: the frozen base model, the fast EMA of the policy, or "
-        "`start`, the frozen weights that the run started from (`backbone.lora.init`, `run.init_from`). The KL term "
-        "uses the base model, and with `start` these weights too.",
+        description="Reference model of the group preference: the frozen base model, the fast EMA of the policy, "
+        "`start`, the frozen weights that the run started from (`backbone.lora.init`, `run.init_from`), or `reset`, "
+        "the policy of an earlier iteration. The KL term uses the base model, and with `start` or `reset` these "
+        "weights too.",
+    )
+    reset: ResetSection = Field(
+        default_factory=ResetSection,
+        description="When the reference `reset` becomes the policy; before, it is the model that the run started from.",
     )
     ema_fast: EmaFastSection = Field(
         default_factory=EmaFastSection,

@@ -11,7 +11,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import AdvantageWeighting
+from dgpo_core.contracts import AdvantageWeighting, WeighedGroup
 from dgpo_kit.contracts._assertions import close, equal, global_state_left_alone, normal, that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 
@@ -45,15 +45,21 @@ class _Group:
     size: int
     tied: bool
 
-    def members(self) -> tuple[Tensor, Tensor]:
-        """Return advantages and rewards, float64 [G]."""
+    def members(self) -> WeighedGroup:
+        """Return the group as the engine passes it: two rewards, and the distances of points in a plane."""
         rewards = normal(self.size, seed=self.size).double()
         if self.tied:
             rewards[: self.size // 2] = rewards[0]
-        return (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4), rewards
+        media = normal(self.size, 2, seed=self.size + 1).double()
+        return WeighedGroup(
+            advantages=(rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4),
+            rewards=rewards,
+            per_reward={"first": rewards, "second": rewards.square()},
+            distances=(media[:, None] - media[None]).square().mean(2).sqrt().clamp(max=1.0),
+        )
 
     def weights(self) -> Tensor:
-        return self.weighting.weights(*self.members())
+        return self.weighting.group_weights(self.members())
 
 
 def weights(groups: Sequence[_Group]) -> None:
@@ -66,7 +72,7 @@ def weights(groups: Sequence[_Group]) -> None:
 
 
 def determinism(groups: Sequence[_Group]) -> None:
-    """Weights depend on advantages and rewards alone."""
+    """Weights depend on the group alone."""
     for group in groups:
         equal(group.weights(), group.weights(), "weights must be deterministic")
 
@@ -74,10 +80,9 @@ def determinism(groups: Sequence[_Group]) -> None:
 def untouched(groups: Sequence[_Group]) -> None:
     """The arguments are not modified; they belong to the engine."""
     for group in groups:
-        advantages, rewards = group.members()
-        group.weighting.weights(advantages, rewards)
-        arguments, expected = torch.stack((advantages, rewards)), torch.stack(group.members())
-        equal(arguments, expected, "advantages and rewards must not be modified")
+        passed, expected = group.members(), group.members()
+        group.weighting.group_weights(passed)
+        equal(_flat(passed), _flat(expected), "advantages, rewards and distances must not be modified")
 
 
 def partition(groups: Sequence[_Group]) -> None:
@@ -85,8 +90,7 @@ def partition(groups: Sequence[_Group]) -> None:
     for group in groups:
         if not group.weighting.cancels_partition:
             raise unittest.SkipTest("the weighting does not declare `cancels_partition`")
-        advantages, _ = group.members()
-        signed = torch.where(advantages > 0, group.weights(), -group.weights())
+        signed = torch.where(group.members().advantages > 0, group.weights(), -group.weights())
         close(signed.sum(), torch.zeros(()).double(), "signed weights must sum to 0 in every group", 1e-9)
 
 
@@ -95,9 +99,16 @@ def order(groups: Sequence[_Group]) -> None:
     for group in groups:
         if group.tied:
             continue  # the order may decide between members with equal rewards
-        advantages, rewards = group.members()
+        members = group.members()
         shuffled = torch.randperm(group.size, generator=torch.Generator().manual_seed(group.size))
-        moved = group.weighting.weights(advantages[shuffled], rewards[shuffled])
+        moved = group.weighting.group_weights(
+            WeighedGroup(
+                members.advantages[shuffled],
+                members.rewards[shuffled],
+                {label: values[shuffled] for label, values in members.per_reward.items()},
+                None if members.distances is None else members.distances[shuffled][:, shuffled],
+            )
+        )
         close(moved, group.weights()[shuffled], "weights must not depend on the order of the members", 1e-12)
 
 
@@ -106,3 +117,9 @@ def random_state(groups: Sequence[_Group]) -> None:
     for group in groups:
         with global_state_left_alone("a weighting"):
             group.weights()
+
+
+def _flat(group: WeighedGroup) -> Tensor:
+    """Return all numbers of a group."""
+    assert group.distances is not None
+    return torch.cat([group.advantages, group.rewards, *group.per_reward.values(), group.distances.flatten()])

@@ -224,6 +224,7 @@ def _held(backbone: Backbone, config: RunConfig) -> dict[str, int]:
         held[name] = sum(map(backbone.weight_bytes, frozen)) + sum(map(_bytes, module.buffers()))
     # ema_fast, ema, and the initial weights, which are usually also the base model of full fine-tuning
     kept = 4 if backbone.adapter is None and config.starts_elsewhere else 3
+    kept += config.objective.reference == "reset"
     return held | {
         "trained weights": trained,
         "EMA and initial weights": kept * trained,
