@@ -352,6 +352,7 @@ class TrainingBatch:
     advantages, signed_weights: float64 [g, G] on the CPU (0 where not scored).
     scored: bool [g, G].
     residual: [g], |sum_i c_i|; 0 where the partition function cancels.
+    kl_scales: float64 [g, G] on the CPU, factors of the members' KL terms (`Objective.kl_scales`); None means 1.
     """
 
     prompts: tuple[Prompt, ...]
@@ -362,6 +363,7 @@ class TrainingBatch:
     scored: Tensor
     residual: Tensor
     paths: tuple[Path, ...] = ()
+    kl_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +403,7 @@ class Predictions:
     step: for objectives with `needs_path`; x_sigma is then the state of the path at sigma.
     loss_weight: [B], factor of squared velocity errors (`Backbone.loss_weight`); None means 1. `error` applies it. It
     does not apply to log-probabilities of a path.
+    kl_scale: [B], the members' factors from `Objective.kl_scales`; None means 1. The objective applies it.
     """
 
     velocity: Tensor
@@ -414,6 +417,7 @@ class Predictions:
     old: Tensor | None = None
     step: PathStep | None = None
     loss_weight: Tensor | None = None
+    kl_scale: Tensor | None = None
 
     def error(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the squared error [B] between two velocities [B, ...], times `loss_weight`, with gradient.

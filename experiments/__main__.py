@@ -24,7 +24,7 @@ def run(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="e1 to e12, confirm-fast, confirm, order-fast, order, seconds, signal, or `all`.",
+            help="e1 to e13, confirm-fast, confirm, order-fast, order, seconds, signal, or `all`.",
             metavar="EXPERIMENT...",
         ),
     ],
@@ -169,7 +169,7 @@ OTHERS = {SECONDS: _seconds, SIGNAL: _signal}
 
 def power(
     name: Annotated[
-        str, typer.Argument(help="e1 to e12, confirm-fast, confirm, order-fast, order.", metavar="EXPERIMENT")
+        str, typer.Argument(help="e1 to e13, confirm-fast, confirm, order-fast, order.", metavar="EXPERIMENT")
     ],
     half_width: Annotated[
         float, number_option(min=1e-6, help="Wanted half-width of the 95 % intervals of differences.")

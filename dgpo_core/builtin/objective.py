@@ -58,7 +58,8 @@ class DirectGroupPreference(Objective):
 
     def kl_weight(self, predictions: Predictions) -> float | Tensor:
         """Return the weight of the KL term, a number or [B]."""
-        return self.section.kl
+        scale = predictions.kl_scale
+        return self.section.kl if scale is None else self.section.kl * scale
 
     def statistic(self, predictions: Predictions) -> Tensor:
         """Return each member's term of S_g, [B]."""

@@ -12,6 +12,7 @@ from dgpo_core.types import Predictions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dgpo_core.types import ScoredGroups
     from dgpo_schemas.run import RunConfig
     from dgpo_schemas.sections.training import ObjectiveSection
 
@@ -72,6 +73,14 @@ class Objective(ABC):
 
     def check(self, run: RunConfig) -> None:  # noqa: B027 - optional
         """Raise UserError if the run's settings are incompatible with this objective. Called before the run starts."""
+
+    def kl_scales(self, groups: ScoredGroups) -> Tensor | None:
+        """Return factors >= 0 of the members' KL terms, float64 [g, G] on the CPU, or None (the default) for 1.
+
+        Called once an iteration, with the groups of all ranks and the values of each reward; each member's factor is
+        in `Predictions.kl_scale`, which the loss applies. The same on all ranks.
+        """
+        return None
 
     def statistic(self, predictions: Predictions) -> Tensor:
         """Return each member's contribution [B] to its group's statistic, without gradient."""

@@ -17,7 +17,7 @@ from dgpo_core.errors import PluginError
 from dgpo_core.types import Prompt, ScoredGroups, TrainingBatch
 
 if TYPE_CHECKING:
-    from dgpo_core.contracts import AdvantageWeighting
+    from dgpo_core.contracts import AdvantageWeighting, Objective
     from dgpo_schemas.sections.rewards import AdvantagesSection
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "by_source",
     "compute_advantages",
     "informative",
+    "kl_scales",
     "pairwise_distances",
     "ranks",
     "signed_weights",
@@ -188,6 +189,20 @@ def compute_advantages(
         residual=signed.sum(1).abs(),
         paths=groups.paths,
     )
+
+
+def kl_scales(objective: Objective, groups: ScoredGroups) -> Tensor | None:
+    """Return the objective's factors of the members' KL terms, float64 [g, G], or None. Raises PluginError for a wrong
+    shape, or a factor that is negative or not finite."""
+    scales = objective.kl_scales(groups)
+    if scales is None:
+        return None
+    if scales.shape != groups.rewards.shape or not bool((scales.isfinite() & (scales >= 0)).all()):
+        raise PluginError(
+            f"objective {type(objective).__name__}: `kl_scales` must return one finite factor >= 0 per member, of "
+            f"shape {tuple(groups.rewards.shape)}, or None; it returned one of shape {tuple(scales.shape)}"
+        )
+    return scales
 
 
 def pairwise_distances(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dgpo_core.contracts import AdvantageWeighting
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import SampleDraws
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.flow.candidates import ChosenDraws, extremes
-from dgpo_core.flow.groups import by_source, compute_advantages
+from dgpo_core.flow.groups import by_source, compute_advantages, kl_scales
 from dgpo_core.flow.paths import without_means
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.spelling import option
@@ -100,7 +101,9 @@ class Loop:
         self.state.drawn = self.state.iteration
         self.saver.prune()
         with self.phases.timed("compute_advantages"):
+            groups = self._agreed(groups)
             batch = compute_advantages(groups, self.config.advantages, self.run.weighting)
+            batch = replace(batch, kl_scales=kl_scales(self.run.objective, groups))
         self.run.callbacks.on_advantages(self.state.iteration + 1, groups, batch)
         record = self._optimize(groups, batch)
         seconds = time.perf_counter() - started
@@ -114,6 +117,14 @@ class Loop:
             report.send(self.run.callbacks.on_message, self.run.callbacks.on_warning)
             timing = timing.model_copy(update={"compile": report.counts()})
         self.run.callbacks.on_iteration_end(record, timing)
+
+    def _agreed(self, groups: ScoredGroups) -> ScoredGroups:
+        """Return the groups with the first rank's distances, for a weighting that looks at them: their last bits may
+        differ between ranks."""
+        looks = type(self.run.weighting).group_weights is not AdvantageWeighting.group_weights
+        if self.processes.count == 1 or not looks:
+            return groups
+        return replace(groups, distances=self.processes.broadcast_object(groups.distances))
 
     # -- the phases ---------------------------------------------------------------------------------------------
 

@@ -105,6 +105,7 @@ class Members:
     same_group: Tensor
     noise_keys: list[tuple[int, ...]]
     noise_row: Tensor
+    kl_scale: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ class MicroBatch:
             group_size=self.members.group_size,
             step=self.step,
             loss_weight=self.loss_weight,
+            kl_scale=self.members.kl_scale,
             **self.others,
         )
 
@@ -221,6 +223,7 @@ class Update:
             same_group=put(group[:, None] == group),
             noise_keys=[(i,) for i in present] if self.shared_noise else list(members),
             noise_row=to_device(positions if self.shared_noise else range(len(members)), device),
+            kl_scale=None if batch.kl_scales is None else put(batch.kl_scales[g, m]),
         )
 
     def at(self, members: Members, t: int) -> MicroBatch:

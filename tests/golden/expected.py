@@ -17,7 +17,8 @@ NEW = (
     "backbone.options.quantize", "backbone.options.tiny_decoder", "backbone.options.group_offload",
     "backbone.options.rollout_cache", "rollout.guidance_interval", "evaluation.guidance_interval", "run.deterministic",
     "run.reward_ranks", "stop.in_a_row", "precision.adapter", "precision.norms", "evaluation.monitors.wording",
-    "optimizer.passes", "objective.ema_fast.per", "objective.reset.every", "objective.reset.kl", "timesteps.options.weights", "timesteps.options.weights_power",
+    "optimizer.passes", "objective.ema_fast.per", "objective.reset.every", "objective.reset.kl",
+    "timesteps.options.weights", "timesteps.options.weights_power",
     "rewards.*.transform", "evaluation.rewards.*.transform", "evaluation.monitors.rewards.*.transform", "logging.tags",
     *(f"prompts.{split}.*.{key}" for split in ("train", "heldout") for key in ("aggregation", "max_missing")),
 )  # fmt: skip

@@ -180,6 +180,13 @@ class RegularizedDgpoOptions(Options):
     kl_from: Float = Field(
         default=0.0, ge=0, le=1, description="Smallest sigma of the KL term (1 is pure noise); 0 applies it everywhere."
     )
+    kl_uncertain: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of an iteration's samples that have a KL term: those that the reward ranks higher than the "
+        "rewards of weight 0 do. null gives it to all.",
+    )
     adaptive: bool = Field(
         default=False,
         description="Denoising errors of x0, each divided by its mean magnitude; else those of velocities.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from dgpo_baselines.terms import refuse_unused, self_normalized_error
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import MemberLoss
-from dgpo_core.types import Predictions
+from dgpo_core.errors import UserError
+from dgpo_core.flow.groups import ranks
+from dgpo_core.types import Predictions, ScoredGroups
 
 if TYPE_CHECKING:
     from dgpo_schemas.run import RunConfig
@@ -27,6 +30,9 @@ class RegularizedDgpo(DirectGroupPreference):
       policy is the fast EMA.
     * `kl_from`: the KL term applies at sigma >= `kl_from` only, where the composition of a sample is decided. Source:
       DiverseGRPO (arXiv 2512.21514), whose KL term applies in the first steps only.
+    * `kl_uncertain`: the KL term applies only to this share of the iteration's samples, those with the largest U, the
+      share of samples that a sample beats by the combined reward, minus the mean share that it beats by each reward of
+      weight 0: where other rewards do not confirm a high reward, it may be exploited. Source: GARDO (arXiv 2512.24138).
     * `adaptive`: dsm is that of x0^ divided by its mean magnitude, sigma mean (v - target)^2 / mean |v - target|, in
       S_g, in its gradient and in the clip. Source: arXiv 2602.04663.
     """
@@ -41,6 +47,31 @@ class RegularizedDgpo(DirectGroupPreference):
         super().check(run)
         if self.options.trust_region is not None:
             refuse_unused(self.section, "clip")
+        if self.options.kl_uncertain is None:
+            return
+        if self.section.kl == 0:
+            raise UserError("objective.options.kl_uncertain has no effect because objective.kl is 0; remove it")
+        self._others = [reward.label for reward in run.rewards if not reward.weight]
+        if not self._others:
+            raise UserError(
+                "objective.options.kl_uncertain compares with rewards of weight 0, of which the run has none: add one "
+                "to `rewards` with `weight: 0`"
+            )
+
+    def kl_scales(self, groups: ScoredGroups) -> Tensor | None:
+        """Return 1 for the most uncertain samples of the iteration, 0 for the others, float64 [g, G]; or None."""
+        if self.options.kl_uncertain is None:
+            return None
+        flat = groups.scored.view(1, -1)
+        others = [groups.per_reward[label].view(1, -1) for label in self._others]
+        # A sample that another reward did not score beats none by it.
+        shares = [ranks(values, flat & values.isfinite()) for values in others]
+        uncertain = ranks(groups.rewards.view(1, -1), flat) - torch.stack(shares).mean(0)
+        count = math.ceil(self.options.kl_uncertain * int(flat.sum()))
+        chosen = uncertain.masked_fill(~flat, -torch.inf)[0].argsort(descending=True, stable=True)[:count]
+        scales = torch.zeros_like(uncertain)
+        scales[0, chosen] = 1.0
+        return scales.view_as(groups.rewards)
 
     def dsm(self, predictions: Predictions, velocity: Tensor) -> Tensor:
         """Return the denoising error of a velocity, [B], with gradient."""
