@@ -53,10 +53,11 @@ class Decisions:
         }
         return contrasts(values, self._pairs(self.results.baseline), Rule(0.0))
 
-    def last(self, name: str, monitor: str) -> Interval:
-        """Return the mean of a monitor at the last evaluation, over seeds."""
+    def last(self, name: str, monitor: str) -> Interval | None:
+        """Return the mean of a monitor at the last evaluation, over seeds; None if it was not measured."""
         (variant,) = (one for one in self.results.variants if one.name == name)
-        return t_interval([t.monitors[monitor].last for t in variant.finished if monitor in t.monitors])
+        found = [t.monitors[monitor].last for t in variant.finished if monitor in t.monitors]
+        return t_interval(found) if found else None
 
     def _pairs(self, against: str) -> list[tuple[str, str]]:
         names = [variant.name for variant in self.results.variants if variant.name != self.results.baseline]

@@ -76,6 +76,7 @@ def chosen(groups: ScoredGroups, members: Tensor) -> ScoredGroups:
         groups,
         x0=tuple(rows[i] for i in flat),
         own=range(len(members) * kept),
+        distances=None,
         rewards=groups.rewards.gather(1, members),
         summed=groups.summed.gather(1, members),
         scored=groups.scored.gather(1, members),
