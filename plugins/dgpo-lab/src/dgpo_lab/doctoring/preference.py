@@ -60,7 +60,8 @@ def _sigmoid(run: Facts) -> Values | str | None:
 
 
 def _smaller_beta(run: Facts, _: Values) -> Iterable[Change]:
-    beta, largest = run.config.objective.beta, 5000.0 if run.config.objective.reference == "ema_fast" else 100.0
+    beta, moves = run.config.objective.beta, run.config.objective.reference in ("ema_fast", "reset")
+    largest = 5000.0 if moves else 100.0
     yield Change("objective.beta", beta, largest if beta > largest else beta / 10)
 
 
