@@ -6,7 +6,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ def _tables(
 
 def _read(
     file: Path, overrides: Sequence[str], preset: Sequence[str], registry: Registry
-) -> tuple[str, Document, dict[str, Path]]:
+) -> tuple[str, Document, list[tuple[str, Path]]]:
     """Return the kind of the file, the file with all settings applied, and the files of the presets."""
     from dgpo_core.config.overrides import apply_overrides
     from dgpo_core.config.presets import preset_files, with_presets
@@ -120,7 +120,7 @@ class _Table:
     document: Document | None
     data: Mapping[str, Any]
     start: str = ""
-    presets: Mapping[str, Path] = field(default_factory=dict)
+    presets: Sequence[tuple[str, Path]] = ()
 
     def entry(self, name: str, known: KnownKey) -> Iterator[str]:
         """Yield the lines about a key."""
@@ -203,7 +203,7 @@ class _Table:
         if where.startswith("--set"):
             return f"set by {where}"
         # Of a key that two presets set, the position is in the later one.
-        name = next(name for name, file in self.presets.items() if where.startswith(f"{file}:"))
+        name = next(name for name, file in self.presets if where.startswith(f"{file}:"))
         return f"set by the preset {name} ({where})"
 
     def _source(self, where: str) -> str:

@@ -116,6 +116,7 @@ def signed_weights(
         wanted = (*advantages.shape, advantages.shape[-1])
         if distances.shape != wanted:
             raise UserError(f"distances must be {wanted}, one for each pair of members, not {tuple(distances.shape)}")
+        _check_finite("distances", distances, torch.ones_like(distances, dtype=torch.bool), "")
         pairs = distances.double().cpu().view(*rows.shape, rows.shape[1])
     found = _groups.signed_weights(_rows(advantages)[0], rows, scored, made, balance=balance, distances=pairs)
     return found.view(advantages.shape)

@@ -308,7 +308,8 @@ class ScoredGroups:
     scored: bool [g, G].
     per_reward: label to float64 [g, G] (nan where missing).
     subscores: label to name to float64 [g * G], the components of each reward (nan where missing).
-    asked: label to bool [g], whether the group's prompt source uses the reward; a missing label means True.
+    asked: label to bool [g], whether the group's prompt source uses the reward; counted: label to bool [g], whether its
+    weight there is not 0. A missing label means True.
     diversity: [g], mean pairwise distance between the members' media; distances: float64 [g, G, G], those of the pairs,
     or None without media.
     statistics: name to float64 [g, G], statistics of the media (`monitors.media_statistics`).
@@ -327,6 +328,7 @@ class ScoredGroups:
     paths: tuple[Path, ...] = ()
     subscores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=lambda: MappingProxyType({}))
     asked: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    counted: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     candidates: Candidates | None = None
     distances: Tensor | None = None
 
@@ -398,8 +400,8 @@ class Predictions:
     sigma, advantages, signed_weights: [B].
     group_size: [B], number of scored members in the member's group.
     reference, base, old: [B, ...] or None, predictions of the model that `objective.reference` selects, of the frozen
-    base model, and of `ema_fast`. Predictions of the base model use the guidance scale `objective.kl_cfg`. Fields that
-    the objective does not need can be set if they come at no cost.
+    base model (of the reference, if that is `start` or `reset`), and of `ema_fast`. Predictions of the base model use
+    the guidance scale `objective.kl_cfg`. Fields that the objective does not need can be set if they come at no cost.
     step: for objectives with `needs_path`; x_sigma is then the state of the path at sigma.
     loss_weight: [B], factor of squared velocity errors (`Backbone.loss_weight`); None means 1. `error` applies it. It
     does not apply to log-probabilities of a path.

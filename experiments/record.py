@@ -172,7 +172,8 @@ def passes(config: RunConfig, registry: Registry) -> float:
     guided = 2 if config.rollout.guidance > 1 else 1
     objective = registry.create("objective", config.objective)
     models = {config.objective.reference} if objective.needs_reference else set()
-    models |= {"frozen"} if objective.needs_base else set()
+    if objective.needs_base:  # a reference that does not follow the policy is also the KL term's model
+        models |= {"frozen"} if config.objective.reference == "ema_fast" else {config.objective.reference}
     models |= {"ema_fast"} if objective.needs_old else set()
     on_path = guided if objective.needs_path else 1
     drawn = sum(members * steps for members, steps in config.rollout.rounds) / config.rollout.group_size

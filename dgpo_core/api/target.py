@@ -200,7 +200,7 @@ def run_config(path: Path, overrides: Sequence[str], registry: Registry, *, pres
         raise UserError(
             f"{option('overrides')} belongs to a run file; a run directory keeps the configuration it was trained with"
         )
-    if preset:
+    if preset is not None and preset != []:
         raise UserError(
             f"{option('preset')} belongs to a run file; a run directory keeps the configuration it was trained with"
         )

@@ -16,8 +16,9 @@ class DirectGroupPreference(Objective):
 
     The formulas are in `flow.preference`, in the authors' gradient-equivalent form.
     PPO-style clip: a member whose ratio exp(dsm_old - dsm) leaves [1 - clip, 1 + clip] in the direction of its
-    advantage has no gradient, but still contributes to S_g. KL term: kl * mean (v - v_base)^2, always against the
-    frozen base model, even if the reference is `ema_fast` (as in the authors' code; mode 2b).
+    advantage has no gradient, but still contributes to S_g. KL term: kl * mean (v - v_base)^2, against the
+    frozen base model, even if the reference is `ema_fast` (as in the authors' code; mode 2b), but against the reference
+    if that is `start` or `reset`.
 
     A variant of the loss overrides `dsm`, `silenced` or `kl_weight`.
     """

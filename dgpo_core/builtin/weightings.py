@@ -173,7 +173,7 @@ class Diverse(AdvantageWeighting):
     Source: GARDO (arXiv 2512.24138), whose d is the cosine distance of DINOv3 features; here it is the
     root-mean-square difference of downscaled media, which needs no model. Only advantages above 0 change, so that an
     odd sample is never rewarded for being odd alone. Their scaling leaves a residual; `advantages.balance` removes it.
-    If all distances are equal, or all media are, it is `abs-advantage`.
+    If all distances are equal, or each member above the mean has an equal one, it is `abs-advantage`.
     """
 
     def weights(self, advantages: Tensor, rewards: Tensor) -> Tensor:
@@ -187,9 +187,10 @@ class Diverse(AdvantageWeighting):
             return weights
         own = torch.eye(len(weights), dtype=torch.bool)
         nearest = group.distances.masked_fill(own, torch.inf).amin(1)
-        if not nearest.any():
+        better = group.advantages > 0
+        if not nearest[better].any():
             return weights
-        return torch.where(group.advantages > 0, weights * (nearest / nearest.mean()), weights)
+        return torch.where(better, weights * (nearest / nearest.mean()), weights)
 
 
 def _each_side(advantages: Tensor, rewards: Tensor, distribution: Callable[[Tensor], Tensor]) -> Tensor:

@@ -42,7 +42,7 @@ def load_run_config(
     Raises ConfigError with every problem, in the file's order.
     """
     document = read(path, "run", overrides)
-    if preset:
+    if preset is not None:
         assert registry is not None, "presets belong to plugins"
         document = with_presets(document, preset, registry)
     try:

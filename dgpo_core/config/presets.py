@@ -39,10 +39,10 @@ def presets_of(backbone: str, registry: Registry) -> dict[str, Path]:
     return {path.stem: path for path in found}
 
 
-def preset_files(document: Document, preset: Preset, registry: Registry) -> dict[str, Path]:
-    """Return the file of each preset for a run file. Raises UserError for an unknown name."""
+def preset_files(document: Document, preset: Preset, registry: Registry) -> list[tuple[str, Path]]:
+    """Return the name and file of each preset for a run file, in their order. Raises UserError for an unknown name."""
     names = [preset] if isinstance(preset, str) else preset or ()
-    return {name: _file(document, name, registry) for name in names}
+    return [(name, _file(document, name, registry)) for name in names]
 
 
 def with_presets(document: Document, preset: Preset, registry: Registry) -> Document:
@@ -50,7 +50,7 @@ def with_presets(document: Document, preset: Preset, registry: Registry) -> Docu
 
     Raises UserError for an unknown name, and ConfigError for mistakes in a preset.
     """
-    for file in preset_files(document, preset, registry).values():
+    for _, file in preset_files(document, preset, registry):
         layer = load_yaml(file)
         refuse(layer, "run")
         document = apply_settings(document, list(_leaves(layer, layer.data, ())))

@@ -53,7 +53,8 @@ class Objective(ABC):
 
     @property
     def needs_base(self) -> bool:
-        """Whether the loss needs `Predictions.base`, for a KL term against the frozen base model."""
+        """Whether the loss needs `Predictions.base`, for a KL term against the frozen base model, or against the
+        reference if that is `start` or `reset`."""
         return False
 
     @property

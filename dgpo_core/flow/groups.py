@@ -27,7 +27,6 @@ __all__ = [
     "by_source",
     "compute_advantages",
     "informative",
-    "kl_scales",
     "pairwise_distances",
     "ranks",
     "signed_weights",
@@ -169,9 +168,13 @@ def by_source(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
 
 
 def compute_advantages(
-    groups: ScoredGroups, section: AdvantagesSection, weighting: AdvantageWeighting
+    groups: ScoredGroups,
+    section: AdvantagesSection,
+    weighting: AdvantageWeighting,
+    objective: Objective | None = None,
 ) -> TrainingBatch:
-    """Compute the training batch of scored groups: advantages, signed weights and the residual |sum_i c_i|."""
+    """Compute the training batch of scored groups: advantages, signed weights, the residual |sum_i c_i|, and the
+    objective's factors of the KL terms."""
     advantage = torch.zeros_like(groups.rewards)
     for rows in by_source(groups.prompts).values():
         advantage[rows] = advantages(groups.rewards[rows], groups.scored[rows], section)
@@ -188,10 +191,11 @@ def compute_advantages(
         scored=groups.scored,
         residual=signed.sum(1).abs(),
         paths=groups.paths,
+        kl_scales=None if objective is None else _kl_scales(objective, groups),
     )
 
 
-def kl_scales(objective: Objective, groups: ScoredGroups) -> Tensor | None:
+def _kl_scales(objective: Objective, groups: ScoredGroups) -> Tensor | None:
     """Return the objective's factors of the members' KL terms, float64 [g, G], or None. Raises PluginError for a wrong
     shape, or a factor that is negative or not finite."""
     scales = objective.kl_scales(groups)

@@ -226,10 +226,11 @@ def _batch(run: TrainingRun, rollout: Rollout, groups: int) -> TrainingBatch:
     scored = torch.ones(groups, members, dtype=torch.bool)
     drawn = ScoredGroups(
         prompts=tuple(rollout.prompts[(g * members) % len(rollout.prompts)] for g in range(groups)),
-        x0=tuple(rollout.x0[rows]), own=local, rewards=rewards, summed=rewards, scored=scored, per_reward={},
+        x0=tuple(rollout.x0[rows]), own=local, rewards=rewards, summed=rewards, scored=scored,
+        per_reward={reward.label: rewards for reward in run.rewards},
         diversity=torch.zeros(groups, dtype=torch.float64), paths=_rows(rollout.path, rows),
     )  # fmt: skip
-    batch = compute_advantages(drawn, run.config.advantages, run.weighting)
+    batch = compute_advantages(drawn, run.config.advantages, run.weighting, run.objective)
     side = torch.where(rewards > 0.5, 1.0, -1.0).to(batch.signed_weights)
     return replace(batch, signed_weights=torch.where(batch.signed_weights == 0, side, batch.signed_weights))
 

@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.contracts import AdvantageWeighting
+from dgpo_core.contracts import AdvantageWeighting, Objective
 from dgpo_core.data.sources import of_sources
 from dgpo_core.distributed.comparing import Layout
 from dgpo_core.distributed.processes import split_samples
 from dgpo_core.draws import SampleDraws
 from dgpo_core.errors import RunStopped, UserError
 from dgpo_core.flow.candidates import ChosenDraws, extremes
-from dgpo_core.flow.groups import by_source, compute_advantages, kl_scales
+from dgpo_core.flow.groups import by_source, compute_advantages
 from dgpo_core.flow.paths import without_means
 from dgpo_core.storage.store import RunStore
 from dgpo_core.system.spelling import option
@@ -102,8 +102,7 @@ class Loop:
         self.saver.prune()
         with self.phases.timed("compute_advantages"):
             groups = self._agreed(groups)
-            batch = compute_advantages(groups, self.config.advantages, self.run.weighting)
-            batch = replace(batch, kl_scales=kl_scales(self.run.objective, groups))
+            batch = compute_advantages(groups, self.config.advantages, self.run.weighting, self.run.objective)
         self.run.callbacks.on_advantages(self.state.iteration + 1, groups, batch)
         record = self._optimize(groups, batch)
         seconds = time.perf_counter() - started
@@ -119,9 +118,12 @@ class Loop:
         self.run.callbacks.on_iteration_end(record, timing)
 
     def _agreed(self, groups: ScoredGroups) -> ScoredGroups:
-        """Return the groups with the first rank's distances, for a weighting that looks at them: their last bits may
-        differ between ranks."""
-        looks = type(self.run.weighting).group_weights is not AdvantageWeighting.group_weights
+        """Return the groups with the first rank's distances, for a weighting or objective that may look at them.
+
+        Their last bits may differ between ranks.
+        """
+        weighs = type(self.run.weighting).group_weights is not AdvantageWeighting.group_weights
+        looks = weighs or type(self.run.objective).kl_scales is not Objective.kl_scales
         if self.processes.count == 1 or not looks:
             return groups
         return replace(groups, distances=self.processes.broadcast_object(groups.distances))

@@ -290,6 +290,9 @@ class Scorer:
             scored=scored,
             per_reward=each,
             asked={r.label: torch.tensor([r.asks(prompt) for prompt in prompts]) for r in self.rewards},
+            counted={
+                r.label: torch.tensor([r.weight_in(prompt.source) != 0 for prompt in prompts]) for r in self.rewards
+            },
             subscores={label: subscore_values(samples.diagnostics[label], v) for label, v in samples.values.items()},
             diversity=diversity.cpu(),
             distances=in_float64(distances).cpu(),

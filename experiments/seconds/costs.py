@@ -90,7 +90,7 @@ def _round(runs: Mapping[str, TrainingRun], number: int) -> Round:
         started = time.process_time()
         groups = Loop(run, RunState(run.config), RunStore()).sample_groups_and_score()
         rollouts[name] = time.process_time() - started
-        batches.append(compute_advantages(groups, run.config.advantages, run.weighting))
+        batches.append(compute_advantages(groups, run.config.advantages, run.weighting, run.objective))
     run, optimize = next(iter(runs.values())), {}
     for engine in ENGINES:
         with as_before(engine), run.policy.unchanged():

@@ -158,7 +158,7 @@ def of_prompt(bench: Bench, number: int) -> OfPrompt:
             groups = scored_groups(run, sampler, prompts, members, draws.at("rollout"))
         else:
             groups = chosen(candidates, _members(part, candidates, ranking))
-        batch = compute_advantages(groups, part.config.advantages, part.weighting)
+        batch = compute_advantages(groups, part.config.advantages, part.weighting, run.objective)
         moments, count = Moments(), part.config.timesteps.count
         for group in range(bench.redraws):
             moments.add(gradient_of(run, batch, group, part.timesteps, count, draws))

@@ -143,6 +143,12 @@ def guidance(scale: float, objective: ObjectiveSection) -> Violations:
             "objective.reference is ema_fast and objective.kl is 0; set kl above 0, set reference: frozen (mode 2a), "
             "or remove kl_cfg",
         )
+    if objective.reference == "reset" and objective.kl_cfg > 1:
+        yield (
+            "objective.kl_cfg",
+            f"cannot combine {objective.kl_cfg:g} with objective.reference = reset: the reference was the policy, "
+            "which is trained without guidance; set kl_cfg to 1, or reference: frozen (mode 2a)",
+        )
     if objective.reference in ("ema_fast", "reset") and scale > 1:
         yield (
             "rollout.guidance",

@@ -46,6 +46,10 @@ def test_later_presets_override_earlier_ones(registry: Registry, tmp_path: Path)
     assert (both.rollout.micro_batch, both.rollout.groups) == (5, 3)
     turned = load_run_config(EXAMPLE, [], registry, preset=[str(mine), "24gb"])
     assert (turned.rollout.micro_batch, turned.rollout.groups) == (24, 3)
+    again = load_run_config(EXAMPLE, [], registry, preset=[str(mine), "24gb", str(mine)])
+    assert again.rollout.micro_batch == 5
+    with pytest.raises(UserError, match="'' is not a preset of backbone sd3"):
+        load_run_config(EXAMPLE, [], registry, preset="")
 
 
 def test_names_and_files_that_are_not_there(registry: Registry, tmp_path: Path) -> None:

@@ -108,5 +108,8 @@ def test_what_has_no_effect_is_refused(make_config: Make, change: dict[str, Any]
 
 def test_guided_rollouts_are_refused_as_with_other_moving_references(make_config: Make, tmp_path: Path) -> None:
     data = run_data(tmp_path, objective={"reference": "reset"}, rollout={"guidance": 4.5})
-    with pytest.raises(ValueError, match=r"cannot combine 4.5 with objective.reference = reset"):
+    with pytest.raises(ValueError, match=r"(?s)rollout.guidance.*cannot combine 4.5 with objective.reference = reset"):
+        RunConfig.model_validate(data)
+    data = run_data(tmp_path, objective={"reference": "reset", "kl_cfg": 4.5})
+    with pytest.raises(ValueError, match=r"(?s)objective.kl_cfg.*cannot combine 4.5 with objective.reference = reset"):
         RunConfig.model_validate(data)

@@ -272,6 +272,15 @@ def test_diverse_by_hand() -> None:
     assert not distances.diagonal().any(), "the arguments stay"
 
 
+def test_diverse_keeps_good_samples_that_are_all_equal() -> None:
+    """Else a group whose best members have collapsed would only push away."""
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    points = torch.tensor([0.0, 0.0, 0.3, 0.8]).double()
+    distances = (points[:, None] - points[None]).abs()
+    found = Diverse(None).group_weights(WeighedGroup(advantages, advantages, distances=distances))
+    assert found.tolist() == [1, 1, 1, 1]
+
+
 @given(groups, st.floats(1e-6, 1))
 def test_diverse_without_differences_is_the_papers_weighting(rewards: list[float], distance: float) -> None:
     values = torch.tensor(rewards).double()

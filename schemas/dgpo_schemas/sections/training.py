@@ -66,7 +66,8 @@ class EmaSection(StrictModel):
 
 
 class ResetSection(StrictModel):
-    """When a reference that is reset becomes the policy (GARDO, arXiv 2512.24138); only between iterations."""
+    """When a reference that is reset becomes the policy, between iterations (GARDO, arXiv 2512.24138, which counts
+    `every` from the last reset; here a reset by `kl` does not shift the others)."""
 
     every: Int = Field(
         default=15, ge=1, le=10**9, description="Reset after iterations every, 2 * every, 3 * every and so on."

@@ -184,8 +184,8 @@ class RegularizedDgpoOptions(Options):
         default=None,
         gt=0,
         le=1,
-        description="Share of an iteration's samples that have a KL term: those that the reward ranks higher than the "
-        "rewards of weight 0 do. null gives it to all.",
+        description="Share of an iteration's samples that have a KL term: those that the reward ranks highest "
+        "above the ranks of the rewards of weight 0. null gives it to all.",
     )
     adaptive: bool = Field(
         default=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from dgpo_baselines.terms import refuse_unused, self_normalized_error
 from dgpo_core.builtin.objective import DirectGroupPreference
 from dgpo_core.contracts import MemberLoss
 from dgpo_core.errors import UserError
-from dgpo_core.flow.groups import ranks
+from dgpo_core.flow.groups import by_source, ranks
 from dgpo_core.types import Predictions, ScoredGroups
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ class RegularizedDgpo(DirectGroupPreference):
       policy is the fast EMA.
     * `kl_from`: the KL term applies at sigma >= `kl_from` only, where the composition of a sample is decided. Source:
       DiverseGRPO (arXiv 2512.21514), whose KL term applies in the first steps only.
-    * `kl_uncertain`: the KL term applies only to this share of the iteration's samples, those with the largest U, the
-      share of samples that a sample beats by the combined reward, minus the mean share that it beats by each reward of
-      weight 0: where other rewards do not confirm a high reward, it may be exploited. Source: GARDO (arXiv 2512.24138).
+    * `kl_uncertain`: the KL term applies only to this share of the iteration's samples, those with the largest U > 0:
+      the share of samples that a sample beats by the sum of the rewards, minus the mean share that it beats by each
+      reward of weight 0. Where other rewards do not confirm a high reward, it may be exploited. Shares are among the
+      samples of the same prompt source; samples with equal U are treated alike; those that no reward of weight 0 has
+      scored have no KL term. Source: GARDO (arXiv 2512.24138).
     * `adaptive`: dsm is that of x0^ divided by its mean magnitude, sigma mean (v - target)^2 / mean |v - target|, in
       S_g, in its gradient and in the clip. Source: arXiv 2602.04663.
     """
@@ -51,27 +54,41 @@ class RegularizedDgpo(DirectGroupPreference):
             return
         if self.section.kl == 0:
             raise UserError("objective.options.kl_uncertain has no effect because objective.kl is 0; remove it")
-        self._others = [reward.label for reward in run.rewards if not reward.weight]
-        if not self._others:
+        if all(reward.weight for reward in run.rewards):
             raise UserError(
                 "objective.options.kl_uncertain compares with rewards of weight 0, of which the run has none: add one "
                 "to `rewards` with `weight: 0`"
             )
 
     def kl_scales(self, groups: ScoredGroups) -> Tensor | None:
-        """Return 1 for the most uncertain samples of the iteration, 0 for the others, float64 [g, G]; or None."""
+        """Return 1 for the most uncertain samples of each prompt source, 0 for the others, float64 [g, G]; or None."""
         if self.options.kl_uncertain is None:
             return None
-        flat = groups.scored.view(1, -1)
-        others = [groups.per_reward[label].view(1, -1) for label in self._others]
-        # A sample that another reward did not score beats none by it.
-        shares = [ranks(values, flat & values.isfinite()) for values in others]
-        uncertain = ranks(groups.rewards.view(1, -1), flat) - torch.stack(shares).mean(0)
-        count = math.ceil(self.options.kl_uncertain * int(flat.sum()))
-        chosen = uncertain.masked_fill(~flat, -torch.inf)[0].argsort(descending=True, stable=True)[:count]
-        scales = torch.zeros_like(uncertain)
-        scales[0, chosen] = 1.0
-        return scales.view_as(groups.rewards)
+        scales = torch.zeros_like(groups.rewards)
+        for rows in by_source(groups.prompts).values():
+            others = [
+                values[rows].flatten()
+                for label, values in groups.per_reward.items()
+                if label in groups.counted and not groups.counted[label][rows[0]]
+            ]
+            scored = groups.scored[rows].flatten()
+            scales[rows] = self._most_uncertain(groups.summed[rows].flatten(), others, scored).view(len(rows), -1)
+        return scales
+
+    def _most_uncertain(self, rewards: Tensor, others: Sequence[Tensor], scored: Tensor) -> Tensor:
+        """Return 1 for the samples [n] of one source with a KL term, 0 for others."""
+        by_others, raters = torch.zeros_like(rewards), torch.zeros_like(rewards)
+        for values in others:
+            rated = scored & values.isfinite()
+            by_others += ranks(values[None], rated[None])[0]
+            raters += rated
+        uncertain = (ranks(rewards[None], scored[None])[0] - by_others / raters).masked_fill(raters == 0, -torch.inf)
+        count = math.ceil(self.options.kl_uncertain * int(scored.sum()))
+        if not count:
+            return torch.zeros_like(rewards)
+        # Equal samples are treated alike, whatever their order: there can be more of them than the share.
+        smallest = uncertain.sort(descending=True).values[count - 1]
+        return ((uncertain >= smallest) & (uncertain > 0)).to(rewards.dtype)
 
     def dsm(self, predictions: Predictions, velocity: Tensor) -> Tensor:
         """Return the denoising error of a velocity, [B], with gradient."""

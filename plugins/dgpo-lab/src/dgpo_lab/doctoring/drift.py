@@ -29,6 +29,10 @@ has made the policy worse at denoising good ones. The miniatures stay below 1.25
 def _drift(run: Facts) -> Values | str:
     """Whether the policy is far from the reference model."""
     section = run.config.objective
+    if section.reference == "reset":
+        return Values(
+            now=0.0, worse=False, unchecked=False, fine="kl measures the distance since the reference was last reset"
+        )
     distance = run.series("kl").over(run.series("dsm_reference"))
     if not distance.known:
         return Values(

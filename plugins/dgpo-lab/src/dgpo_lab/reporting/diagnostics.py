@@ -22,8 +22,8 @@ class Diagnostic:
 
 
 OPTIMIZATION = (
-    Diagnostic("KL", "mean squared distance between the velocities of the policy and the base model", {"kl": "kl"},
-               "mean (v − v_base)²"),
+    Diagnostic("KL", "mean squared distance between the velocities of the policy and the base model, or "
+               "the reference `start` or `reset`", {"kl": "kl"}, "mean (v − v_base)²"),
     Diagnostic("Denoising error", "of the policy and of the reference, on the same noise",
                {"policy": "dsm", "reference": "dsm_reference"}, "mean squared error", None),
     Diagnostic("σ(S_g)", "weight of a group's gradient: 0.5 at the start, approaching 0 as the policy prefers the "
