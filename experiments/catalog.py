@@ -83,7 +83,12 @@ EXPERIMENTS = {
             summed="seconds",
         ),
         Experiment("e11", "A flawed reward, hacked on purpose"),
-        Experiment("e12", "Diversity: good samples unlike the others, and a reference that is reset", margin=0.02),
+        Experiment(
+            "e12",
+            "Diversity: good samples unlike the others, and a reference that is reset",
+            margin=0.02,
+            summed="samples",
+        ),
         Experiment("e13", "A KL term where another reward contradicts the trained one", margin=0.02),
         Experiment(
             "confirm-fast",

@@ -53,6 +53,11 @@ class Decisions:
         }
         return contrasts(values, self._pairs(self.results.baseline), Rule(0.0))
 
+    def first(self, monitor: str) -> Interval:
+        """Return the mean of a monitor at the first evaluation of the baseline's cells, over seeds."""
+        (variant,) = (one for one in self.results.variants if one.name == self.results.baseline)
+        return t_interval([t.monitors[monitor].first for t in variant.finished if monitor in t.monitors])
+
     def last(self, name: str, monitor: str) -> Interval | None:
         """Return the mean of a monitor at the last evaluation, over seeds; None if it was not measured."""
         (variant,) = (one for one in self.results.variants if one.name == name)

@@ -147,6 +147,12 @@ class Summary:
         record = self.records.get("e4")
         return None if record is None else Factors(record.results, record.targets, record.passes)
 
+    def gates(self) -> Sequence[Contrast]:
+        """Return what E13 found about KL terms for some samples."""
+        record, margin = self.records.get("e13"), EXPERIMENTS["e13"].margin or 0.0
+        found = [] if record is None else Decisions(record.results).contrasts("samples", margin)
+        return [one for one in found if one.name.endswith("a tenth")]
+
     def hacking(self) -> Hacking | None:
         """Return what E11 found."""
         record = self.records.get("e11")

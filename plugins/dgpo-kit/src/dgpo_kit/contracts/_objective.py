@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import MemberLoss, Objective
 from dgpo_core.flow.velocity import gaussian_log_prob
-from dgpo_core.types import PathStep, Predictions
+from dgpo_core.types import PathStep, Predictions, Prompt, ScoredGroups
 from dgpo_kit.contracts._assertions import close, global_state_left_alone, normal, that
 from dgpo_kit.contracts._check import Check, checks_of, run_all
 
@@ -28,7 +28,7 @@ def check_objective(objective: Objective) -> None:
 
 def objective_checks(make: Callable[[], Sequence[Objective]]) -> Iterator[Check]:
     """Yield the checks of an objective; each covers all objectives that `make` builds, usually one per setting."""
-    return checks_of(cache(make), statistic, losses, gradient, members, zero_weights, random_state)
+    return checks_of(cache(make), statistic, losses, gradient, members, zero_weights, scales, random_state)
 
 
 def statistic(objectives: Sequence[Objective]) -> None:
@@ -84,6 +84,23 @@ def zero_weights(objectives: Sequence[Objective]) -> None:
         if objective.needs_statistic:
             summands = objective.statistic(p)
             that(not summands[skipped].any(), "the statistic of a member of weight 0 must be 0")
+
+
+def scales(objectives: Sequence[Objective]) -> None:
+    """`kl_scales` returns None, or one finite factor >= 0 per member."""
+    rewards = normal(2, SIZE, seed=5).double()
+    every, counts = torch.ones(2, SIZE, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    groups = ScoredGroups(
+        prompts=(Prompt("a"), Prompt("b")), x0=(), own=(), rewards=rewards, summed=rewards, scored=every,
+        per_reward={"first": rewards, "second": rewards.square()}, diversity=torch.zeros(2),
+        counted={"first": counts, "second": ~counts},
+    )  # fmt: skip
+    for objective in objectives:
+        found = objective.kl_scales(groups)
+        if found is not None:
+            shape = list(rewards.shape)
+            that(found.shape == rewards.shape, f"kl_scales must have shape [g, G] {shape}, got {list(found.shape)}")
+            that(bool((found.isfinite() & (found >= 0)).all()), "kl_scales must be finite and >= 0")
 
 
 def random_state(objectives: Sequence[Objective]) -> None:
