@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dgpo_core.builtin.weightings import AbsAdvantage
 from dgpo_core.contracts import RewardModel
 from dgpo_core.data.sources import Source, of_sources
 from dgpo_core.distributed.comparing import Layout
@@ -53,13 +54,6 @@ class Channel(RewardModel):
         return Scores(values, values.isnan())
 
 
-class Absolute:
-    """The weighting of the paper."""
-
-    def weights(self, advantage: Tensor, rewards: Tensor) -> Tensor:
-        return advantage.abs()
-
-
 def block(name: str, **more: Any) -> SourceBlock:
     return SourceBlock.model_validate({"source": name, "use": "toy"} | more)
 
@@ -85,7 +79,7 @@ def grouped(
 
 def batch_of(groups: ScoredGroups, std: str = "group") -> TrainingBatch:
     section = AdvantagesSection.model_validate({"std": std})
-    return compute_advantages(groups, section, Absolute())  # type: ignore[arg-type]
+    return compute_advantages(groups, section, AbsAdvantage(None))
 
 
 def two(scale: float = 1.0, **weights: dict[str, float]) -> list[Reward]:

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dgpo_cli.console import print_evaluation
+from dgpo_core.builtin.weightings import AbsAdvantage
 from dgpo_core.contracts import RewardModel
 from dgpo_core.data.prompts import digest, some_of_each
 from dgpo_core.data.sources import Source, cut_to_shares, integer_weights, of_sources
@@ -248,11 +249,7 @@ def test_advantages_are_within_a_source(std: str) -> None:
     groups = ScoredGroups(tuple(PROMPTS), torch.zeros(12, 1), range(12), rewards, rewards, known, {}, torch.zeros(4))
     section = AdvantagesSection.model_validate({"std": std})
 
-    class Absolute:
-        def weights(self, advantage: Tensor, rewards: Tensor) -> Tensor:
-            return advantage.abs()
-
-    found: Any = compute_advantages(groups, section, Absolute())  # type: ignore[arg-type]
+    found: Any = compute_advantages(groups, section, AbsAdvantage(None))
     for rows in ([0, 2], [1], [3]):
         assert found.advantages[rows].equal(advantages(rewards[rows], known[rows], section))
     whole = advantages(rewards, known, section)
