@@ -117,7 +117,7 @@ def signed_weights(
         if distances.shape != wanted:
             raise UserError(f"distances must be {wanted}, one for each pair of members, not {tuple(distances.shape)}")
         _check_finite("distances", distances, torch.ones_like(distances, dtype=torch.bool), "")
-        pairs = distances.double().cpu().view(*rows.shape, rows.shape[1])
+        pairs = in_float64(distances).cpu().view(*rows.shape, rows.shape[1])
     found = _groups.signed_weights(_rows(advantages)[0], rows, scored, made, balance=balance, distances=pairs)
     return found.view(advantages.shape)
 

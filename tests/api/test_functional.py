@@ -69,6 +69,23 @@ def test_signed_weights() -> None:
     np.testing.assert_allclose(own.sum(1).numpy(), 0, atol=1e-12)
 
 
+def test_distances_of_the_media() -> None:
+    a, points = F.advantages(REWARDS), torch.rand(*REWARDS.shape, generator=torch.Generator().manual_seed(5))
+    distances = (points[:, :, None] - points[:, None]).abs()
+    found = F.signed_weights(a, REWARDS, "diverse", distances=distances)
+    assert torch.equal(F.signed_weights(a[0], REWARDS[0], "diverse", distances=distances[0]), found[0])
+    assert torch.equal(F.signed_weights(a, REWARDS, "diverse"), a), "as if all were equally different"
+    assert torch.equal(found[a < 0], a[a < 0])
+    nearest = (distances.double() + 9 * torch.eye(REWARDS.shape[1])).amin(2)
+    scale = (nearest / nearest.mean(1, keepdim=True))[0]
+    np.testing.assert_allclose(found[0][a[0] > 0], (a[0] * scale)[a[0] > 0], rtol=1e-12)
+    with pytest.raises(UserError, match=r"distances must be \(.*one for each pair of members"):
+        F.signed_weights(a, REWARDS, "diverse", distances=distances[0])
+    distances[0, 1, 2] = torch.nan
+    with pytest.raises(UserError, match=r"distances\[0, 1, 2\]: must be finite"):
+        F.signed_weights(a, REWARDS, "diverse", distances=distances)
+
+
 def tensors(count: int = GROUPS * MEMBERS) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(4)
     names = ("prediction", "reference", "target", "old", "base")
