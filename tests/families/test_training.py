@@ -68,12 +68,13 @@ def run(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[..., Run]
         backbone: dict[str, Any] | None = None,
         objective: dict[str, Any] | None = None,
         precision: dict[str, Any] | None = None,
+        guidance: float = 1.5,
         **run: Any,
     ) -> Run:
         proof = FAMILIES[family]
         options = {**proof.values, **proof.quick}
         use = {"use": proof.kind.layout.backbone, "checkpoint": str(checkpoint(family)), "options": options}
-        rollout = {"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": 1.5}
+        rollout = {"steps": 2, "group_size": 3, "groups": 3, "micro_batch": 2, "resolution": 16, "guidance": guidance}
         return Run(
             tmp_path,
             name,
@@ -215,7 +216,7 @@ def test_a_reference_that_is_reset(train: str, driver: Driver, run: Callable[...
     names = ("one", "two", "sharded", "killed")
     objective = {"reference": "reset", "reset": {"every": 1}}
     one, two, sharded, killed = (
-        run("flux", name, {"train": train}, objective, shard=name == "sharded") for name in names
+        run("flux", name, {"train": train}, objective, guidance=1.0, shard=name == "sharded") for name in names
     )
     assert_all_well(driver.train(one, 1))
     for made in (two, sharded):
