@@ -115,6 +115,21 @@ def test_objective_increases_the_reward(name: str, make: Make, registry: Registr
     assert after["low"] > before["high"]
 
 
+@pytest.mark.parametrize("name", ["flow-grpo", "diffusion-nft", "awm", "elbo-pg"])
+def test_a_reference_that_is_reset_is_the_kl_terms_model(name: str, make: Make, registry: Registry) -> None:
+    """With one update an iteration, the policy is the reference whenever an iteration begins, and the KL term is 0."""
+    reset = {"kl": 0.1, "reference": "reset", "reset": {"every": 1}}
+    config = make(name, run={"iterations": 3}, objective=reset, optimizer={"updates": 1})
+    Trainer(config, registry).train()
+    assert [record["kl"] for record in logs(config)] == [0, 0, 0]
+    frozen = make(name, run={"iterations": 3, "name": "frozen"}, objective={"kl": 0.1}, optimizer={"updates": 1})
+    Trainer(frozen, registry).train()
+    assert [record["kl"] > 0 for record in logs(frozen)] == [False, True, True]
+    unused = make(name, run={"name": "unused"}, objective={"kl": 0.0, "reference": "reset"})
+    with pytest.raises(UserError, match=r"objective.reference: reset has no effect on objective"):
+        Trainer(unused, registry).build()
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_metrics_do_not_depend_on_micro_batches(name: str, make: Make, registry: Registry) -> None:
     found = []

@@ -59,9 +59,12 @@ def clipped_gain(ratio: Tensor, advantage: Tensor, clip: float) -> Clipped:
 def refuse_unused(section: ObjectiveSection, *keys: str) -> None:
     """Raise UserError if one of these keys, which have no effect, is set.
 
-    Accepts values that disable a feature (null, false) and the default.
+    Accepts values that disable a feature (null, false) and the default. The references `start` and `reset` have an
+    effect on any objective with a KL term, which uses their weights.
     """
     for key in keys:
         value = getattr(section, key)
+        if key == "reference" and value in ("start", "reset") and section.kl > 0:
+            continue
         if value not in (None, False, type(section).model_fields[key].default):
             raise UserError(f"objective.{key}: {value} has no effect on objective: {section.use}; leave it out")
