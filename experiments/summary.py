@@ -61,11 +61,13 @@ class Line:
         )
         if self.standard is None:
             return said
-        verdict = {"difference": "a difference", "equivalent": "equivalent", "undecided": "undecided"}
-        return (
-            f"{said}; in the standard miniature {words.signed(self.standard.difference)}, "
-            f"{verdict[self.standard.verdict]} ({self.standard.difference.n} seeds)"
-        )
+        return f"{said}; in the standard miniature {_found(self.standard)} ({self.standard.difference.n} seeds)"
+
+
+def _found(contrast: Contrast) -> str:
+    """Return `−0.016 [−0.051, +0.019], undecided`."""
+    verdict = "a difference" if contrast.verdict == "difference" else contrast.verdict
+    return f"{words.signed(contrast.difference)}, {verdict}"
 
 
 class Summary:
@@ -147,11 +149,17 @@ class Summary:
         record = self.records.get("e4")
         return None if record is None else Factors(record.results, record.targets, record.passes)
 
-    def gates(self) -> Sequence[Contrast]:
-        """Return what E13 found about KL terms for some samples."""
+    @property
+    def reversed(self) -> Sequence[Line]:
+        """What is better in the fast miniature and makes a difference of the other sign in the standard one."""
+        better = self.lines("better")
+        return [one for one in better if one.standard and one.standard.verdict == "difference" and not one.confirmed]
+
+    def gates(self) -> Sequence[str]:
+        """Return what E13 found, a sentence for each variant."""
         record, margin = self.records.get("e13"), EXPERIMENTS["e13"].margin or 0.0
         found = [] if record is None else Decisions(record.results).contrasts("samples", margin)
-        return [one for one in found if one.name.endswith("a tenth")]
+        return [f"`{one.name}` instead of `{one.against}`: {_found(one)}" for one in found]
 
     def hacking(self) -> Hacking | None:
         """Return what E11 found."""

@@ -169,6 +169,15 @@ def test_passes_of_candidates_are_shared_by_the_members(monkeypatch: pytest.Monk
         assert passes(load_run_config(HERE / "fast.yaml", settings, registry), registry) == expected
 
 
+def test_a_reference_that_is_also_the_kl_terms_model_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass and a backward one of two at 4 times for the policy, one for the reference; by hand."""
+    monkeypatch.chdir(HERE.parent)
+    registry = get_registry()
+    for reference, models in (("frozen", 1), ("reset", 1), ("ema_fast", 2)):
+        config = load_run_config(HERE / "fast.yaml", [f"objective.reference={reference}"], registry)
+        assert passes(config, registry) == 8 + 4 * (3 + models), reference
+
+
 def test_the_page_states_verdicts_parts_and_trials(tmp_path: Path) -> None:
     """A record of three arms: what it says is what `Factors` says, and the chosen trial is bold."""
     found = results(ARMS)

@@ -88,6 +88,7 @@ def test_what_the_standard_miniature_says_stands_beside_it(monkeypatch: pytest.M
     assert [name for name, line in lines.items() if line.confirmed] == ["both", "worse"]
     assert lines["untried"].standard is None
     assert re.search(r"; in the standard miniature \+0\.05\d .*, a difference \(8 seeds\)$", lines["both"].text())
+    assert [line.contrast.name for line in Summary(tmp_path).reversed] == ["turned"]
     use, rest = write_summary(tmp_path).read_text().split("## Better in the fast miniature, not confirmed")
     assert "`both`" in use
     assert not any(f"`{name}`" in use for name in ("here", "turned", "untried"))

@@ -149,7 +149,7 @@ def configured(tmp_path: Path, name: str, share: float | None, kl: float = 0.5, 
 
 
 def test_in_a_run(known: Registry, tmp_path: Path) -> None:
-    """The KL term holds fewer samples back the smaller its share; without one, none."""
+    """The share reaches the loss: none (all samples have the KL term), half and a tenth train other weights."""
     weights = {}
     for name, share in (("none", None), ("half", 0.5), ("few", 0.1)):
         config = configured(tmp_path, name, share)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgpo_core.contracts import AdvantageWeighting, MemberLoss, Objective, Probe, TimestepContext, TimestepPolicy
 from dgpo_core.draws import Draws
-from dgpo_core.types import Predictions
+from dgpo_core.types import Predictions, ScoredGroups
 from dgpo_kit.contracts import check_objective, check_timesteps, check_weighting, timesteps_checks
 from dgpo_schemas.sections.training import ObjectiveSection
 
@@ -366,7 +366,17 @@ def objectives() -> list[tuple[str, Check]]:
         def statistic(self, predictions: Predictions) -> Tensor:
             return self.error(predictions).detach()
 
+    class ScalesGroups(Weighted):
+        def kl_scales(self, groups: ScoredGroups) -> Tensor | None:
+            return groups.rewards.mean(1)
+
+    class ScalesBelowZero(Weighted):
+        def kl_scales(self, groups: ScoredGroups) -> Tensor | None:
+            return -groups.rewards.abs()
+
     expected: list[tuple[type[Weighted], str]] = [
+        (ScalesGroups, r"kl_scales must have shape \[g, G\] \[2, 4\], got \[2\]"),
+        (ScalesBelowZero, "kl_scales must be finite and >= 0"),
         (Mean, r"loss must have shape \[B\] \[4\], got \[\]"),
         (WithGradient, "metric loss must not require a gradient"),
         (Coupled, "loss of a member must not depend on the other members"),
